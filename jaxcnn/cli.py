@@ -1,0 +1,229 @@
+"""The command line of the experiments.
+
+Nothing heavy is imported before the flags are read, so that `--help` and mistakes answer at once.
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro import conf
+
+from jaxcnn import recipes
+from jaxcnn.errors import DivergedError, UserError
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Trains the network and scores it on the whole test set."""
+
+    recipe: recipes.RecipeName = "fast"
+    """Where the other defaults come from: the original's hyperparameters (reference), the most
+    accuracy in minutes (fast), or the most accuracy (best)."""
+    epochs: int = 1
+    """Passes over the training images."""
+    batch_size: int = 1
+    """Images a step."""
+    optimizer: recipes.OptimizerName = "sgd"
+    """Another one than the recipe's brings its own default learning rate and weight decay."""
+    learning_rate: float = 1.0
+    """Per step, at its peak."""
+    seed: int = 0
+    """Of everything random; the same seed gives the same run."""
+    data: Literal["auto", "real", "synthetic"] = "auto"
+    """The real data or nothing, or a synthetic stand-in of the same shape; auto takes the real
+    data where it can be had."""
+    data_dir: Annotated[
+        str, conf.arg(metavar="DIR", help_behavior_hint="(default: TFDS_DATA_DIR, or TFDS's own)")
+    ] = ""
+    """Where TFDS keeps prepared data sets."""
+    archive_dir: Annotated[
+        str, conf.arg(metavar="DIR", help_behavior_hint="(default: JAXCNN_ARCHIVE_DIR, or none)")
+    ] = ""
+    """A folder with the official archives, for machines without network."""
+    workdir: Annotated[
+        str, conf.arg(metavar="DIR", help_behavior_hint="(default: a new folder below runs/)")
+    ] = ""
+    """Where results go."""
+    feed: Literal["device", "stream"] = "device"
+    """Keep the training images on the device, or stream them from the host; same results."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that the next start is quick."""
+
+
+@dataclass(frozen=True)
+class MnistFlags(Flags):
+    """Trains the MNIST network and scores it on all 10,000 test images."""
+
+    data: Literal["auto", "mnist", "synthetic"] = "auto"  # type: ignore[assignment]
+    """The real data or nothing (mnist), a synthetic stand-in of the same shape (synthetic), or the
+    real data where it can be had (auto)."""
+
+
+@dataclass(frozen=True)
+class Cifar10Flags(Flags):
+    """Trains the CIFAR-10 network and scores it on all 10,000 test images."""
+
+    data: Literal["auto", "cifar10", "synthetic"] = "auto"  # type: ignore[assignment]
+    """The real data or nothing (cifar10), a synthetic stand-in of the same shape (synthetic), or
+    the real data where it can be had (auto)."""
+
+
+_FLAGS: dict[str, type[Flags]] = {"mnist": MnistFlags, "cifar10": Cifar10Flags}
+
+
+def main(network: recipes.NetworkName, argv: Sequence[str] | None = None) -> None:
+    """Runs an experiment from its command line and ends the process on an error.
+
+    Args:
+        network: "mnist" or "cifar10".
+        argv: the arguments; those of the process if None.
+
+    Raises:
+        SystemExit: with status 2 after a mistake of the user's, 1 after a diverged run, 130 after
+            Ctrl-C; one sentence on standard error says why.
+    """
+    program = Path(sys.argv[0]).name or network
+    try:
+        flags, recipe = parse(network, sys.argv[1:] if argv is None else argv)
+        run(flags, recipe)
+    except UserError as error:
+        sys.stderr.write(f"{program}: error: {error}\n")
+        raise SystemExit(1 if isinstance(error, DivergedError) else 2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{program}: interrupted\n")
+        raise SystemExit(130) from None
+
+
+def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, recipes.Recipe]:
+    """Reads the flags; those not given have the values of the recipe.
+
+    Raises:
+        UserError: a flag is unknown or its value is not one that it takes.
+    """
+    defaults = recipes.get(network, "fast")
+    # The defaults of the other flags, and so what --help shows, depend on these two.
+    for name in ("recipe", "optimizer"):
+        value = _peek(f"--{name}", argv)
+        if name == "recipe" and value in recipes.RECIPES[network]:
+            defaults = recipes.get(network, value)
+        elif name == "optimizer" and value in recipes.OPTIMIZER_DEFAULTS:
+            defaults = defaults.replace(optimizer=value)
+    kind = _FLAGS[network]
+    default = kind(
+        recipe=defaults.name,  # type: ignore[arg-type]
+        epochs=defaults.epochs,
+        batch_size=defaults.batch_size,
+        optimizer=defaults.optimizer,
+        learning_rate=defaults.learning_rate,
+    )
+    flags = _tyro(kind, default, argv)
+    if not 0 <= flags.seed < 2**32:
+        raise UserError(f"--seed takes a whole number from 0 to 4294967295, got {flags.seed}")
+    try:
+        recipe = defaults.replace(
+            epochs=flags.epochs,
+            batch_size=flags.batch_size,
+            optimizer=flags.optimizer,
+            learning_rate=flags.learning_rate,
+        )
+    except ValueError as error:
+        field, rest = str(error).split(" ", 1)
+        raise UserError(f"--{field.replace('_', '-')} {rest}") from None
+    return flags, recipe
+
+
+def run(flags: Flags, recipe: recipes.Recipe) -> None:
+    """Loads the data, trains, and writes the results.
+
+    Raises:
+        UserError: the data, the workdir or a value cannot be used.
+    """
+    # Imported here, see the module's docstring.
+    from rich.console import Console
+
+    from jaxcnn import compilation, data, progress, records, training
+
+    console = Console(highlight=False)
+
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, style=style, soft_wrap=True, markup=False)
+
+    started = datetime.now().strftime("%Y%m%d-%H%M%S")
+    workdir = Path(flags.workdir or f"runs/{recipe.network}-{started}").expanduser()
+    records.check_workdir(workdir)
+    if flags.compilation_cache:
+        compilation.enable_cache()
+    dataset = data.load(
+        recipe.network,
+        source=flags.data if flags.data in ("auto", "synthetic") else "real",
+        data_dir=flags.data_dir or None,
+        archive_dir=flags.archive_dir or None,
+        report=say,
+    )
+    if not dataset.is_real:
+        warning = f"NOT THE REAL DATA: training on {dataset.name}, drawn by this package"
+        say(f"*** {warning}, because {dataset.notice} ***", "bold red")
+    say(
+        f"data: {dataset.name} {dataset.version}, {len(dataset.train):,} training and "
+        f"{len(dataset.test):,} test images"
+    )
+    say(
+        f"recipe: {recipe.name}, {recipe.epochs} epochs at batch {recipe.batch_size} with "
+        f"{recipe.optimizer} {recipe.learning_rate:g}, seed {flags.seed}, on {records.device()}"
+    )
+    # Created only now, so that a failure before leaves nothing behind.
+    observers = [records.Records(workdir), progress.make_progress(console)]
+    result = training.fit(
+        recipe, dataset, seed=flags.seed, feed=flags.feed, observers=observers
+    )
+    settings = {"seed": flags.seed, "feed": flags.feed}
+    records.write_result(workdir, result, recipe, dataset, settings)
+    say(
+        f"trained in {result.train_seconds:.1f} s ({result.images_per_second:,.0f} images/s), "
+        f"compiled in {result.compile_seconds:.1f} s, evaluated in {result.eval_seconds:.1f} s"
+    )
+    say(
+        f"test set of {dataset.name}: {result.test_correct:,} right of {result.test_total:,} total, "
+        f"ratio {result.test_accuracy:.2%}",
+        "bold",
+    )
+    if not dataset.is_real:
+        say(f"*** {dataset.name} is a stand-in: this says nothing about {recipe.network} ***", "bold red")
+    say(f"results: {workdir}")
+
+
+def _peek(flag: str, argv: Sequence[str]) -> str:
+    """Returns the last value given to a flag, or nothing."""
+    value = ""
+    for position, argument in enumerate(argv):
+        if argument == flag and position + 1 < len(argv):
+            value = argv[position + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+    return value
+
+
+def _tyro(kind: type[Flags], default: Flags, argv: Sequence[str]) -> Any:
+    """Calls tyro and folds what it says of a mistake, a box of several lines, into one sentence."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, default=default, args=list(argv))
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        text = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
+        # The box's title, then its first paragraph, up to the rule below it.
+        lines = [line.strip(" │") for line in text.splitlines() if line.startswith("│")]
+        paragraph = " ".join(lines).split("────")[0].split("Got errors:")[0].strip().rstrip(".")
+        # "invalid choice 'x'. Expected one of ..." becomes one sentence.
+        message = re.sub(r"\. ([A-Z])", lambda match: f", {match[1].lower()}", paragraph)
+        raise UserError(f"{message or text.strip()}; see --help for what each flag takes") from None

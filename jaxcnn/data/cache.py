@@ -1,0 +1,199 @@
+"""A cache of decoded arrays: written once, verified at every start, memory-mapped after."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import platformdirs
+
+from jaxcnn.errors import DataError
+
+# Part of every manifest: raised when the layout of the cache changes, so that older ones are rebuilt.
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Named arrays and the class names that belong to them."""
+
+    arrays: dict[str, np.ndarray]
+    class_names: tuple[str, ...]
+
+
+def root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Returns the folder of all caches: `cache_dir`, `JAXCNN_CACHE_DIR` or the user's own."""
+    chosen = cache_dir or os.environ.get("JAXCNN_CACHE_DIR")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("jaxcnn")
+
+
+def short_digest(text: str) -> str:
+    """Returns twelve hexadecimal digits that stand for `text` in a folder's name."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def load(
+    folder: Path,
+    *,
+    fingerprint: dict[str, Any],
+    build: Callable[[], Arrays],
+    report: Callable[[str], None] = lambda line: None,
+) -> Arrays:
+    """Opens the cache in `folder`, or builds it where it is absent, stale or damaged.
+
+    A cache counts only if every byte of it has the SHA-256 that its manifest states and the
+    manifest has this very `fingerprint`. Processes that start together build it once: one holds
+    the lock, and a finished cache appears under its name in one step.
+
+    Args:
+        folder: of this cache.
+        fingerprint: what the arrays were made from, as JSON values; another one means stale.
+        build: makes the arrays.
+        report: called with a line of text when a cache is thrown away.
+
+    Returns:
+        The arrays, memory-mapped and read-only.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    arrays, _ = _open(folder, fingerprint)
+    if arrays is not None:
+        return arrays
+    remedy = "set JAXCNN_CACHE_DIR to a folder that can be written and has room"
+    with writing(folder, remedy), exclusive(folder.parent, f".{folder.name}"):
+        arrays, defect = _open(folder, fingerprint)  # another process may have built it
+        if arrays is not None:
+            return arrays
+        if defect:
+            report(f"the cache {folder} is rebuilt: {defect}")
+        with staging(folder.parent, f".{folder.name}-") as stage:
+            _write(stage / "new", fingerprint, build())
+            if folder.exists():
+                folder.rename(stage / "old")
+            (stage / "new").rename(folder)
+    arrays, defect = _open(folder, fingerprint)
+    if arrays is None:
+        raise DataError(
+            f"the cache {folder} does not read back as written ({defect}): "
+            "check the disk, or set JAXCNN_CACHE_DIR to another one"
+        )
+    return arrays
+
+
+@contextmanager
+def exclusive(parent: Path, name: str) -> Iterator[None]:
+    """Creates `parent` and holds its lock `name`; on failure, takes back what it created."""
+    created = [path for path in (parent, *parent.parents) if not path.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    lock = parent / f"{name}.lock"
+    try:
+        with filelock.FileLock(lock):
+            # A process that held the lock before, and failed, may have taken the folder back.
+            parent.mkdir(parents=True, exist_ok=True)
+            yield
+    except BaseException:
+        with suppress(OSError):  # another process has come to use the folder
+            if created:
+                lock.unlink(missing_ok=True)
+            for path in created:
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def staging(parent: Path, prefix: str) -> Iterator[Path]:
+    """Gives a new folder in `parent` that is gone afterwards, whatever happens.
+
+    What a killed process left under the same prefix is removed first; the caller holds the lock.
+    """
+    for stale in parent.glob(f"{prefix}*.staging"):
+        shutil.rmtree(stale, ignore_errors=True)
+    stage = Path(tempfile.mkdtemp(prefix=prefix, suffix=".staging", dir=parent))
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path, remedy: str) -> Iterator[None]:
+    """Turns the failure of a write below `path` into one sentence that ends with `remedy`."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        reason = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EFBIG: "the file would exceed the size limit",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "the folder may not be written",
+            errno.EPERM: "the folder may not be written",
+            errno.ENOTDIR: "a part of the path is a file",
+            errno.EEXIST: "a file stands where a folder is needed",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise DataError(f"cannot write {where}: {reason}; {remedy}") from error
+
+
+def _open(folder: Path, fingerprint: dict[str, Any]) -> tuple[Arrays | None, str]:
+    """Returns the verified arrays, or None and what is wrong with them (empty: nothing there)."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        content = manifest["content"]
+        if manifest["sha256"] != _digest(content):
+            return None, f"{_MANIFEST} was altered"
+        if content["format"] != _FORMAT or content["fingerprint"] != fingerprint:
+            return None, "it was made from another version of the data"
+        files = {name: folder / f"{name}.npy" for name in content["sha256"]}
+        with ThreadPoolExecutor() as threads:
+            digests = dict(zip(files, threads.map(_sha256, files.values()), strict=True))
+        for name, digest in digests.items():
+            if digest != content["sha256"][name]:
+                return None, f"{name}.npy was cut short or altered"
+        arrays = {
+            name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in files.items()
+        }
+        return Arrays(arrays, tuple(content["class_names"])), ""
+    except FileNotFoundError as error:
+        return None, f"{Path(error.filename).name} is missing" if folder.exists() else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return None, f"it cannot be read ({type(error).__name__})"
+
+
+def _write(folder: Path, fingerprint: dict[str, Any], built: Arrays) -> None:
+    folder.mkdir()
+    for name, array in built.arrays.items():
+        # Not np.save: it reports a full disk without saying so.
+        with (folder / f"{name}.npy").open("wb") as file:
+            header = np.lib.format.header_data_from_array_1_0(array)
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(array).data)
+    content = {
+        "format": _FORMAT,
+        "fingerprint": fingerprint,
+        "class_names": built.class_names,
+        "sha256": {name: _sha256(folder / f"{name}.npy") for name in built.arrays},
+    }
+    manifest = {"sha256": _digest(content), "content": content}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,164 @@
+"""Two ways of getting batches to the device, which give the same batches in the same order.
+
+Both hand over chunks: some hundred shuffled batches stacked along a new front axis. The same
+compiled program trains on the chunks of either, so the results agree to the last bit.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.data.dataset import FeedName, Split
+
+# Large enough that a chunk's overhead vanishes, small enough to prefetch and to show progress.
+_CHUNK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive batches of an epoch.
+
+    Attributes:
+        batches: `{"image": uint8[K, B, H, W, C], "label": int32[K, B]}`, on the device.
+        count: how many of the K batches are to be trained on; the rest is padding.
+        batch_size: B.
+    """
+
+    batches: dict[str, jax.Array]
+    count: int
+    batch_size: int
+
+
+class Feed(Protocol):
+    """What yields the chunks of an epoch."""
+
+    @property
+    def plan(self) -> "Plan":
+        """How an epoch is cut into chunks."""
+        ...
+
+    def epoch(self, epoch: int) -> Iterator[Chunk]:
+        """Yields every picture of the split once, in an order that depends on `epoch`."""
+        ...
+
+
+def permutation(key: jax.Array, epoch: int | jax.Array, size: int) -> jax.Array:
+    """Returns the order of an epoch, int32[size]: a function of the key and the epoch alone."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), size)
+
+
+def make_feed(name: FeedName, split: Split, batch_size: int, key: jax.Array) -> Feed:
+    """Makes a feed.
+
+    Args:
+        name: "device" keeps the whole split on the device; "stream" sends chunks from the host.
+        split: the training data.
+        batch_size: of all batches but the last of an epoch, which is as large as what is left.
+        key: PRNG key[] of the order.
+    """
+    if name == "device":
+        return DeviceFeed(split, batch_size, key)
+    return StreamFeed(split, batch_size, key)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an epoch of `size` pictures is cut into chunks.
+
+    Full batches come first, in chunks of equal length; what is left forms one smaller batch.
+    """
+
+    size: int
+    batch_size: int
+    image_bytes: int
+
+    def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yields (start, stop, K, B): pictures [start, stop) of the order, as K batches of B."""
+        full = self.size // self.batch_size
+        length = min(full, max(1, _CHUNK_BYTES // (self.batch_size * self.image_bytes)))
+        for first in range(0, full, length or 1):
+            last = min(first + length, full)
+            yield first * self.batch_size, last * self.batch_size, length, self.batch_size
+        if left := self.size - full * self.batch_size:
+            yield full * self.batch_size, self.size, 1, left
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """The different (K, B) of an epoch's chunks: one program is compiled for each."""
+        return list(dict.fromkeys((length, batch_size) for _, _, length, batch_size in self))
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps an epoch."""
+        return -(-self.size // self.batch_size)
+
+
+class DeviceFeed:
+    """Keeps the whole split on the device as uint8 and shuffles it there."""
+
+    def __init__(self, split: Split, batch_size: int, key: jax.Array) -> None:
+        self._images = jnp.array(split.images)
+        self._labels = jnp.array(split.labels)
+        self._key = key
+        self.plan = Plan(len(split), batch_size, split.images[0].nbytes)
+        self._permutation = jax.jit(permutation, static_argnums=2)
+
+    def epoch(self, epoch: int) -> Iterator[Chunk]:
+        """Yields the chunks of an epoch."""
+        order = self._permutation(self._key, epoch, len(self._labels))
+        for start, stop, length, batch_size in self.plan:
+            batches = _take(self._images, self._labels, order, start, length, batch_size)
+            yield Chunk(batches, (stop - start) // batch_size, batch_size)
+
+
+@jax.jit(static_argnums=(4, 5))
+def _take(
+    images: jax.Array, labels: jax.Array, order: jax.Array, start: int, length: int, batch_size: int
+) -> dict[str, jax.Array]:
+    # The last chunk may reach past the end; what it takes there is never trained on.
+    positions = jnp.minimum(start + jnp.arange(length * batch_size), order.size - 1)
+    indices = order[positions].reshape(length, batch_size)
+    return {"image": images[indices], "label": labels[indices]}
+
+
+class StreamFeed:
+    """Reads chunks from memory-mapped arrays in background threads and sends them ahead of use.
+
+    The device holds at most three chunks at a time, whatever the size of the data set.
+    """
+
+    def __init__(self, split: Split, batch_size: int, key: jax.Array) -> None:
+        self._split = split
+        self._key = key
+        self.plan = Plan(len(split), batch_size, split.images[0].nbytes)
+
+    def epoch(self, epoch: int) -> Iterator[Chunk]:
+        """Yields the chunks of an epoch."""
+        # Imported here: only this feed needs it, and it takes longer to import than jax.
+        import grain
+
+        order = np.asarray(permutation(self._key, epoch, len(self._split)))
+        plan = list(self.plan)
+
+        def read(chunk: int) -> dict[str, np.ndarray]:
+            start, stop, length, batch_size = plan[chunk]
+            positions = np.minimum(start + np.arange(length * batch_size), len(order) - 1)
+            indices = order[positions].reshape(length, batch_size)
+            return {"image": self._split.images[indices], "label": self._split.labels[indices]}
+
+        loader = grain.MapDataset.range(len(plan)).map(read).to_iter_dataset(
+            grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+        )
+        ahead: Chunk | None = None
+        for (start, stop, _, batch_size), arrays in zip(plan, loader, strict=True):
+            # Sending is asynchronous: the next chunk travels while this one is trained on.
+            sent = Chunk(jax.device_put(arrays), (stop - start) // batch_size, batch_size)
+            if ahead is not None:
+                yield ahead
+            ahead = sent
+        if ahead is not None:
+            yield ahead

@@ -1,0 +1,214 @@
+"""Data sets of TFDS, found, prepared and decoded without TensorFlow."""
+
+import errno
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcnn.data import archives, cache
+from jaxcnn.errors import DataError
+
+# The versions of TFDS's builders. Stated here too so that a warm start need not import TFDS; a
+# test compares them.
+VERSIONS = {"mnist": "3.0.1", "cifar10": "3.0.2"}
+IMAGE_SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+_DEFAULT_DATA_DIR = "~/tensorflow_datasets"
+_ELSEWHERE = "give --data-dir (or TFDS_DATA_DIR) another folder"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set as TFDS keeps it on disk.
+
+    Attributes:
+        name: "mnist" or "cifar10".
+        version: of the data set.
+        folder: `<data_dir>/<name>/<version>`.
+    """
+
+    name: str
+    version: str
+    folder: Path
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns what tells this copy from any other: its description and its files' identity."""
+        info = (self.folder / "dataset_info.json").read_bytes()
+        files = sorted(self.folder.glob("*.array_record*"))
+        states = [(path.name, path.stat()) for path in files]
+        return {
+            "dataset": self.name,
+            "version": self.version,
+            "dataset_info": hashlib.sha256(info).hexdigest(),
+            "files": [[name, state.st_size, state.st_mtime_ns] for name, state in states],
+        }
+
+
+def locate_or_prepare(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    archive_dir: str | os.PathLike[str] | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Prepared:
+    """Finds a prepared data set, or prepares it from its archives in TFDS's own layout.
+
+    Args:
+        name: "mnist" or "cifar10".
+        data_dir: where TFDS keeps data sets. Default: `TFDS_DATA_DIR`, `~/tensorflow_datasets`.
+        archive_dir: a folder of official archives. Default: `JAXCNN_ARCHIVE_DIR`.
+        report: called with a line of text whenever something slow begins.
+
+    Raises:
+        DataError: what lies there cannot be used, or a file is damaged or cannot be written.
+        DataUnavailableError: an archive is neither in the folder nor to be downloaded.
+    """
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_DATA_DIR).expanduser()
+    archive_dir = archive_dir or os.environ.get("JAXCNN_ARCHIVE_DIR") or None
+    prepared = _locate(name, root)
+    if prepared is None:
+        with (
+            cache.writing(root, f"{_ELSEWHERE} that can be written and has room"),
+            cache.exclusive(root, f".jaxcnn-{name}"),
+        ):
+            prepared = _locate(name, root)  # another process may have prepared it
+            if prepared is None:
+                source = Path(archive_dir).expanduser() if archive_dir else None
+                prepared = _prepare(name, root, source, report)
+    return prepared
+
+
+def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None) -> cache.Arrays:
+    """Decodes every picture of a prepared data set.
+
+    Returns:
+        `train_images`, `test_images`: uint8[N, H, W, C]; `train_labels`, `test_labels`: int32[N];
+        in the order in which TFDS stores them.
+
+    Raises:
+        DataError: the data set is damaged or not what its name says.
+    """
+    # Imported here: it takes longer than a warm start.
+    import tensorflow_datasets as tfds
+
+    report(f"decoding {prepared.name} {prepared.version} from {prepared.folder}, once")
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        builder = tfds.builder_from_directory(prepared.folder, file_format="array_record")
+        class_names = tuple(builder.info.features["label"].names)
+        with _quiet():
+            for split in ("train", "test"):
+                source = builder.as_data_source(split)
+                images = np.empty((len(source), *IMAGE_SHAPES[prepared.name]), np.uint8)
+                labels = np.empty(len(source), np.int32)
+                for index in range(len(source)):
+                    example = source[index]
+                    images[index], labels[index] = example["image"], example["label"]
+                arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+    except Exception as error:  # the record reader raises whatever its C++ side says
+        raise DataError(
+            f"the prepared data set {prepared.folder} cannot be read ({_first_line(error)}): remove "
+            f"the folder so that it is prepared again, or {_ELSEWHERE}"
+        ) from error
+    return cache.Arrays(arrays, class_names)
+
+
+def _locate(name: str, root: Path) -> Prepared | None:
+    version = VERSIONS[name]
+    folder = root / name / version
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text())
+        formats = {info.get("fileFormat") or "tfrecord", *info.get("alternativeFileFormats", [])}
+    except FileNotFoundError:
+        if folder.exists():
+            raise DataError(
+                f"{folder} holds no dataset_info.json, so it is no whole data set: remove it, or "
+                f"{_ELSEWHERE}"
+            ) from None
+        others = sorted(path.parent.name for path in (root / name).glob("*/dataset_info.json"))
+        others = [other for other in others if re.fullmatch(r"\d+\.\d+\.\d+", other)]
+        if others:
+            raise DataError(
+                f"{root / name} holds version {', '.join(others)} and not {version}, which is "
+                f"needed: {_ELSEWHERE}, where {version} can be prepared"
+            ) from None
+        return None
+    except NotADirectoryError as error:
+        raise DataError(f"{error.filename} goes through a file: {_ELSEWHERE}") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{folder / 'dataset_info.json'} cannot be read ({_first_line(error)}): remove "
+            f"{folder} so that it is prepared again, or {_ELSEWHERE}"
+        ) from error
+    if "array_record" not in formats:
+        raise DataError(
+            f"{folder} is prepared as {', '.join(sorted(formats))}, and only array_record can be "
+            f"read without TensorFlow: {_ELSEWHERE}, where it is prepared as array_record"
+        )
+    return Prepared(name, version, folder)
+
+
+def _prepare(
+    name: str, root: Path, archive_dir: Path | None, report: Callable[[str], None]
+) -> Prepared:
+    # Imported here: a warm start needs neither TFDS nor its builders.
+    import tensorflow_datasets as tfds
+
+    from jaxcnn.data import builders
+
+    prepared = Prepared(name, VERSIONS[name], root / name / VERSIONS[name])
+    with cache.staging(root, f".jaxcnn-{name}-") as stage:
+        downloads = stage / "archives"
+        downloads.mkdir()
+        archives.gather(builders.official_archives(name), archive_dir, downloads, report)
+        report(f"preparing {name} {prepared.version} in {root}, once")
+        builder = builders.BUILDERS[name](data_dir=stage / "data", file_format="array_record")
+        config = tfds.download.DownloadConfig(
+            manual_dir=downloads, try_download_gcs=False, force_checksums_validation=True
+        )
+        try:
+            with _quiet():
+                builder.download_and_prepare(
+                    download_dir=stage / "downloads", download_config=config
+                )
+        except (DataError, OSError):
+            raise
+        except Exception as error:  # the record writer raises whatever its C++ side says
+            if os.strerror(errno.ENOSPC) in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), root) from error
+            raise DataError(
+                f"{name} cannot be prepared in {root} ({_first_line(error)}): {_ELSEWHERE}"
+            ) from error
+        prepared.folder.parent.mkdir(exist_ok=True)
+        (stage / "data" / name / prepared.version).rename(prepared.folder)
+    return prepared
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS's own lines, bars and decoder advice out of the user's output."""
+    import tensorflow_datasets as tfds
+
+    logger = logging.getLogger("absl")
+    level = logger.level
+    tfds.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        tfds.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

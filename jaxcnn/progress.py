@@ -1,0 +1,118 @@
+"""How a run shows itself: a bar on a terminal, plain lines elsewhere."""
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from jaxcnn.steps import Metrics
+from jaxcnn.training import EpochRecord
+
+
+def make_progress(console: Console) -> "BarProgress | LineProgress":
+    """Returns what suits the console."""
+    return BarProgress(console) if console.is_terminal else LineProgress(console)
+
+
+class LineProgress:
+    """Prints a line after every epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._epochs = 0
+        self._began = 0.0
+
+    def start(self, *, epochs: int, images: int) -> None:
+        """Remembers when training began."""
+        self._epochs = epochs
+        self._began = time.perf_counter()
+
+    def advance(self, *, images: int, metrics: Metrics) -> None:
+        """Stays silent."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Prints the epoch's figures."""
+        left = (time.perf_counter() - self._began) / record.epoch * (self._epochs - record.epoch)
+        self._console.print(_epoch_line(record, self._epochs, left), soft_wrap=True)
+
+    def stop(self) -> None:
+        """Has nothing to close."""
+
+
+class BarProgress(LineProgress):
+    """Shows a bar with the figures of the moment, above it a line for every finished epoch."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._images = 0
+        self._done = 0
+        self._pending: tuple[int, Metrics] | None = None
+
+    def start(self, *, epochs: int, images: int) -> None:
+        """Opens the bar."""
+        super().start(epochs=epochs, images=images)
+        self._images = images
+        self._task = self._progress.add_task(
+            "", total=epochs * images, epoch=f"1/{epochs}", figures=""
+        )
+        self._progress.start()
+
+    def advance(self, *, images: int, metrics: Metrics) -> None:
+        """Moves the bar on by the chunk before, whose figures are there without waiting."""
+        pending, self._pending = self._pending, (images, metrics)
+        if pending is not None:
+            self._show(*pending)
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Prints the epoch's figures above the bar."""
+        if self._pending is not None:
+            self._show(*self._pending)
+            self._pending = None
+        super().epoch(record)
+
+    def stop(self) -> None:
+        """Takes the bar away."""
+        self._progress.stop()
+
+    def _show(self, images: int, metrics: Metrics) -> None:
+        sums: dict[str, Any] = jax.device_get(metrics)
+        self._done += images
+        elapsed = time.perf_counter() - self._began
+        rate = self._done / elapsed
+        left = (self._epochs * self._images - self._done) / rate
+        assert self._task is not None
+        self._progress.update(
+            self._task,
+            completed=self._done,
+            epoch=f"{min(self._done // self._images + 1, self._epochs)}/{self._epochs}",
+            figures=(
+                f"loss {sums['loss_sum'] / sums['count']:.4f}  "
+                f"accuracy {sums['correct'] / sums['count']:.2%}  "
+                f"{rate:,.0f} images/s  {_duration(left)} left"
+            ),
+        )
+
+
+def _epoch_line(record: EpochRecord, epochs: int, left: float) -> str:
+    return (
+        f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  "
+        f"loss {record.train_loss:.4f}  accuracy {record.train_accuracy:.2%}  "
+        f"test loss {record.test_loss:.4f}  test accuracy {record.test_accuracy:.2%}  "
+        f"{record.images_per_second:,.0f} images/s  {_duration(left)} left"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

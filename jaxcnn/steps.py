@@ -1,0 +1,156 @@
+"""A training step, an evaluation step, and many of them in one program."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcnn.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Any, Batch], Metrics]
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    normalize: Callable[[jax.Array], jax.Array],
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+) -> TrainStep:
+    """Makes one step of gradient descent on the mean cross entropy of a batch.
+
+    Args:
+        model: the network.
+        tx: the optimizer.
+        normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
+        augment: (key, uint8[B, H, W, C]) -> uint8[B, H, W, C], or None for none.
+
+    Returns:
+        `train_step(state, batch) -> (state, metrics)`, jitted, with the state donated. The batch
+        is `{"image": uint8[B, H, W, C], "label": int32[B]}`; metrics are those of `_metrics`,
+        taken in training mode before the update.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # From the step's number, so that a resumed run draws what the unbroken one would have.
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        images = batch["image"] if augment is None else augment(augment_key, batch["image"])
+
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+            logits, changed = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                normalize(images),
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            return losses.mean(), (losses, logits, changed.get("batch_stats", {}))
+
+        grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return state, _metrics(losses, logits, batch["label"])
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(model: nn.Module, *, normalize: Callable[[jax.Array], jax.Array]) -> EvalStep:
+    """Makes the evaluation of one batch.
+
+    Args:
+        model: the network.
+        normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
+
+    Returns:
+        `eval_step(variables, batch) -> metrics`, jitted. The batch has a `mask`, bool[B]: pictures
+        that are masked out (False) count for nothing, so a last batch can be padded.
+    """
+
+    def eval_step(variables: Any, batch: Batch) -> Metrics:
+        logits = model.apply(variables, normalize(batch["image"]), train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return _metrics(losses, logits, batch["label"], batch["mask"])
+
+    return jax.jit(eval_step)
+
+
+def make_train_steps(
+    train_step: TrainStep,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """Makes one program of many training steps.
+
+    Args:
+        train_step: of `make_train_step`, or any function of that form.
+
+    Returns:
+        `train_steps(state, batches, count) -> (state, metrics)`, jitted, with the state donated.
+        `batches` has an axis in front, K; the first `count` (int32[], at most K) are trained on,
+        in order, and their metrics are summed. One compiled program serves every count.
+    """
+
+    def train_steps(
+        state: TrainState, batches: Batch, count: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        def body(
+            index: jax.Array, carry: tuple[TrainState, Metrics]
+        ) -> tuple[TrainState, Metrics]:
+            state, sums = carry
+            state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        return jax.lax.fori_loop(0, count, body, (state, zero_metrics()))
+
+    return jax.jit(train_steps, donate_argnums=0)
+
+
+def make_eval_steps(eval_step: EvalStep) -> Callable[[Any, Batch], Metrics]:
+    """Makes one program of many evaluation steps.
+
+    Args:
+        eval_step: of `make_eval_step`, or any function of that form.
+
+    Returns:
+        `eval_steps(variables, batches) -> metrics`, jitted: the sums over all K batches that the
+        front axis of `batches` holds.
+    """
+
+    def eval_steps(variables: Any, batches: Batch) -> Metrics:
+        def body(sums: Metrics, batch: Batch) -> tuple[Metrics, None]:
+            return jax.tree.map(jnp.add, sums, eval_step(variables, batch)), None
+
+        return jax.lax.scan(body, zero_metrics(), batches)[0]
+
+    return jax.jit(eval_steps)
+
+
+def zero_metrics() -> Metrics:
+    """Returns metrics of no picture at all."""
+    return {
+        "loss_sum": jnp.zeros((), jnp.float32),
+        "correct": jnp.zeros((), jnp.int32),
+        "count": jnp.zeros((), jnp.int32),
+    }
+
+
+def _metrics(
+    losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
+) -> Metrics:
+    """Returns sums over a batch: of the cross entropy in nats, right answers, and pictures."""
+    mask = jnp.ones(labels.shape, bool) if mask is None else mask
+    return {
+        "loss_sum": jnp.sum(jnp.where(mask, losses, 0.0)),
+        "correct": jnp.sum(mask & (logits.argmax(-1) == labels), dtype=jnp.int32),
+        "count": jnp.sum(mask, dtype=jnp.int32),
+    }

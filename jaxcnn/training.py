@@ -1,0 +1,277 @@
+"""`fit`: epochs of training with an evaluation after each."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxcnn import optimizers, state, steps
+from jaxcnn.data.augment import make_augment, make_normalize
+from jaxcnn.data.dataset import Dataset, FeedName, Split
+from jaxcnn.data.feed import make_feed
+from jaxcnn.errors import DivergedError, UserError
+from jaxcnn.models import Cifar10CNN, MnistCNN, count_parameters
+from jaxcnn.recipes import Recipe
+
+# Evaluation is fastest on CPU while a batch fits the caches; its result does not depend on this.
+_EVAL_BATCH_SIZE = 100
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What is known after an epoch. Losses are mean cross entropies in nats.
+
+    Attributes:
+        epoch: counted from 1.
+        step: optimizer steps taken since the start.
+        learning_rate: of the last step; None if the optimizer was given from outside.
+        train_loss: mean over the epoch, in training mode (with dropout and augmentation).
+        train_accuracy: right answers in 0..1, likewise.
+        test_loss: in evaluation mode, over the whole test split.
+        test_accuracy: in 0..1, likewise.
+        seconds: spent on training in this epoch, without evaluation.
+        images_per_second: trained on in those seconds.
+    """
+
+    epoch: int
+    step: int
+    learning_rate: float | None
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    seconds: float
+    images_per_second: float
+
+    def asdict(self) -> dict[str, Any]:
+        """Returns the record as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training run leaves.
+
+    Attributes:
+        state: at the end.
+        history: a record for each epoch.
+        test_correct: right answers on the test split, after the last epoch.
+        test_total: pictures in it.
+        parameters: of the network.
+        train_seconds: of all epochs, without compilation and evaluation.
+        eval_seconds: of all evaluations.
+        compile_seconds: of compiling every program of the run.
+        images_per_second: trained on in `train_seconds`.
+    """
+
+    state: state.TrainState
+    history: tuple[EpochRecord, ...]
+    test_correct: int
+    test_total: int
+    parameters: int
+    train_seconds: float
+    eval_seconds: float
+    compile_seconds: float
+    images_per_second: float
+
+    @property
+    def test_accuracy(self) -> float:
+        """Right answers on the test split, in 0..1."""
+        return self.test_correct / self.test_total
+
+
+class Observer(Protocol):
+    """Is told how a run goes on. `jaxcnn.progress` and `jaxcnn.records` have some."""
+
+    def start(self, *, epochs: int, images: int) -> None:
+        """Training begins: so many epochs of so many images."""
+        ...
+
+    def advance(self, *, images: int, metrics: steps.Metrics) -> None:
+        """A chunk of so many images was trained on; `metrics` are its sums, on the device."""
+        ...
+
+    def epoch(self, record: EpochRecord) -> None:
+        """An epoch has been trained and evaluated."""
+        ...
+
+    def stop(self) -> None:
+        """Training has ended, well or not."""
+        ...
+
+
+def make_model(recipe: Recipe) -> nn.Module:
+    """Returns the recipe's network."""
+    network = {"mnist": MnistCNN, "cifar10": Cifar10CNN}[recipe.network]
+    return network(dropout_rate=recipe.dropout)
+
+
+def fit(
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    model: nn.Module | None = None,
+    tx: optax.GradientTransformation | None = None,
+    seed: int = 0,
+    feed: FeedName = "device",
+    observers: Sequence[Observer] = (),
+) -> Result:
+    """Trains a network and evaluates it on the whole test split after every epoch.
+
+    The outcome is a function of the arguments: on one machine, with the same versions, the same
+    seed gives the same bits, with either feed.
+
+    Args:
+        recipe: the hyperparameters.
+        dataset: what to train and test on.
+        model: another network of the same inputs and outputs. Default: the recipe's.
+        tx: another optimizer. Default: the recipe's, with its schedule.
+        seed: in 0..2**32 - 1.
+        feed: "device" or "stream", see `jaxcnn.data.feed`.
+        observers: told about progress.
+
+    Raises:
+        UserError: the batch size exceeds the training split.
+        DivergedError: the loss is no longer finite.
+    """
+    if recipe.batch_size > len(dataset.train):
+        raise UserError(
+            f"batch_size {recipe.batch_size} is larger than the {len(dataset.train)} training "
+            "images: take at most that many"
+        )
+    init_key, order_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
+    model = make_model(recipe) if model is None else model
+    source = make_feed(feed, dataset.train, recipe.batch_size, order_key)
+    schedule = None
+    if tx is None:
+        total_steps = recipe.epochs * source.plan.steps
+        schedule = optimizers.make_schedule(recipe, total_steps)
+        tx = optimizers.make_optimizer(recipe, total_steps)
+    image_shape = dataset.train.images.shape[1:]
+    train_state = state.init(init_key, model, tx, image_shape)
+    normalize = make_normalize(recipe.mean, recipe.std)
+
+    began = time.perf_counter()
+    train_steps = _compile_train_steps(
+        steps.make_train_step(
+            model, tx, normalize=normalize, augment=make_augment(recipe.augment)
+        ),
+        train_state,
+        source.plan.shapes,
+        image_shape,
+    )
+    test_batches = eval_batches(dataset.test, _EVAL_BATCH_SIZE)
+    eval_steps = (
+        steps.make_eval_steps(steps.make_eval_step(model, normalize=normalize))
+        .lower(train_state.variables, test_batches)
+        .compile()
+    )
+    compile_seconds = time.perf_counter() - began
+
+    history: list[EpochRecord] = []
+    train_seconds = eval_seconds = 0.0
+    test: dict[str, Any] = {}
+    for observer in observers:
+        observer.start(epochs=recipe.epochs, images=len(dataset.train))
+    try:
+        for epoch in range(1, recipe.epochs + 1):
+            began = time.perf_counter()
+            sums = steps.zero_metrics()
+            for chunk in source.epoch(epoch):
+                program = train_steps[chunk.batches["label"].shape]
+                train_state, metrics = program(train_state, chunk.batches, np.int32(chunk.count))
+                sums = jax.tree.map(jnp.add, sums, metrics)
+                for observer in observers:
+                    observer.advance(images=chunk.count * chunk.batch_size, metrics=metrics)
+            train = jax.device_get(sums)  # waits for the epoch's end
+            seconds = time.perf_counter() - began
+            train_seconds += seconds
+
+            began = time.perf_counter()
+            test = jax.device_get(eval_steps(train_state.variables, test_batches))
+            eval_seconds += time.perf_counter() - began
+
+            step = epoch * source.plan.steps
+            record = EpochRecord(
+                epoch=epoch,
+                step=step,
+                learning_rate=None if schedule is None else float(schedule(step - 1)),
+                train_loss=float(train["loss_sum"] / train["count"]),
+                train_accuracy=float(train["correct"] / train["count"]),
+                test_loss=float(test["loss_sum"] / test["count"]),
+                test_accuracy=float(test["correct"] / test["count"]),
+                seconds=seconds,
+                images_per_second=len(dataset.train) / seconds,
+            )
+            if not math.isfinite(record.train_loss):
+                raise DivergedError(
+                    f"the training loss is {record.train_loss} in epoch {epoch}: give "
+                    f"--learning-rate a smaller value than {recipe.learning_rate}"
+                )
+            history.append(record)
+            for observer in observers:
+                observer.epoch(record)
+    finally:
+        for observer in observers:
+            observer.stop()
+    return Result(
+        state=train_state,
+        history=tuple(history),
+        test_correct=int(test["correct"]),
+        test_total=int(test["count"]),
+        parameters=count_parameters(train_state.params),
+        train_seconds=train_seconds,
+        eval_seconds=eval_seconds,
+        compile_seconds=compile_seconds,
+        images_per_second=recipe.epochs * len(dataset.train) / train_seconds,
+    )
+
+
+def eval_batches(split: Split, batch_size: int) -> dict[str, jax.Array]:
+    """Returns a whole split as batches on the device, the last one padded and masked.
+
+    Args:
+        split: N pictures.
+        batch_size: B, any number from 1.
+
+    Returns:
+        `{"image": uint8[K, B, H, W, C], "label": int32[K, B], "mask": bool[K, B]}`, K = N / B
+        rounded up.
+    """
+    count = -(-len(split) // batch_size)
+    padding = count * batch_size - len(split)
+
+    def stack(array: np.ndarray) -> jax.Array:
+        padded = np.concatenate([array, np.zeros((padding, *array.shape[1:]), array.dtype)])
+        return jnp.asarray(padded.reshape(count, batch_size, *array.shape[1:]))
+
+    return {
+        "image": stack(split.images),
+        "label": stack(split.labels),
+        "mask": stack(np.ones(len(split), bool)),
+    }
+
+
+def _compile_train_steps(
+    train_step: steps.TrainStep,
+    train_state: state.TrainState,
+    shapes: list[tuple[int, int]],
+    image_shape: tuple[int, ...],
+) -> dict[tuple[int, ...], Any]:
+    """Compiles a program for every shape of chunk, ahead of the first step."""
+    train_steps = steps.make_train_steps(train_step)
+    programs: dict[tuple[int, ...], Any] = {}
+    for shape in shapes:
+        batches = {
+            "image": jax.ShapeDtypeStruct((*shape, *image_shape), jnp.uint8),
+            "label": jax.ShapeDtypeStruct(shape, jnp.int32),
+        }
+        programs[shape] = train_steps.lower(train_state, batches, np.int32(0)).compile()
+    return programs
