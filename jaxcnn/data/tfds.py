@@ -103,11 +103,11 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
     report(f"decoding {prepared.name} {prepared.version} from {prepared.folder}, once")
     arrays: dict[str, np.ndarray] = {}
     try:
-        builder = tfds.builder_from_directory(prepared.folder, file_format="array_record")
+        builder = tfds.builder_from_directory(prepared.folder)
         class_names = tuple(builder.info.features["label"].names)
         with _quiet():
             for split in ("train", "test"):
-                source = builder.as_data_source(split)
+                source = builder.as_data_source(split, file_format="array_record")
                 images = np.empty((len(source), *IMAGE_SHAPES[prepared.name]), np.uint8)
                 labels = np.empty(len(source), np.int32)
                 for index in range(len(source)):

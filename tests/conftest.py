@@ -1,0 +1,119 @@
+"""Fixtures that many tests share: small data sets, small archives and where the real data is."""
+
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcnn.data import Dataset, Split
+from tests.official import CIFAR_NAMES, Official, archive, cifar_members, write_mnist, write_tar
+
+REPOSITORY = Path(__file__).parent.parent
+REAL_DATA = Path(os.environ.get("JAXCNN_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps every test off the user's caches, data sets and archives."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("JAXCNN_ARCHIVE_DIR", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setenv("JAXCNN_CACHE_DIR", str(home / "jaxcnn"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(home / "tensorflow_datasets"))
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of the real data; its tests are skipped where it is not."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"the real data is not there ({REAL_DATA}); set JAXCNN_TEST_DATA")
+    return REAL_DATA
+
+
+def _striped_split(shape: tuple[int, int, int], size: int, seed: int) -> Split:
+    """Pictures that a few steps can learn: a bright stripe whose place is the label."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 10, size).astype(np.int32)
+    images = generator.integers(0, 60, (size, *shape)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[4 + 2 * label : 6 + 2 * label] += 180
+    return Split(images, labels)
+
+
+@pytest.fixture(scope="session")
+def tiny_mnist() -> Dataset:
+    """330 training and 70 test pictures of MNIST's shape."""
+    shape = (28, 28, 1)
+    train, test = _striped_split(shape, 330, 0), _striped_split(shape, 70, 1)
+    return Dataset("mnist", "tiny", train, test, tuple("0123456789"))
+
+
+@pytest.fixture(scope="session")
+def tiny_cifar10() -> Dataset:
+    """90 training and 30 test pictures of CIFAR-10's shape."""
+    shape = (32, 32, 3)
+    train, test = _striped_split(shape, 90, 0), _striped_split(shape, 30, 1)
+    return Dataset("cifar10", "tiny", train, test, CIFAR_NAMES)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address at which a loopback server offers it."""
+    folder = tmp_path / "archives"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    handler = partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listener:
+        thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{listener.server_port}"
+        listener.shutdown()
+        thread.join()
+
+
+@pytest.fixture(params=["mnist", "cifar10"])
+def name(request: pytest.FixtureRequest) -> str:
+    """The name of each data set in turn."""
+    return request.param
+
+
+@pytest.fixture
+def official(
+    name: str,
+    server: tuple[Path, str],
+    tiny_mnist: Dataset,
+    tiny_cifar10: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Official:
+    """Small official archives that the builders take for the real ones."""
+    from tensorflow_datasets.core.download.checksums import UrlInfo
+
+    from jaxcnn.data import builders
+
+    folder, url = server
+    dataset = {"mnist": tiny_mnist, "cifar10": tiny_cifar10}[name]
+    splits = {"train": dataset.train, "test": dataset.test}
+    if name == "mnist":
+        write_mnist(folder, splits)
+    else:
+        write_tar(folder / "cifar-10-binary.tar.gz", cifar_members(splits))
+    builder = builders.BUILDERS[name]
+    archives = [archive(url, folder / old.rsplit("/", 1)[-1]) for old in builder.urls]
+    infos = {a.url: UrlInfo(a.size, a.sha256, a.filename) for a in archives}
+    monkeypatch.setattr(builder, "urls", tuple(infos))
+    monkeypatch.setattr(builder, "url_infos", infos)
+    return Official(folder, url, splits, archives)

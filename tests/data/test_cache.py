@@ -1,0 +1,176 @@
+import errno
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxcnn.data import cache
+from jaxcnn.errors import DataError
+
+FINGERPRINT = {"version": "1", "files": [["a", 1, 2]]}
+
+
+def arrays() -> cache.Arrays:
+    images = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4, 1)
+    return cache.Arrays(
+        {"train_images": images, "train_labels": np.arange(3, dtype=np.int32)}, ("a", "b")
+    )
+
+
+def load(folder: Path, fingerprint: object = FINGERPRINT) -> tuple[cache.Arrays, int, list[str]]:
+    builds: list[int] = []
+    lines: list[str] = []
+
+    def build() -> cache.Arrays:
+        builds.append(1)
+        return arrays()
+
+    loaded = cache.load(folder, fingerprint=fingerprint, build=build, report=lines.append)  # type: ignore[arg-type]
+    return loaded, len(builds), lines
+
+
+def assert_sound(loaded: cache.Arrays) -> None:
+    assert loaded.class_names == arrays().class_names
+    for name, array in arrays().arrays.items():
+        np.testing.assert_array_equal(loaded.arrays[name], array)
+        assert loaded.arrays[name].dtype == array.dtype
+
+
+def test_built_once_then_memory_mapped(tmp_path: Path) -> None:
+    loaded, builds, _ = load(tmp_path / "c")
+    assert_sound(loaded)
+    assert builds == 1
+    loaded, builds, lines = load(tmp_path / "c")
+    assert_sound(loaded)
+    assert (builds, lines) == (0, [])
+    assert all(isinstance(array, np.memmap) for array in loaded.arrays.values())
+    with pytest.raises(ValueError, match="read-only"):
+        loaded.arrays["train_images"][0] = 1
+
+
+def flip_bit(folder: Path) -> None:
+    path = folder / "train_images.npy"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def cut(folder: Path) -> None:
+    path = folder / "train_images.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def edit_manifest(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / "manifest.json"
+        manifest = json.loads(path.read_text())
+        change(manifest)
+        path.write_text(json.dumps(manifest))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (flip_bit, "train_images.npy was cut short or altered"),
+        (cut, "train_images.npy was cut short or altered"),
+        (lambda folder: (folder / "train_labels.npy").unlink(), "train_labels.npy is missing"),
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "cannot be read"),
+        (edit_manifest(lambda m: m["content"].update(class_names=["x"])), "altered"),
+        (edit_manifest(lambda m: m["content"].update(format=0)), "altered"),
+    ],
+    ids=["bit", "cut", "no-labels", "no-manifest", "half-json", "list", "names", "format"],
+)
+def test_damage_is_noticed_and_mended(
+    tmp_path: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    load(tmp_path / "c")
+    damage(tmp_path / "c")
+    loaded, builds, lines = load(tmp_path / "c")
+    assert_sound(loaded)
+    assert builds == 1
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert load(tmp_path / "c")[1] == 0
+
+
+def test_another_version_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(tmp_path / "c")
+    _, builds, lines = load(tmp_path / "c", {"version": "2"})
+    assert builds == 1
+    assert "another version" in lines[0]
+    monkeypatch.setattr(cache, "_FORMAT", cache._FORMAT + 1)
+    assert load(tmp_path / "c", {"version": "2"})[1] == 1
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    def build() -> cache.Arrays:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.load(tmp_path / "new" / "c", fingerprint=FINGERPRINT, build=build)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_failed_write_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", fail)
+    with pytest.raises(DataError, match="cannot write .*; set JAXCNN_CACHE_DIR"):
+        load(tmp_path / "new" / "c")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file"):
+        load(tmp_path / "file" / "c")
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".c-killed.staging").mkdir()
+    (tmp_path / ".c-killed.staging" / "half.npy").touch()
+    load(tmp_path / "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".c.lock", "c"]
+
+
+def _load_slowly(folder: str, log: str) -> None:
+    def build() -> cache.Arrays:
+        with Path(log).open("a") as file:
+            file.write("built\n")
+        time.sleep(0.5)
+        return arrays()
+
+    assert_sound(cache.load(Path(folder), fingerprint=FINGERPRINT, build=build))
+
+
+def test_processes_that_start_together_build_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    arguments = (str(tmp_path / "c"), str(tmp_path / "log"))
+    processes = [context.Process(target=_load_slowly, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "log").read_text() == "built\n"
+
+
+def test_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache.root("/x") == Path("/x")
+    monkeypatch.setenv("JAXCNN_CACHE_DIR", str(tmp_path))
+    assert cache.root() == tmp_path
+    monkeypatch.delenv("JAXCNN_CACHE_DIR")
+    assert cache.root().name == "jaxcnn"

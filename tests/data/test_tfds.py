@@ -1,0 +1,216 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxcnn.data import cache, tfds
+from jaxcnn.errors import DataError, DataUnavailableError
+from tests.official import Official
+
+
+def prepare(tmp_path: Path, name: str, official: Official) -> tfds.Prepared:
+    return tfds.locate_or_prepare(name, tmp_path / "data", official.folder)
+
+
+def as_set(images: np.ndarray, labels: np.ndarray) -> set[tuple[bytes, int]]:
+    return {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
+
+
+@pytest.mark.parametrize("way", ["folder", "download"])
+def test_prepare_and_decode(tmp_path: Path, name: str, official: Official, way: str) -> None:
+    lines: list[str] = []
+    archive_dir = official.folder if way == "folder" else None
+    prepared = tfds.locate_or_prepare(name, tmp_path / "data", archive_dir, lines.append)
+    assert prepared.folder == tmp_path / "data" / name / tfds.VERSIONS[name]
+    assert sum("downloading" in line for line in lines) == (
+        0 if way == "folder" else len(official.archives)
+    )
+    decoded = tfds.decode(prepared)
+    assert len(decoded.class_names) == 10
+    for split, expected in official.splits.items():
+        images, labels = decoded.arrays[f"{split}_images"], decoded.arrays[f"{split}_labels"]
+        assert images.dtype == np.uint8
+        assert labels.dtype == np.int32
+        assert len(images) == len(expected)
+        assert as_set(images, labels) == as_set(expected.images, expected.labels)
+
+
+def test_nothing_but_the_data_set_is_left(tmp_path: Path, name: str, official: Official) -> None:
+    prepare(tmp_path, name, official)
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        f".jaxcnn-{name}.lock",
+        name,
+    ]
+    assert [path.name for path in (tmp_path / "data" / name).iterdir()] == [tfds.VERSIONS[name]]
+
+
+def test_stock_tfds_reads_what_was_prepared(tmp_path: Path, name: str, official: Official) -> None:
+    import tensorflow_datasets
+
+    prepared = prepare(tmp_path, name, official)
+    builder = tensorflow_datasets.builder(
+        f"{name}:{tfds.VERSIONS[name]}", data_dir=tmp_path / "data", file_format="array_record"
+    )
+    assert type(builder).__module__.startswith("tensorflow_datasets.")
+    assert builder.is_prepared()
+    source = builder.as_data_source("test")
+    decoded = tfds.decode(prepared).arrays
+    assert len(source) == len(official.splits["test"])
+    for index in range(len(source)):
+        np.testing.assert_array_equal(source[index]["image"], decoded["test_images"][index])
+        assert source[index]["label"] == decoded["test_labels"][index]
+    if name == "cifar10":
+        assert {example["id"] for example in source} == {
+            f"test_{index:05d}".encode() for index in range(len(source))
+        }
+
+
+def test_a_second_call_prepares_nothing(tmp_path: Path, name: str, official: Official) -> None:
+    first = prepare(tmp_path, name, official)
+    lines: list[str] = []
+    second = tfds.locate_or_prepare(name, tmp_path / "data", None, lines.append)
+    assert second == first
+    assert lines == []
+    assert second.fingerprint() == first.fingerprint()
+
+
+def test_environment_is_honoured(
+    tmp_path: Path, name: str, official: Official, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("JAXCNN_ARCHIVE_DIR", str(official.folder))
+    lines: list[str] = []
+    prepared = tfds.locate_or_prepare(name, report=lines.append)
+    assert prepared.folder.is_relative_to(tmp_path / "elsewhere")
+    assert not any("downloading" in line for line in lines)
+
+
+def test_a_wrong_checksum_leaves_nothing(tmp_path: Path, name: str, official: Official) -> None:
+    path = official.folder / official.archives[-1].filename
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=re.escape(f"{path} has the wrong checksum")):
+        prepare(tmp_path, name, official)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_missing_archive_leaves_nothing(tmp_path: Path, name: str, official: Official) -> None:
+    missing = official.archives[-1].filename
+    (official.folder / missing).unlink()
+    with pytest.raises(DataUnavailableError, match=f"{missing} is not in .*--archive-dir"):
+        prepare(tmp_path, name, official)
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_existing_data_dir_is_kept_after_a_failure(
+    tmp_path: Path, name: str, official: Official
+) -> None:
+    (tmp_path / "data" / "other").mkdir(parents=True)
+    (official.folder / official.archives[0].filename).unlink()
+    with pytest.raises(DataUnavailableError):
+        prepare(tmp_path, name, official)
+    left = {path.name for path in (tmp_path / "data").iterdir()} - {f".jaxcnn-{name}.lock"}
+    assert left == {"other"}
+
+
+@pytest.mark.parametrize("formats", [("tfrecord",), (None,)])
+def test_tfrecord_only_is_refused(
+    tmp_path: Path, name: str, official: Official, formats: tuple[str | None]
+) -> None:
+    info = prepare(tmp_path, name, official).folder / "dataset_info.json"
+    content = json.loads(info.read_text())
+    content["fileFormat"] = formats[0]
+    info.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="prepared as tfrecord.*--data-dir") as caught:
+        prepare(tmp_path, name, official)
+    assert not isinstance(caught.value, DataUnavailableError)
+
+
+def test_array_record_beside_tfrecord_is_read(
+    tmp_path: Path, name: str, official: Official
+) -> None:
+    prepared = prepare(tmp_path, name, official)
+    info = prepared.folder / "dataset_info.json"
+    content = json.loads(info.read_text())
+    content |= {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
+    info.write_text(json.dumps(content))
+    again = prepare(tmp_path, name, official)
+    assert len(tfds.decode(again).arrays["train_labels"]) == len(official.splits["train"])
+
+
+def test_another_version_is_refused(tmp_path: Path, name: str, official: Official) -> None:
+    folder = prepare(tmp_path, name, official).folder
+    folder.rename(folder.with_name("1.0.0"))
+    with pytest.raises(DataError, match=rf"holds version 1\.0\.0 and not {tfds.VERSIONS[name]}"):
+        prepare(tmp_path, name, official)
+
+
+@pytest.mark.parametrize("damage", ["no-info", "half-info", "list-info", "cut-shard", "no-shard"])
+def test_a_damaged_data_set_is_named(
+    tmp_path: Path, name: str, official: Official, damage: str
+) -> None:
+    folder = prepare(tmp_path, name, official).folder
+    shard = next(folder.glob("*train.array_record*"))
+    if damage == "no-info":
+        (folder / "dataset_info.json").unlink()
+    elif damage == "half-info":
+        (folder / "dataset_info.json").write_text("{")
+    elif damage == "list-info":
+        (folder / "dataset_info.json").write_text("[]")
+    elif damage == "cut-shard":
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    else:
+        shard.unlink()
+    with pytest.raises(DataError, match=re.escape(str(folder))):
+        tfds.decode(prepare(tmp_path, name, official))
+
+
+def test_the_fingerprint_follows_the_files(tmp_path: Path, name: str, official: Official) -> None:
+    prepared = prepare(tmp_path, name, official)
+    before = prepared.fingerprint()
+    shard = next(prepared.folder.glob("*test.array_record*"))
+    copy = shard.read_bytes()
+    shard.unlink()
+    shard.write_bytes(copy + b"x")
+    assert prepared.fingerprint() != before
+
+
+def test_a_full_disk_is_named(
+    tmp_path: Path, name: str, official: Official, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jaxcnn.data import builders
+
+    def fail(self: object, dl_manager: object) -> None:
+        # What the record writer raises: no OSError, the cause only in the text.
+        raise RuntimeError("write() failed: No space left on device; writing x")
+
+    monkeypatch.setattr(builders.BUILDERS[name], "_split_generators", fail)
+    with pytest.raises(DataError, match="the disk is full; give --data-dir"):
+        prepare(tmp_path, name, official)
+    assert not (tmp_path / "data").exists()
+
+
+def test_real_mnist(tmp_path: Path, real_data: Path) -> None:
+    prepared = tfds.locate_or_prepare("mnist", tmp_path, real_data / "archives")
+    decoded = tfds.decode(prepared).arrays
+    assert decoded["train_images"].shape == (60000, 28, 28, 1)
+    assert decoded["test_images"].shape == (10000, 28, 28, 1)
+    assert np.bincount(decoded["train_labels"]).tolist() == [
+        5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
+    ]  # fmt: skip
+    assert decoded["train_images"].mean() / 255 == pytest.approx(0.1307, abs=1e-4)
+    assert decoded["train_images"].std() / 255 == pytest.approx(0.3081, abs=1e-4)
+    shutil.rmtree(tmp_path)
+
+
+def test_real_cifar10_that_stock_tfds_prepared(real_data: Path) -> None:
+    prepared = tfds.locate_or_prepare("cifar10", real_data / "tfds")
+    decoded = tfds.decode(prepared)
+    assert decoded.class_names[0] == "airplane"
+    assert np.bincount(decoded.arrays["train_labels"]).tolist() == [5000] * 10
+    assert np.bincount(decoded.arrays["test_labels"]).tolist() == [1000] * 10
+    mean = decoded.arrays["train_images"].mean((0, 1, 2)) / 255
+    np.testing.assert_allclose(mean, (0.4914, 0.4822, 0.4465), atol=1e-4)
+    assert isinstance(decoded, cache.Arrays)
