@@ -5,6 +5,7 @@ Nothing heavy is imported before the flags are read, so that `--help` and mistak
 
 import contextlib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -179,7 +180,6 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
         f"recipe: {recipe.name}, {recipe.epochs} epochs at batch {recipe.batch_size} with "
         f"{recipe.optimizer} {recipe.learning_rate:g}, seed {flags.seed}, on {records.device()}"
     )
-    # Created only now, so that a failure before leaves nothing behind.
     observers = [records.Records(workdir), progress.make_progress(console)]
     result = training.fit(
         recipe, dataset, seed=flags.seed, feed=flags.feed, observers=observers
@@ -220,10 +220,19 @@ def _tyro(kind: type[Flags], default: Flags, argv: Sequence[str]) -> Any:
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        text = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
-        # The box's title, then its first paragraph, up to the rule below it.
-        lines = [line.strip(" │") for line in text.splitlines() if line.startswith("│")]
-        paragraph = " ".join(lines).split("────")[0].split("Got errors:")[0].strip().rstrip(".")
-        # "invalid choice 'x'. Expected one of ..." becomes one sentence.
-        message = re.sub(r"\. ([A-Z])", lambda match: f", {match[1].lower()}", paragraph)
-        raise UserError(f"{message or text.strip()}; see --help for what each flag takes") from None
+        raise UserError(f"{_fold(said.getvalue())}; see --help for what each flag takes") from None
+
+
+def _fold(box: str) -> str:
+    """Returns the first paragraph of a box that tyro drew, as one clause."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip(" │|") for line in plain.splitlines()][1:]  # without the title
+    body = itertools.dropwhile(_is_rule, lines)
+    text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), body))
+    text = text.split("Got errors:")[0].strip().rstrip(".")
+    # "invalid choice 'x'. Expected one of ..." becomes one clause.
+    return re.sub(r"\. ([A-Z])", lambda match: f", {match[1].lower()}", text)
+
+
+def _is_rule(line: str) -> bool:
+    return bool(line) and set(line) <= set("-─╰╯")

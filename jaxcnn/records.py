@@ -1,11 +1,12 @@
 """The files that a run leaves in its workdir."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -43,6 +44,12 @@ class Records:
     """Writes `metrics.jsonl` (a line an epoch) and TensorBoard events while a run goes on."""
 
     def __init__(self, workdir: Path) -> None:
+        self._workdir = workdir
+        self._open = contextlib.ExitStack()
+        self._metrics: TextIO
+        self._events: Any
+
+    def start(self, *, epochs: int, images: int) -> None:
         """Creates the workdir and its files.
 
         Raises:
@@ -51,14 +58,10 @@ class Records:
         # Imported here: only a run with a workdir needs it.
         from tensorboardX import SummaryWriter
 
-        self._workdir = workdir
-        with writing(workdir, _REMEDY):
-            workdir.mkdir(parents=True, exist_ok=True)
-            self._metrics = (workdir / METRICS).open("x")
-            self._events = SummaryWriter(str(workdir))
-
-    def start(self, *, epochs: int, images: int) -> None:
-        """Training begins."""
+        with writing(self._workdir, _REMEDY):
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            self._metrics = self._open.enter_context((self._workdir / METRICS).open("x"))
+            self._events = self._open.enter_context(SummaryWriter(str(self._workdir)))
 
     def advance(self, *, images: int, metrics: Metrics) -> None:
         """A chunk was trained on."""
@@ -74,8 +77,7 @@ class Records:
     def stop(self) -> None:
         """Closes the files."""
         with writing(self._workdir, _REMEDY):
-            self._metrics.close()
-            self._events.close()
+            self._open.close()
 
 
 def write_result(

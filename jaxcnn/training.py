@@ -103,7 +103,7 @@ class Observer(Protocol):
         ...
 
     def stop(self) -> None:
-        """Training has ended, well or not."""
+        """Training has ended, well or not, perhaps before it began."""
         ...
 
 
@@ -178,9 +178,9 @@ def fit(
     history: list[EpochRecord] = []
     train_seconds = eval_seconds = 0.0
     test: dict[str, Any] = {}
-    for observer in observers:
-        observer.start(epochs=recipe.epochs, images=len(dataset.train))
     try:
+        for observer in observers:
+            observer.start(epochs=recipe.epochs, images=len(dataset.train))
         for epoch in range(1, recipe.epochs + 1):
             began = time.perf_counter()
             sums = steps.zero_metrics()

@@ -18,7 +18,6 @@ REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("JAXCNN_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +29,14 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("JAXCNN_CACHE_DIR", str(home / "jaxcnn"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(home / "tensorflow_datasets"))
+
+
+@pytest.fixture(autouse=True)
+def _strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Makes mixing dtypes an error, but where other libraries do it."""
+    loose = request.node.get_closest_marker("loose_promotion")
+    with jax.numpy_dtype_promotion("standard" if loose else "strict"):
+        yield
 
 
 @pytest.fixture
@@ -76,8 +83,12 @@ def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         def log_message(self, *args: object) -> None:
             pass
 
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *args: object) -> None:
+            pass  # a client that hangs up early is what some tests are about
+
     handler = partial(Handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listener:
+    with Server(("127.0.0.1", 0), handler) as listener:
         thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield folder, f"http://127.0.0.1:{listener.server_port}"

@@ -1,0 +1,117 @@
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from jaxcnn import recipes, records
+from jaxcnn.data import Dataset
+from jaxcnn.errors import DataError, UserError
+from jaxcnn.training import EpochRecord, Result
+
+RECORD = EpochRecord(
+    epoch=1,
+    step=600,
+    learning_rate=0.01,
+    train_loss=0.5,
+    train_accuracy=0.75,
+    test_loss=0.25,
+    test_accuracy=0.875,
+    seconds=2.0,
+    images_per_second=30_000.0,
+)
+RESULT = Result(
+    state=None,  # type: ignore[arg-type]
+    history=(RECORD,),
+    test_correct=9876,
+    test_total=10_000,
+    parameters=207_258,
+    train_seconds=2.0,
+    eval_seconds=1.0,
+    compile_seconds=3.0,
+    images_per_second=30_000.0,
+)
+
+
+def scalars(path: Path) -> dict[str, tuple[int, float]]:
+    """Reads the scalars of an event file, records of length, checksum, data, checksum."""
+    content, found, position = path.read_bytes(), {}, 0
+    while position < len(content):
+        length = int.from_bytes(content[position : position + 8], "little")
+        event = Event.FromString(content[position + 12 : position + 12 + length])
+        for value in event.summary.value:
+            found[value.tag] = (event.step, value.simple_value)
+        position += 16 + length
+    return found
+
+
+def test_metrics_and_events(tmp_path: Path) -> None:
+    workdir = tmp_path / "new" / "run"
+    files = records.Records(workdir)
+    files.start(epochs=2, images=60_000)
+    files.epoch(RECORD)
+    assert json.loads((workdir / "metrics.jsonl").read_text()) == RECORD.asdict()  # at once
+    files.epoch(dataclasses.replace(RECORD, epoch=2, step=1200, learning_rate=None))
+    files.stop()
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    seen = scalars(next(workdir.glob("events.out.tfevents.*")))
+    assert seen["test_accuracy"] == (1200, 0.875)
+    assert seen["learning_rate"] == (600, pytest.approx(0.01))
+
+
+def test_result(tmp_path: Path, tiny_mnist: Dataset) -> None:
+    recipe = recipes.get("mnist", "fast")
+    records.write_result(tmp_path, RESULT, recipe, tiny_mnist, {"seed": 3, "feed": "device"})
+    content = json.loads((tmp_path / "result.json").read_text())
+    expected = {
+        "dataset": "mnist",
+        "dataset_is_real": True,
+        "recipe": "fast",
+        "seed": 3,
+        "test_accuracy": 0.9876,
+        "test_correct": 9876,
+        "test_total": 10_000,
+        "parameters": 207_258,
+        "train_seconds": 2.0,
+        "compile_seconds": 3.0,
+        "images_per_second": 30_000.0,
+    }
+    assert {key: content[key] for key in expected} == expected
+    for field in dataclasses.fields(recipe):
+        key = {"name": "recipe"}.get(field.name, field.name)
+        assert content[key] == json.loads(json.dumps(getattr(recipe, field.name)))
+    assert set(content["versions"]) >= {"python", "jax", "jaxlib", "flax", "optax", "jaxcnn"}
+    assert content["device"].startswith("cpu (")
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_failed_result_leaves_nothing(
+    tmp_path: Path, tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(DataError, match="the disk is full; give --workdir"):
+        records.write_result(tmp_path, RESULT, recipes.get("mnist", "fast"), tiny_mnist, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl"])
+def test_a_workdir_that_holds_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    records.check_workdir(tmp_path)
+    records.check_workdir(tmp_path / "new")
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"already holds a run .{name}.*another folder"):
+        records.check_workdir(tmp_path)
+
+
+def test_a_file_is_no_workdir(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        records.check_workdir(tmp_path / "file")
+    with pytest.raises(DataError, match="give --workdir"):
+        records.Records(tmp_path / "file" / "run").start(epochs=1, images=1)

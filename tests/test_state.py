@@ -1,0 +1,36 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxcnn import state
+from jaxcnn.models import Cifar10CNN
+
+
+def test_init() -> None:
+    tx = optax.sgd(0.1, momentum=0.9)
+    made = state.init(jax.random.key(0), Cifar10CNN(), tx, (32, 32, 3))
+    assert made.step == 0
+    assert made.step.dtype == jnp.int32
+    assert set(made.variables) == {"params", "batch_stats"}
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(made))
+    expected = jax.eval_shape(tx.init, made.params)
+    assert jax.tree.structure(made.opt_state) == jax.tree.structure(expected)
+
+
+def test_init_is_a_function_of_its_key() -> None:
+    def kernel(seed: int) -> jax.Array:
+        made = state.init(jax.random.key(seed), nn.Dense(3), optax.sgd(0.1), (4,))
+        return made.params["kernel"]
+
+    np.testing.assert_array_equal(kernel(0), kernel(0))
+    assert (kernel(0) != kernel(1)).any()
+
+
+def test_one_line_makes_many() -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    many = jax.vmap(lambda key: state.init(key, nn.Dense(3), optax.sgd(0.1), (4,)))(keys)
+    one = state.init(keys[1], nn.Dense(3), optax.sgd(0.1), (4,))
+    np.testing.assert_allclose(many.params["kernel"][1], one.params["kernel"])
+    assert many.batch_stats == {}
