@@ -1,6 +1,9 @@
-"""Trains the CIFAR-10 network on the real CIFAR-10 and reports its accuracy on all 10,000 test images.
+"""The CIFAR-10 network, trained on the real CIFAR-10 and scored on all 10,000 test images.
 
-    python experiments/cifar10.py [--help]
+    python experiments/cifar10.py
+
+81 % in two and a half minutes of training on two CPU cores (recipe fast, see the README); --help
+lists the flags.
 """
 
 from jaxcnn.cli import main

@@ -1,6 +1,8 @@
-"""Trains the MNIST network on the real MNIST and reports its accuracy on all 10,000 test images.
+"""The MNIST network, trained on the real MNIST and scored on all 10,000 test images.
 
-    python experiments/mnist.py [--help]
+    python experiments/mnist.py
+
+99.2 % in 20 s of training on two CPU cores (recipe fast, see the README); --help lists the flags.
 """
 
 from jaxcnn.cli import main

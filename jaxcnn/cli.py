@@ -90,6 +90,7 @@ def main(network: recipes.NetworkName, argv: Sequence[str] | None = None) -> Non
     Raises:
         SystemExit: with status 2 after a mistake of the user's, 1 after a diverged run, 130 after
             Ctrl-C; one sentence on standard error says why.
+
     """
     program = Path(sys.argv[0]).name or network
     try:
@@ -108,6 +109,7 @@ def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, rec
 
     Raises:
         UserError: a flag is unknown or its value is not one that it takes.
+
     """
     defaults = recipes.get(network, "fast")
     # The defaults of the other flags, and so what --help shows, depend on these two.
@@ -146,6 +148,7 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
 
     Raises:
         UserError: the data, the workdir or a value cannot be used.
+
     """
     # Imported here, see the module's docstring.
     from rich.console import Console
@@ -180,10 +183,8 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
         f"recipe: {recipe.name}, {recipe.epochs} epochs at batch {recipe.batch_size} with "
         f"{recipe.optimizer} {recipe.learning_rate:g}, seed {flags.seed}, on {records.device()}"
     )
-    observers = [records.Records(workdir), progress.make_progress(console)]
-    result = training.fit(
-        recipe, dataset, seed=flags.seed, feed=flags.feed, observers=observers
-    )
+    observers: list[training.Observer] = [records.Records(workdir), progress.make_progress(console)]
+    result = training.fit(recipe, dataset, seed=flags.seed, feed=flags.feed, observers=observers)
     settings = {"seed": flags.seed, "feed": flags.feed}
     records.write_result(workdir, result, recipe, dataset, settings)
     say(
@@ -191,12 +192,15 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
         f"compiled in {result.compile_seconds:.1f} s, evaluated in {result.eval_seconds:.1f} s"
     )
     say(
-        f"test set of {dataset.name}: {result.test_correct:,} right of {result.test_total:,} total, "
-        f"ratio {result.test_accuracy:.2%}",
+        f"test set of {dataset.name}: {result.test_correct:,} right of "
+        f"{result.test_total:,} total, ratio {result.test_accuracy:.2%}",
         "bold",
     )
     if not dataset.is_real:
-        say(f"*** {dataset.name} is a stand-in: this says nothing about {recipe.network} ***", "bold red")
+        say(
+            f"*** {dataset.name} is a stand-in: this says nothing about {recipe.network} ***",
+            "bold red",
+        )
     say(f"results: {workdir}")
 
 

@@ -25,6 +25,7 @@ class MnistCNN(nn.Module):
 
     Attributes:
         dropout_rate: share of the hidden units that are dropped in training.
+
     """
 
     dropout_rate: float = 0.5
@@ -52,6 +53,7 @@ class Cifar10CNN(nn.Module):
 
     Attributes:
         dropout_rate: share of the hidden units that are dropped in training.
+
     """
 
     dropout_rate: float = 0.5
@@ -92,9 +94,12 @@ def feature_maps(
 
     Returns:
         `{"conv1": float[B, H, W, features], ...}` in the order of the layers.
+
     """
     _, state = model.apply(variables, images, train=False, mutable=[FEATURE_MAPS])
-    return {name.removeprefix("after_"): maps for name, (maps,) in sorted(state[FEATURE_MAPS].items())}
+    return {
+        name.removeprefix("after_"): maps for name, (maps,) in sorted(state[FEATURE_MAPS].items())
+    }
 
 
 def summary(model: nn.Module, images: jax.Array, **tabulate_options: Any) -> str:
@@ -104,6 +109,7 @@ def summary(model: nn.Module, images: jax.Array, **tabulate_options: Any) -> str
         model: `MnistCNN` or `Cifar10CNN`.
         images: float[B, H, W, C] of the shape to show.
         **tabulate_options: passed to `flax.linen.Module.tabulate`, `compute_flops=True` say.
+
     """
     plain = {"force_terminal": False, "width": 132}
     options: dict[str, Any] = {"depth": 1, "console_kwargs": plain} | tabulate_options

@@ -24,6 +24,7 @@ def make_schedule(recipe: Recipe, total_steps: int) -> optax.Schedule:
     Args:
         recipe: with `learning_rate`, `schedule` and `warmup`.
         total_steps: of the whole run.
+
     """
     warmup_steps = round(recipe.warmup * total_steps)
     rest = max(1, total_steps - warmup_steps)
@@ -49,6 +50,7 @@ def make_optimizer(recipe: Recipe, total_steps: int) -> optax.GradientTransforma
     Args:
         recipe: with `optimizer` and its hyperparameters.
         total_steps: of the whole run.
+
     """
     return FACTORIES[recipe.optimizer](make_schedule(recipe, total_steps), recipe)
 
@@ -89,9 +91,11 @@ def _muon(schedule: optax.Schedule, recipe: Recipe) -> optax.GradientTransformat
         # Muon hands anything without dimension numbers to Adam, convolution kernels too if they
         # are not described: (KH, KW, Cin) are what the matrix maps from, Cout what it maps to.
         return jax.tree.map(
-            lambda leaf: contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
-            if leaf.ndim > 1
-            else None,
+            lambda leaf: (
+                contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+                if leaf.ndim > 1
+                else None
+            ),
             params,
         )
 

@@ -29,6 +29,7 @@ def check_workdir(workdir: Path) -> None:
 
     Raises:
         UserError: it holds a run, or is a file.
+
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file: give a folder that is new or empty")
@@ -54,6 +55,7 @@ class Records:
 
         Raises:
             DataError: the workdir cannot be written.
+
         """
         # Imported here: only a run with a workdir needs it.
         from tensorboardX import SummaryWriter
@@ -94,6 +96,7 @@ def write_result(
 
     Raises:
         DataError: the file cannot be written.
+
     """
     hyperparameters = dict(vars(recipe))
     content = {
@@ -139,7 +142,9 @@ def device() -> str:
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        name = next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         pass  # not Linux
     return f"cpu ({name}, {os.cpu_count()} cores)"

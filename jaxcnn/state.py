@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import optax
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that changes while a network trains.
 
     It holds arrays only, so it can be mapped, sharded, donated and saved.
@@ -22,6 +21,7 @@ class TrainState:
         batch_stats: BatchNorm's running statistics; empty for a network without.
         opt_state: of the optimizer.
         key: PRNG key[], never changed; what a step draws depends on it and on `step`.
+
     """
 
     step: jax.Array
@@ -49,6 +49,7 @@ def init(
         model: the network.
         tx: the optimizer.
         input_shape: of one image, (H, W, C).
+
     """
 
     def build(key: jax.Array) -> TrainState:

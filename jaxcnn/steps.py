@@ -35,6 +35,7 @@ def make_train_step(
         `train_step(state, batch) -> (state, metrics)`, jitted, with the state donated. The batch
         is `{"image": uint8[B, H, W, C], "label": int32[B]}`; metrics are those of `_metrics`,
         taken in training mode before the update.
+
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -43,6 +44,7 @@ def make_train_step(
         images = batch["image"] if augment is None else augment(augment_key, batch["image"])
 
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+            logits: jax.Array
             logits, changed = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
                 normalize(images),
@@ -76,19 +78,18 @@ def make_eval_step(model: nn.Module, *, normalize: Callable[[jax.Array], jax.Arr
     Returns:
         `eval_step(variables, batch) -> metrics`, jitted. The batch has a `mask`, bool[B]: pictures
         that are masked out (False) count for nothing, so a last batch can be padded.
+
     """
 
     def eval_step(variables: Any, batch: Batch) -> Metrics:
-        logits = model.apply(variables, normalize(batch["image"]), train=False)
+        logits: Any = model.apply(variables, normalize(batch["image"]), train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return _metrics(losses, logits, batch["label"], batch["mask"])
 
     return jax.jit(eval_step)
 
 
-def make_train_steps(
-    train_step: TrainStep,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+def make_train_steps(train_step: TrainStep) -> jax.stages.Wrapped:
     """Makes one program of many training steps.
 
     Args:
@@ -98,14 +99,13 @@ def make_train_steps(
         `train_steps(state, batches, count) -> (state, metrics)`, jitted, with the state donated.
         `batches` has an axis in front, K; the first `count` (int32[], at most K) are trained on,
         in order, and their metrics are summed. One compiled program serves every count.
+
     """
 
     def train_steps(
         state: TrainState, batches: Batch, count: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        def body(
-            index: jax.Array, carry: tuple[TrainState, Metrics]
-        ) -> tuple[TrainState, Metrics]:
+        def body(index: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, sums = carry
             state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
             return state, jax.tree.map(jnp.add, sums, metrics)
@@ -115,7 +115,7 @@ def make_train_steps(
     return jax.jit(train_steps, donate_argnums=0)
 
 
-def make_eval_steps(eval_step: EvalStep) -> Callable[[Any, Batch], Metrics]:
+def make_eval_steps(eval_step: EvalStep) -> jax.stages.Wrapped:
     """Makes one program of many evaluation steps.
 
     Args:
@@ -124,6 +124,7 @@ def make_eval_steps(eval_step: EvalStep) -> Callable[[Any, Batch], Metrics]:
     Returns:
         `eval_steps(variables, batches) -> metrics`, jitted: the sums over all K batches that the
         front axis of `batches` holds.
+
     """
 
     def eval_steps(variables: Any, batches: Batch) -> Metrics:

@@ -19,6 +19,7 @@ REAL_DATA = Path(os.environ.get("JAXCNN_TEST_DATA", REPOSITORY.parent / "shared"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps every test off the user's caches, data sets and archives."""

@@ -12,7 +12,6 @@ from jaxcnn import cli, data, recipes
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
 
-
 # AdamW of optax mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
 
@@ -73,7 +72,9 @@ def test_a_mistake_is_one_sentence(
     assert ": error: " in line
 
 
-@given(st.lists(st.sampled_from(["--epochs", "--seed", "--recipe", "--data"]) | st.text(max_size=8)))
+@given(
+    st.lists(st.sampled_from(["--epochs", "--seed", "--recipe", "--data"]) | st.text(max_size=8))
+)
 def test_any_arguments_are_parsed_or_refused(argv: list[str]) -> None:
     try:
         cli.parse("mnist", argv)

@@ -9,7 +9,9 @@ from jaxcnn.convolution import conv_general_dilated
 
 def conv(kernel_size: int, ours: bool, **options: object) -> nn.Conv:
     hook = {"conv_general_dilated": conv_general_dilated} if ours else {}
-    return nn.Conv(6, (kernel_size, kernel_size), **{"padding": kernel_size // 2, **options}, **hook)
+    return nn.Conv(
+        6, (kernel_size, kernel_size), **{"padding": kernel_size // 2, **options}, **hook
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,9 +41,7 @@ def test_value_and_gradients_are_those_of_the_native_one(
         jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)(variables, images, ours)
         for ours in (True, False)
     ]
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 
 
 def test_vmap_over_kernels() -> None:

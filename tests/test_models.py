@@ -27,9 +27,7 @@ def images(shape: tuple[int, ...], batch: int = 4) -> jax.Array:
 
 
 @pytest.mark.parametrize(("model", "shape", "parameters"), NETWORKS)
-def test_parameters_and_logits(
-    model: nn.Module, shape: tuple[int, ...], parameters: int
-) -> None:
+def test_parameters_and_logits(model: nn.Module, shape: tuple[int, ...], parameters: int) -> None:
     variables = initial_variables(model)
     assert models.count_parameters(variables["params"]) == parameters
     assert set(variables) <= {"params", "batch_stats"}

@@ -46,9 +46,7 @@ def batch(dataset: Dataset, size: int, start: int = 0) -> dict[str, jax.Array]:
 
 
 @pytest.fixture(params=["mnist", "cifar10"])
-def dataset(
-    request: pytest.FixtureRequest, tiny_mnist: Dataset, tiny_cifar10: Dataset
-) -> Dataset:
+def dataset(request: pytest.FixtureRequest, tiny_mnist: Dataset, tiny_cifar10: Dataset) -> Dataset:
     return {"mnist": tiny_mnist, "cifar10": tiny_cifar10}[request.param]
 
 

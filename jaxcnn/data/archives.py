@@ -39,6 +39,7 @@ class Archive:
         url: of the file.
         size: in bytes.
         sha256: hexadecimal digest of the file.
+
     """
 
     url: str
@@ -68,6 +69,7 @@ def gather(
     Raises:
         DataError: a file has the wrong checksum, or cannot be read or written.
         DataUnavailableError: a file is not in the folder and cannot be downloaded.
+
     """
     if archive_dir is not None and not archive_dir.is_dir():
         raise DataError(
@@ -160,6 +162,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
         DataError: the file is no such file, or its length contradicts its header.
+
     """
     try:
         with gzip.open(path, "rb") as file:
@@ -185,6 +188,7 @@ class CifarArchive:
     Attributes:
         class_names: the ten names.
         batches: for "train" and "test", pairs of uint8[N, 32, 32, 3] images and int[N] labels.
+
     """
 
     class_names: tuple[str, ...]
@@ -201,6 +205,7 @@ def read_cifar(path: str | os.PathLike[str]) -> CifarArchive:
 
     Raises:
         DataError: the archive is damaged or a member is missing, too large or not whole.
+
     """
     members: dict[str, bytes] = {}
     try:

@@ -20,7 +20,7 @@ from jaxcnn.data import archives
 Examples = Iterator[tuple[int, dict[str, Any]]]
 
 
-class Mnist(mnist.MNIST, skip_registration=True):
+class Mnist(mnist.MNIST, skip_registration=True):  # type: ignore[call-arg]
     """MNIST from the four IDX files."""
 
     name = "mnist"
@@ -46,7 +46,7 @@ class Mnist(mnist.MNIST, skip_registration=True):
             yield index, {"image": _png(image), "label": int(label)}
 
 
-class Cifar10(cifar.Cifar10, skip_registration=True):
+class Cifar10(cifar.Cifar10, skip_registration=True):  # type: ignore[call-arg]
     """CIFAR-10 from its binary archive."""
 
     name = "cifar10"

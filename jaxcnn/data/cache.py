@@ -19,7 +19,7 @@ import platformdirs
 
 from jaxcnn.errors import DataError
 
-# Part of every manifest: raised when the layout of the cache changes, so that older ones are rebuilt.
+# Part of every manifest: raised when the layout changes, so that older caches are rebuilt.
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 
@@ -67,6 +67,7 @@ def load(
 
     Raises:
         DataError: the folder cannot be written.
+
     """
     arrays, _ = _open(folder, fingerprint)
     if arrays is not None:

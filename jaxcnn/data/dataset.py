@@ -23,6 +23,7 @@ class Split:
     Attributes:
         images: uint8[N, H, W, C], usually memory-mapped and read-only.
         labels: int32[N], each in 0..9.
+
     """
 
     images: np.ndarray
@@ -44,6 +45,7 @@ class Dataset:
         test: the test split.
         class_names: the name of each label.
         notice: why a stand-in is used, for the user to read; empty for the real data.
+
     """
 
     name: str
@@ -90,6 +92,7 @@ def load(
     Raises:
         ValueError: `name` or `source` is none of those listed.
         DataError: the data cannot be prepared or read; the message says what to do.
+
     """
     if name not in get_args(Name):
         raise ValueError(f"name must be one of {', '.join(get_args(Name))}, got {name!r}")
@@ -122,7 +125,7 @@ def _load_synthetic(
 
     def build() -> cache.Arrays:
         report(f"drawing the synthetic stand-in for {name}, once")
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for split in ("train", "test"):
             images, labels = synthetic.draw(name, split, seed=seed)
             arrays |= {f"{split}_images": images, f"{split}_labels": labels}

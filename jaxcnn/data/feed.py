@@ -26,6 +26,7 @@ class Chunk:
         batches: `{"image": uint8[K, B, H, W, C], "label": int32[K, B]}`, on the device.
         count: how many of the K batches are to be trained on; the rest is padding.
         batch_size: B.
+
     """
 
     batches: dict[str, jax.Array]
@@ -59,6 +60,7 @@ def make_feed(name: FeedName, split: Split, batch_size: int, key: jax.Array) -> 
         split: the training data.
         batch_size: of all batches but the last of an epoch, which is as large as what is left.
         key: PRNG key[] of the order.
+
     """
     if name == "device":
         return DeviceFeed(split, batch_size, key)
@@ -145,13 +147,15 @@ class StreamFeed:
         plan = list(self.plan)
 
         def read(chunk: int) -> dict[str, np.ndarray]:
-            start, stop, length, batch_size = plan[chunk]
+            start, _, length, batch_size = plan[chunk]
             positions = np.minimum(start + np.arange(length * batch_size), len(order) - 1)
             indices = order[positions].reshape(length, batch_size)
             return {"image": self._split.images[indices], "label": self._split.labels[indices]}
 
-        loader = grain.MapDataset.range(len(plan)).map(read).to_iter_dataset(
-            grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+        loader = (
+            grain.MapDataset.range(len(plan))
+            .map(read)
+            .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
         )
         ahead: Chunk | None = None
         for (start, stop, _, batch_size), arrays in zip(plan, loader, strict=True):

@@ -35,6 +35,7 @@ class Prepared:
         name: "mnist" or "cifar10".
         version: of the data set.
         folder: `<data_dir>/<name>/<version>`.
+
     """
 
     name: str
@@ -71,6 +72,7 @@ def locate_or_prepare(
     Raises:
         DataError: what lies there cannot be used, or a file is damaged or cannot be written.
         DataUnavailableError: an archive is neither in the folder nor to be downloaded.
+
     """
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_DATA_DIR).expanduser()
     archive_dir = archive_dir or os.environ.get("JAXCNN_ARCHIVE_DIR") or None
@@ -96,6 +98,7 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
 
     Raises:
         DataError: the data set is damaged or not what its name says.
+
     """
     # Imported here: it takes longer than a warm start.
     import tensorflow_datasets as tfds
@@ -104,7 +107,10 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
     arrays: dict[str, np.ndarray] = {}
     try:
         builder = tfds.builder_from_directory(prepared.folder)
-        class_names = tuple(builder.info.features["label"].names)
+        features = builder.info.features
+        if features["image"].shape != IMAGE_SHAPES[prepared.name]:
+            raise ValueError(f"its images have the shape {features['image'].shape}")
+        class_names = tuple(features["label"].names)
         with _quiet():
             for split in ("train", "test"):
                 source = builder.as_data_source(split, file_format="array_record")
@@ -116,8 +122,8 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
                 arrays |= {f"{split}_images": images, f"{split}_labels": labels}
     except Exception as error:  # the record reader raises whatever its C++ side says
         raise DataError(
-            f"the prepared data set {prepared.folder} cannot be read ({_first_line(error)}): remove "
-            f"the folder so that it is prepared again, or {_ELSEWHERE}"
+            f"the prepared data set {prepared.folder} cannot be read ({_first_line(error)}): "
+            f"remove the folder so that it is prepared again, or {_ELSEWHERE}"
         ) from error
     return cache.Arrays(arrays, class_names)
 

@@ -54,9 +54,7 @@ def test_cifar_round_trip(tmp_path: Path, tiny_cifar10: Dataset) -> None:
     read = archives.read_cifar(path)
     assert read.class_names == tiny_cifar10.class_names
     for split, expected in splits(tiny_cifar10).items():
-        images, labels = (
-            np.concatenate(parts) for parts in zip(*read.batches[split], strict=True)
-        )
+        images, labels = (np.concatenate(parts) for parts in zip(*read.batches[split], strict=True))
         np.testing.assert_array_equal(images, expected.images)
         np.testing.assert_array_equal(labels, expected.labels)
 

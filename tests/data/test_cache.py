@@ -128,7 +128,7 @@ def test_a_failed_write_is_one_sentence_and_leaves_nothing(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(np.lib.format, "write_array_header_1_0", fail)
-    with pytest.raises(DataError, match="cannot write .*; set JAXCNN_CACHE_DIR"):
+    with pytest.raises(DataError, match=r"cannot write .*; set JAXCNN_CACHE_DIR"):
         load(tmp_path / "new" / "c")
     assert list(tmp_path.iterdir()) == []
 

@@ -14,7 +14,9 @@ def small_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = synthetic.draw
     sizes = {"train": 40, "test": 20}
     monkeypatch.setattr(
-        synthetic, "draw", lambda name, split, seed=0: draw(name, split, seed=seed, size=sizes[split])
+        synthetic,
+        "draw",
+        lambda name, split, seed=0: draw(name, split, seed=seed, size=sizes[split]),
     )
 
 
@@ -42,9 +44,7 @@ def test_real(name: str, official: Official) -> None:
     assert isinstance(again.train.images, np.memmap)
 
 
-def test_a_changed_data_set_is_decoded_again(
-    tmp_path: Path, name: str, official: Official
-) -> None:
+def test_a_changed_data_set_is_decoded_again(tmp_path: Path, name: str, official: Official) -> None:
     load(name, data_dir=tmp_path / "d", archive_dir=official.folder)
     info = next((tmp_path / "d").glob("*/*/dataset_info.json"))
     info.write_text(info.read_text().replace("\n", "\n\n", 1))

@@ -40,9 +40,7 @@ def test_an_epoch_has_every_picture_once(
 
 
 @pytest.mark.parametrize("batch_size", [7, 64])
-def test_both_feeds_give_the_same_chunks(
-    batch_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_feeds_give_the_same_chunks(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "_CHUNK_BYTES", 2 * 60)
     sources = [
         feed.make_feed(name, numbered(300), batch_size, jax.random.key(5))

@@ -123,7 +123,7 @@ def test_tfrecord_only_is_refused(
     content = json.loads(info.read_text())
     content["fileFormat"] = formats[0]
     info.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="prepared as tfrecord.*--data-dir") as caught:
+    with pytest.raises(DataError, match=r"prepared as tfrecord.*--data-dir") as caught:
         prepare(tmp_path, name, official)
     assert not isinstance(caught.value, DataUnavailableError)
 
