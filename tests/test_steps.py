@@ -17,7 +17,8 @@ NORMALIZE = make_normalize((0.1307,), (0.3081,))
 
 MODELS = {"mnist": MnistCNN(), "cifar10": Cifar10CNN()}
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
-TX = optax.sgd(0.05, momentum=0.9)
+LEARNING_RATE = 0.01
+TX = optax.sgd(LEARNING_RATE, momentum=0.9)
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def test_a_step_is_gradient_descent_on_the_mean_cross_entropy(dataset: Dataset) 
     assert float(metrics["loss_sum"]) / 16 == pytest.approx(float(value), rel=1e-5)
     jax.tree.map(
         lambda new, old, grad: np.testing.assert_allclose(
-            new, old - 0.05 * grad, rtol=1e-4, atol=1e-6
+            new, old - LEARNING_RATE * grad, rtol=1e-4, atol=1e-6
         ),
         after.params,
         before.params,
@@ -88,10 +89,10 @@ def test_the_state_is_donated(dataset: Dataset) -> None:
 
 def test_training_learns(dataset: Dataset) -> None:
     current, losses = start(dataset.name), []
-    for _ in range(50):
+    for _ in range(60):
         current, metrics = train_step(dataset.name)(current, batch(dataset, 16))
         losses.append(float(metrics["loss_sum"]) / 16)
-    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    assert np.median(losses[-9:]) < 0.7 * np.median(losses[:9])
 
 
 def test_what_a_step_draws_depends_on_its_number(tiny_mnist: Dataset) -> None:
