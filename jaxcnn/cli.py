@@ -90,7 +90,6 @@ def main(network: recipes.NetworkName, argv: Sequence[str] | None = None) -> Non
     Raises:
         SystemExit: with status 2 after a mistake of the user's, 1 after a diverged run, 130 after
             Ctrl-C; one sentence on standard error says why.
-
     """
     program = Path(sys.argv[0]).name or network
     try:
@@ -109,7 +108,6 @@ def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, rec
 
     Raises:
         UserError: a flag is unknown or its value is not one that it takes.
-
     """
     defaults = recipes.get(network, "fast")
     # The defaults of the other flags, and so what --help shows, depend on these two.
@@ -148,7 +146,6 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
 
     Raises:
         UserError: the data, the workdir or a value cannot be used.
-
     """
     # Imported here, see the module's docstring.
     from rich.console import Console

@@ -48,7 +48,6 @@ def conv_general_dilated(
 
     Returns:
         float[B, H', W', Cout].
-
     """
 
     def native(lhs: jax.Array, rhs: jax.Array) -> jax.Array:

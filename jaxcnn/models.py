@@ -25,7 +25,6 @@ class MnistCNN(nn.Module):
 
     Attributes:
         dropout_rate: share of the hidden units that are dropped in training.
-
     """
 
     dropout_rate: float = 0.5
@@ -53,7 +52,6 @@ class Cifar10CNN(nn.Module):
 
     Attributes:
         dropout_rate: share of the hidden units that are dropped in training.
-
     """
 
     dropout_rate: float = 0.5
@@ -94,7 +92,6 @@ def feature_maps(
 
     Returns:
         `{"conv1": float[B, H, W, features], ...}` in the order of the layers.
-
     """
     _, state = model.apply(variables, images, train=False, mutable=[FEATURE_MAPS])
     return {
@@ -109,7 +106,6 @@ def summary(model: nn.Module, images: jax.Array, **tabulate_options: Any) -> str
         model: `MnistCNN` or `Cifar10CNN`.
         images: float[B, H, W, C] of the shape to show.
         **tabulate_options: passed to `flax.linen.Module.tabulate`, `compute_flops=True` say.
-
     """
     plain = {"force_terminal": False, "width": 132}
     options: dict[str, Any] = {"depth": 1, "console_kwargs": plain} | tabulate_options

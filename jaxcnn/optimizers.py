@@ -24,7 +24,6 @@ def make_schedule(recipe: Recipe, total_steps: int) -> optax.Schedule:
     Args:
         recipe: with `learning_rate`, `schedule` and `warmup`.
         total_steps: of the whole run.
-
     """
     warmup_steps = round(recipe.warmup * total_steps)
     rest = max(1, total_steps - warmup_steps)
@@ -50,7 +49,6 @@ def make_optimizer(recipe: Recipe, total_steps: int) -> optax.GradientTransforma
     Args:
         recipe: with `optimizer` and its hyperparameters.
         total_steps: of the whole run.
-
     """
     return FACTORIES[recipe.optimizer](make_schedule(recipe, total_steps), recipe)
 

@@ -38,7 +38,6 @@ class Recipe:
 
     Raises:
         ValueError: a field is out of range; the message names it and says what it takes.
-
     """
 
     name: str
@@ -172,7 +171,6 @@ def get(network: str, name: str) -> Recipe:
 
     Raises:
         ValueError: there is none of that name.
-
     """
     if network not in RECIPES:
         raise ValueError(f"network takes {_one_of(tuple(RECIPES))}, got {network!r}")

@@ -29,7 +29,6 @@ def check_workdir(workdir: Path) -> None:
 
     Raises:
         UserError: it holds a run, or is a file.
-
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file: give a folder that is new or empty")
@@ -55,7 +54,6 @@ class Records:
 
         Raises:
             DataError: the workdir cannot be written.
-
         """
         # Imported here: only a run with a workdir needs it.
         from tensorboardX import SummaryWriter
@@ -96,7 +94,6 @@ def write_result(
 
     Raises:
         DataError: the file cannot be written.
-
     """
     hyperparameters = dict(vars(recipe))
     content = {

@@ -21,7 +21,6 @@ class TrainState(flax.struct.PyTreeNode):
         batch_stats: BatchNorm's running statistics; empty for a network without.
         opt_state: of the optimizer.
         key: PRNG key[], never changed; what a step draws depends on it and on `step`.
-
     """
 
     step: jax.Array
@@ -49,7 +48,6 @@ def init(
         model: the network.
         tx: the optimizer.
         input_shape: of one image, (H, W, C).
-
     """
 
     def build(key: jax.Array) -> TrainState:

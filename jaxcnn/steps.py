@@ -33,9 +33,9 @@ def make_train_step(
 
     Returns:
         `train_step(state, batch) -> (state, metrics)`, jitted, with the state donated. The batch
-        is `{"image": uint8[B, H, W, C], "label": int32[B]}`; metrics are those of `_metrics`,
-        taken in training mode before the update.
-
+        is `{"image": uint8[B, H, W, C], "label": int32[B]}`. The metrics are sums over the batch,
+        taken in training mode before the update: `loss_sum` float32[], cross entropy in nats;
+        `correct` int32[], right answers; `count` int32[], pictures.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -76,9 +76,9 @@ def make_eval_step(model: nn.Module, *, normalize: Callable[[jax.Array], jax.Arr
         normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
 
     Returns:
-        `eval_step(variables, batch) -> metrics`, jitted. The batch has a `mask`, bool[B]: pictures
-        that are masked out (False) count for nothing, so a last batch can be padded.
-
+        `eval_step(variables, batch) -> metrics`, jitted, with the metrics of `make_train_step`. The
+        batch has a `mask`, bool[B]: pictures that are masked out (False) count for nothing, so a
+        last batch can be padded.
     """
 
     def eval_step(variables: Any, batch: Batch) -> Metrics:
@@ -99,7 +99,6 @@ def make_train_steps(train_step: TrainStep) -> jax.stages.Wrapped:
         `train_steps(state, batches, count) -> (state, metrics)`, jitted, with the state donated.
         `batches` has an axis in front, K; the first `count` (int32[], at most K) are trained on,
         in order, and their metrics are summed. One compiled program serves every count.
-
     """
 
     def train_steps(
@@ -124,7 +123,6 @@ def make_eval_steps(eval_step: EvalStep) -> jax.stages.Wrapped:
     Returns:
         `eval_steps(variables, batches) -> metrics`, jitted: the sums over all K batches that the
         front axis of `batches` holds.
-
     """
 
     def eval_steps(variables: Any, batches: Batch) -> Metrics:

@@ -38,7 +38,6 @@ class EpochRecord:
         test_accuracy: in 0..1, likewise.
         seconds: spent on training in this epoch, without evaluation.
         images_per_second: trained on in those seconds.
-
     """
 
     epoch: int
@@ -70,7 +69,6 @@ class Result:
         eval_seconds: of all evaluations.
         compile_seconds: of compiling every program of the run.
         images_per_second: trained on in `train_seconds`.
-
     """
 
     state: state.TrainState
@@ -142,7 +140,6 @@ def fit(
     Raises:
         UserError: the batch size exceeds the training split.
         DivergedError: the loss is no longer finite.
-
     """
     if recipe.batch_size > len(dataset.train):
         raise UserError(
@@ -245,7 +242,6 @@ def eval_batches(split: Split, batch_size: int) -> dict[str, jax.Array]:
     Returns:
         `{"image": uint8[K, B, H, W, C], "label": int32[K, B], "mask": bool[K, B]}`, K = N / B
         rounded up.
-
     """
     count = -(-len(split) // batch_size)
     padding = count * batch_size - len(split)

@@ -39,7 +39,6 @@ class Archive:
         url: of the file.
         size: in bytes.
         sha256: hexadecimal digest of the file.
-
     """
 
     url: str
@@ -69,7 +68,6 @@ def gather(
     Raises:
         DataError: a file has the wrong checksum, or cannot be read or written.
         DataUnavailableError: a file is not in the folder and cannot be downloaded.
-
     """
     if archive_dir is not None and not archive_dir.is_dir():
         raise DataError(
@@ -162,7 +160,6 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
         DataError: the file is no such file, or its length contradicts its header.
-
     """
     try:
         with gzip.open(path, "rb") as file:
@@ -188,7 +185,6 @@ class CifarArchive:
     Attributes:
         class_names: the ten names.
         batches: for "train" and "test", pairs of uint8[N, 32, 32, 3] images and int[N] labels.
-
     """
 
     class_names: tuple[str, ...]
@@ -205,7 +201,6 @@ def read_cifar(path: str | os.PathLike[str]) -> CifarArchive:
 
     Raises:
         DataError: the archive is damaged or a member is missing, too large or not whole.
-
     """
     members: dict[str, bytes] = {}
     try:

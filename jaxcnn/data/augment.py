@@ -17,7 +17,6 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     Args:
         key: PRNG key[].
         images: [B, H, W, C] of any dtype.
-
     """
     flips = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
     return jnp.where(flips, images[:, :, ::-1], images)
@@ -33,7 +32,6 @@ def random_shift(
         images: [B, H, W, C] of any dtype.
         pixels: the largest shift.
         mode: what comes in at the edge, as in `jnp.pad`: zeros or the image's reflection.
-
     """
     batch, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode=mode)

@@ -67,7 +67,6 @@ def load(
 
     Raises:
         DataError: the folder cannot be written.
-
     """
     arrays, _ = _open(folder, fingerprint)
     if arrays is not None:

@@ -23,7 +23,6 @@ class Split:
     Attributes:
         images: uint8[N, H, W, C], usually memory-mapped and read-only.
         labels: int32[N], each in 0..9.
-
     """
 
     images: np.ndarray
@@ -45,7 +44,6 @@ class Dataset:
         test: the test split.
         class_names: the name of each label.
         notice: why a stand-in is used, for the user to read; empty for the real data.
-
     """
 
     name: str
@@ -92,7 +90,6 @@ def load(
     Raises:
         ValueError: `name` or `source` is none of those listed.
         DataError: the data cannot be prepared or read; the message says what to do.
-
     """
     if name not in get_args(Name):
         raise ValueError(f"name must be one of {', '.join(get_args(Name))}, got {name!r}")

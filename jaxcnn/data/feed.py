@@ -15,7 +15,7 @@ import numpy as np
 from jaxcnn.data.dataset import FeedName, Split
 
 # Large enough that a chunk's overhead vanishes, small enough to prefetch and to show progress.
-_CHUNK_BYTES = 16 * 2**20
+_CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ class Chunk:
         batches: `{"image": uint8[K, B, H, W, C], "label": int32[K, B]}`, on the device.
         count: how many of the K batches are to be trained on; the rest is padding.
         batch_size: B.
-
     """
 
     batches: dict[str, jax.Array]
@@ -60,7 +59,6 @@ def make_feed(name: FeedName, split: Split, batch_size: int, key: jax.Array) -> 
         split: the training data.
         batch_size: of all batches but the last of an epoch, which is as large as what is left.
         key: PRNG key[] of the order.
-
     """
     if name == "device":
         return DeviceFeed(split, batch_size, key)

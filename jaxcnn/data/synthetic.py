@@ -83,7 +83,6 @@ def draw(
 
     Raises:
         ValueError: an argument is none of those listed.
-
     """
     if name not in SIZES:
         raise ValueError(f"name must be one of {', '.join(SIZES)}, got {name!r}")
@@ -99,7 +98,6 @@ def draw(
     shape = (28, 28, 1) if name == "mnist" else (32, 32, 3)
     images = np.empty((size, *shape), np.uint8)
     labels = np.empty(size, np.int32)
-    # Spawn keys, unlike one list of numbers, keep every (seed, name, split, chunk) apart.
     stream = (list(SIZES).index(name), list(SIZES[name]).index(split))
 
     def fill(chunk: int) -> None:
@@ -153,7 +151,6 @@ def _read_strokes() -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.int64
         curves: float[variants, _POINTS, K]; curves @ points runs along the strokes.
         drawn: bool[variants, _POINTS - 1], False where the pen is lifted between two points.
         first: int[11], the first variant of each digit, and the number of variants.
-
     """
     lines = _DIGITS.split("\n")[1:-1]
     most = max(len(line.replace("/", ",").split(",")) for line in lines)

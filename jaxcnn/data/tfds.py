@@ -35,7 +35,6 @@ class Prepared:
         name: "mnist" or "cifar10".
         version: of the data set.
         folder: `<data_dir>/<name>/<version>`.
-
     """
 
     name: str
@@ -72,7 +71,6 @@ def locate_or_prepare(
     Raises:
         DataError: what lies there cannot be used, or a file is damaged or cannot be written.
         DataUnavailableError: an archive is neither in the folder nor to be downloaded.
-
     """
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_DATA_DIR).expanduser()
     archive_dir = archive_dir or os.environ.get("JAXCNN_ARCHIVE_DIR") or None
@@ -98,7 +96,6 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
 
     Raises:
         DataError: the data set is damaged or not what its name says.
-
     """
     # Imported here: it takes longer than a warm start.
     import tensorflow_datasets as tfds
