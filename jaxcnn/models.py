@@ -4,6 +4,7 @@
 Training needs `rngs={"dropout": key}`, and for `Cifar10CNN` also `mutable=["batch_stats"]`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxcnn.convolution import conv_general_dilated
 from jaxcnn.pooling import avg_pool, max_pool
+from jaxcnn.recipes import InitializationName
 
 FEATURE_MAPS = "feature_maps"
 
@@ -25,19 +27,22 @@ class MnistCNN(nn.Module):
 
     Attributes:
         dropout_rate: share of the hidden units that are dropped in training.
+        initialization: "flax" draws kernels from a truncated normal (LeCun), with biases of zero;
+            "pytorch" draws both uniformly in +-1 / sqrt(fan_in), as PyTorch's layers do by default.
     """
 
     dropout_rate: float = 0.5
+    initialization: InitializationName = "flax"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Maps float[B, 28, 28, 1] to float32[B, 10] logits."""
         x = images
         for layer, features in enumerate((4, 8), start=1):
-            x = nn.relu(_conv(features, 5, name=f"conv{layer}")(x))
+            x = nn.relu(_conv(self, f"conv{layer}", x, features, 5))
             _expose(self, layer, x)
             x = max_pool(x)
-        return _head(x, self.dropout_rate, train)
+        return _head(self, x, train)
 
 
 class Cifar10CNN(nn.Module):
@@ -52,9 +57,12 @@ class Cifar10CNN(nn.Module):
 
     Attributes:
         dropout_rate: share of the hidden units that are dropped in training.
+        initialization: "flax" draws kernels from a truncated normal (LeCun), with biases of zero;
+            "pytorch" draws both uniformly in +-1 / sqrt(fan_in), as PyTorch's layers do by default.
     """
 
     dropout_rate: float = 0.5
+    initialization: InitializationName = "flax"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -67,7 +75,7 @@ class Cifar10CNN(nn.Module):
                 epsilon=1e-5,
                 name=f"batch_norm{layer}",
             )
-            x = _conv(features, 3, name=f"conv{layer}")(x)
+            x = _conv(self, f"conv{layer}", x, features, 3)
             x = norm(nn.relu(x)) if relu_first else nn.relu(norm(x))
             _expose(self, layer, x)
             return x
@@ -77,7 +85,7 @@ class Cifar10CNN(nn.Module):
         x = max_pool(block(x, 3, 16, relu_first=True))
         x = avg_pool(block(x, 4, 32))
         x = max_pool(block(x, 5, 64))
-        return _head(x, self.dropout_rate, train)
+        return _head(self, x, train)
 
 
 def feature_maps(
@@ -121,24 +129,71 @@ def count_parameters(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+def multiply_adds(model: nn.Module, images: jax.Array) -> int:
+    """Returns the multiply-adds of a forward pass, counted as the original's summary counts them.
+
+    That is torchinfo's rule (https://github.com/TylerYep/torchinfo): every parameter, biases and
+    BatchNorm's too, counts once an image, those of a convolution once a position of its output.
+
+    Args:
+        model: `MnistCNN` or `Cifar10CNN`.
+        images: float[B, H, W, C], of which only the shape matters.
+    """
+
+    def run() -> tuple[Any, Any]:
+        variables = model.init(jax.random.key(0), images)
+        _, seen = model.apply(
+            variables, images, capture_intermediates=True, mutable=["intermediates"]
+        )
+        return variables["params"], seen["intermediates"]
+
+    params, outputs = jax.eval_shape(run)
+    total = 0
+    for layer, leaves in params.items():
+        positions = 1
+        if layer.startswith("conv"):
+            (output,) = outputs[layer]["__call__"]
+            positions = math.prod(output.shape[1:-1])
+        total += count_parameters(leaves) * positions * images.shape[0]
+    return total
+
+
 def _expose(module: nn.Module, layer: int, maps: jax.Array) -> None:
     """Lets `feature_maps` see a layer's output; costs nothing where nobody asks."""
     if not module.is_initializing():
         module.sow(FEATURE_MAPS, f"after_conv{layer}", maps)
 
 
-def _conv(features: int, kernel_size: int, name: str) -> nn.Conv:
+def _conv(
+    network: MnistCNN | Cifar10CNN, name: str, x: jax.Array, features: int, kernel_size: int
+) -> jax.Array:
     return nn.Conv(
         features,
         (kernel_size, kernel_size),
         padding=kernel_size // 2,
         conv_general_dilated=conv_general_dilated,
         name=name,
-    )
+        **_initializers(network, fan_in=kernel_size**2 * x.shape[-1]),
+    )(x)
 
 
-def _head(x: jax.Array, dropout_rate: float, train: bool) -> jax.Array:
-    x = x.reshape(x.shape[0], -1)
-    x = nn.relu(nn.Dense(512, name="fc1")(x))
-    x = nn.Dropout(dropout_rate, deterministic=not train)(x)
-    return nn.Dense(10, name="fc2")(x).astype(jnp.float32)
+def _dense(network: MnistCNN | Cifar10CNN, name: str, x: jax.Array, features: int) -> jax.Array:
+    initializers = _initializers(network, fan_in=x.shape[-1])
+    return nn.Dense(features, name=name, **initializers)(x)
+
+
+def _head(network: MnistCNN | Cifar10CNN, x: jax.Array, train: bool) -> jax.Array:
+    x = nn.relu(_dense(network, "fc1", x.reshape(x.shape[0], -1), 512))
+    x = nn.Dropout(network.dropout_rate, deterministic=not train)(x)
+    return _dense(network, "fc2", x, 10).astype(jnp.float32)
+
+
+def _initializers(network: MnistCNN | Cifar10CNN, fan_in: int) -> dict[str, Any]:
+    if network.initialization == "flax":
+        return {}
+    bound = 1 / math.sqrt(fan_in)
+
+    def uniform(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return {"kernel_init": uniform, "bias_init": uniform}

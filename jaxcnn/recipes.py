@@ -13,6 +13,7 @@ RecipeName = Literal["reference", "fast", "best"]
 OptimizerName = Literal["sgd", "adam", "adamw", "lion", "muon", "rmsprop"]
 ScheduleName = Literal["constant", "cosine", "linear"]
 AugmentName = Literal["none", "shift", "flip-shift"]
+InitializationName = Literal["flax", "pytorch"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Recipe:
         warmup: share of the steps in which the learning rate rises from zero.
         dropout: share of the hidden units dropped.
         augment: changes to the training images, see `jaxcnn.data.augment`.
+        initialization: of the parameters, see `jaxcnn.models`.
         mean: subtracted from pixels in 0..1; one number or one a channel.
         std: what the difference is divided by.
 
@@ -53,6 +55,7 @@ class Recipe:
     warmup: float = 0.0
     dropout: float = 0.5
     augment: AugmentName = "none"
+    initialization: InitializationName = "flax"
     mean: tuple[float, ...] = (0.1307,)
     std: tuple[float, ...] = (0.3081,)
 
@@ -62,6 +65,7 @@ class Recipe:
             ("optimizer", OptimizerName),
             ("schedule", ScheduleName),
             ("augment", AugmentName),
+            ("initialization", InitializationName),
         ):
             _check(self, field, getattr(self, field) in get_args(kind), _one_of(get_args(kind)))
         for field in ("epochs", "batch_size"):
@@ -119,8 +123,8 @@ _CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 _REFERENCE = {
-    "mnist": Recipe("reference", "mnist", 20, 64, "sgd", 0.001),
-    "cifar10": Recipe("reference", "cifar10", 20, 4, "sgd", 0.001),
+    "mnist": Recipe("reference", "mnist", 20, 64, "sgd", 0.001, initialization="pytorch"),
+    "cifar10": Recipe("reference", "cifar10", 20, 4, "sgd", 0.001, initialization="pytorch"),
 }
 _FAST = {
     "mnist": Recipe(

@@ -110,7 +110,7 @@ class Observer(Protocol):
 def make_model(recipe: Recipe) -> nn.Module:
     """Returns the recipe's network."""
     network = {"mnist": MnistCNN, "cifar10": Cifar10CNN}[recipe.network]
-    return network(dropout_rate=recipe.dropout)
+    return network(dropout_rate=recipe.dropout, initialization=recipe.initialization)
 
 
 def fit(
@@ -230,6 +230,24 @@ def fit(
         compile_seconds=compile_seconds,
         images_per_second=recipe.epochs * len(dataset.train) / train_seconds,
     )
+
+
+def evaluate(recipe: Recipe, variables: Any, split: Split) -> tuple[int, int, float]:
+    """Scores a network on a whole split, in evaluation mode.
+
+    Args:
+        recipe: that it was trained with.
+        variables: its `params`, and `batch_stats` where it has them.
+        split: the pictures.
+
+    Returns:
+        Right answers, pictures, and the mean cross entropy in nats.
+    """
+    normalize = make_normalize(recipe.mean, recipe.std)
+    eval_step = steps.make_eval_step(make_model(recipe), normalize=normalize)
+    batches = eval_batches(split, _EVAL_BATCH_SIZE)
+    sums = jax.device_get(steps.make_eval_steps(eval_step)(variables, batches))
+    return int(sums["correct"]), int(sums["count"]), float(sums["loss_sum"] / sums["count"])
 
 
 def eval_batches(split: Split, batch_size: int) -> dict[str, jax.Array]:

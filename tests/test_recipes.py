@@ -24,6 +24,7 @@ def test_reference_is_the_original(network: str, batch_size: int) -> None:
         "warmup": 0.0,
         "dropout": 0.5,
         "augment": "none",
+        "initialization": "pytorch",
         "mean": (0.1307,),
         "std": (0.3081,),
     }

@@ -132,6 +132,12 @@ def test_make_model() -> None:
     assert isinstance(training.make_model(MNIST), MnistCNN)
 
 
+def test_evaluate(first: training.Result, tiny_mnist: Dataset) -> None:
+    correct, total, loss = training.evaluate(MNIST, first.state.variables, tiny_mnist.test)
+    assert (correct, total) == (first.test_correct, first.test_total)
+    assert loss == pytest.approx(first.history[-1].test_loss, rel=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 64, 70, 71])
 def test_eval_batches(tiny_mnist: Dataset, batch_size: int) -> None:
     batches = training.eval_batches(tiny_mnist.test, batch_size)
