@@ -9,6 +9,7 @@ _MODULES = (
     "data",
     "models",
     "optimizers",
+    "pytorch",
     "recipes",
     "state",
     "steps",
