@@ -1,5 +1,10 @@
 """Errors that a user can cause and mend."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UserError(Exception):
     """A mistake in what the user asked for or in what the machine offers.
@@ -23,3 +28,27 @@ class DataUnavailableError(DataError):
 
 class DivergedError(UserError):
     """Training went wrong numerically: the loss is no longer finite."""
+
+
+class WriteError(UserError):
+    """A file or folder cannot be written: the disk is full, say, or read-only."""
+
+
+@contextmanager
+def writing(path: Path, remedy: str) -> Iterator[None]:
+    """Turns the failure of a write below `path` into one sentence that ends with `remedy`."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        reason = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EFBIG: "the file would exceed the size limit",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "the folder may not be written",
+            errno.EPERM: "the folder may not be written",
+            errno.ENOTDIR: "a part of the path is a file",
+            errno.EEXIST: "a file stands where a folder is needed",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise WriteError(f"cannot write {where}: {reason}; {remedy}") from error

@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.data.cache import writing
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, writing
 from jaxcnn.models import Cifar10CNN, MnistCNN
 
 Variables = dict[str, Any]

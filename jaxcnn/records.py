@@ -10,9 +10,8 @@ from typing import Any, TextIO
 
 import jax
 
-from jaxcnn.data.cache import writing
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, writing
 from jaxcnn.recipes import Recipe
 from jaxcnn.steps import Metrics
 from jaxcnn.training import EpochRecord, Result
@@ -53,7 +52,7 @@ class Records:
         """Creates the workdir and its files.
 
         Raises:
-            DataError: the workdir cannot be written.
+            WriteError: the workdir cannot be written.
         """
         # Imported here: only a run with a workdir needs it.
         from tensorboardX import SummaryWriter
@@ -93,7 +92,7 @@ def write_result(
         settings: of the run beside the recipe, "seed" and "feed" say.
 
     Raises:
-        DataError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     hyperparameters = dict(vars(recipe))
     content = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -18,6 +19,11 @@ REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("JAXCNN_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# No deadline: a busy machine is no defect.
+hypothesis.settings.register_profile(
+    "jaxcnn", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("jaxcnn")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,7 +8,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from jaxcnn import recipes, records
 from jaxcnn.data import Dataset
-from jaxcnn.errors import DataError, UserError
+from jaxcnn.errors import UserError, WriteError
 from jaxcnn.training import EpochRecord, Result
 
 RECORD = EpochRecord(
@@ -95,7 +95,7 @@ def test_a_failed_result_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(DataError, match="the disk is full; give --workdir"):
+    with pytest.raises(WriteError, match="the disk is full; give --workdir"):
         records.write_result(tmp_path, RESULT, recipes.get("mnist", "fast"), tiny_mnist, {})
     assert list(tmp_path.iterdir()) == []
 
@@ -113,5 +113,5 @@ def test_a_file_is_no_workdir(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
         records.check_workdir(tmp_path / "file")
-    with pytest.raises(DataError, match="give --workdir"):
+    with pytest.raises(WriteError, match="give --workdir"):
         records.Records(tmp_path / "file" / "run").start(epochs=1, images=1)

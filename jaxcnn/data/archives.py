@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcnn.data.cache import writing
-from jaxcnn.errors import DataError, DataUnavailableError
+from jaxcnn.errors import DataError, DataUnavailableError, writing
 
 # Seconds. A host that has not answered by then counts as unreachable.
 _ANSWER_TIMEOUT = 14.0
@@ -66,7 +65,8 @@ def gather(
         report: called with a line of text before a download.
 
     Raises:
-        DataError: a file has the wrong checksum, or cannot be read or written.
+        DataError: a file has the wrong checksum or cannot be read.
+        WriteError: `destination` cannot be written.
         DataUnavailableError: a file is not in the folder and cannot be downloaded.
     """
     if archive_dir is not None and not archive_dir.is_dir():

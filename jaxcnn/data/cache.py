@@ -1,6 +1,5 @@
 """A cache of decoded arrays: written once, verified at every start, memory-mapped after."""
 
-import errno
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ import filelock
 import numpy as np
 import platformdirs
 
-from jaxcnn.errors import DataError
+from jaxcnn.errors import DataError, writing
 
 # Part of every manifest: raised when the layout changes, so that older caches are rebuilt.
 _FORMAT = 1
@@ -66,7 +65,8 @@ def load(
         The arrays, memory-mapped and read-only.
 
     Raises:
-        DataError: the folder cannot be written.
+        WriteError: the folder cannot be written.
+        DataError: what was written does not read back.
     """
     arrays, _ = _open(folder, fingerprint)
     if arrays is not None:
@@ -96,9 +96,9 @@ def load(
 def exclusive(parent: Path, name: str) -> Iterator[None]:
     """Creates `parent` and holds its lock `name`; on failure, takes back what it created."""
     created = [path for path in (parent, *parent.parents) if not path.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
     lock = parent / f"{name}.lock"
     try:
+        parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(lock):
             # A process that held the lock before, and failed, may have taken the folder back.
             parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,8 @@ def exclusive(parent: Path, name: str) -> Iterator[None]:
             if created:
                 lock.unlink(missing_ok=True)
             for path in created:
-                path.rmdir()
+                if path.exists():
+                    path.rmdir()
         raise
 
 
@@ -125,26 +126,6 @@ def staging(parent: Path, prefix: str) -> Iterator[Path]:
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-
-
-@contextmanager
-def writing(path: Path, remedy: str) -> Iterator[None]:
-    """Turns the failure of a write below `path` into one sentence that ends with `remedy`."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or path
-        reason = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EFBIG: "the file would exceed the size limit",
-            errno.EROFS: "the file system is read-only",
-            errno.EACCES: "the folder may not be written",
-            errno.EPERM: "the folder may not be written",
-            errno.ENOTDIR: "a part of the path is a file",
-            errno.EEXIST: "a file stands where a folder is needed",
-        }.get(error.errno or 0, error.strerror or str(error))
-        raise DataError(f"cannot write {where}: {reason}; {remedy}") from error
 
 
 def _open(folder: Path, fingerprint: dict[str, Any]) -> tuple[Arrays | None, str]:

@@ -89,7 +89,8 @@ def load(
 
     Raises:
         ValueError: `name` or `source` is none of those listed.
-        DataError: the data cannot be prepared or read; the message says what to do.
+        DataError: the data cannot be had or read; the message says what to do.
+        WriteError: it cannot be prepared or cached where it should be.
     """
     if name not in get_args(Name):
         raise ValueError(f"name must be one of {', '.join(get_args(Name))}, got {name!r}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.data import archives, cache
-from jaxcnn.errors import DataError
+from jaxcnn.errors import DataError, writing
 
 # The versions of TFDS's builders. Stated here too so that a warm start need not import TFDS; a
 # test compares them.
@@ -69,7 +69,8 @@ def locate_or_prepare(
         report: called with a line of text whenever something slow begins.
 
     Raises:
-        DataError: what lies there cannot be used, or a file is damaged or cannot be written.
+        DataError: what lies there cannot be used, or a file is damaged.
+        WriteError: the folder cannot be written.
         DataUnavailableError: an archive is neither in the folder nor to be downloaded.
     """
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_DATA_DIR).expanduser()
@@ -77,7 +78,7 @@ def locate_or_prepare(
     prepared = _locate(name, root)
     if prepared is None:
         with (
-            cache.writing(root, f"{_ELSEWHERE} that can be written and has room"),
+            writing(root, f"{_ELSEWHERE} that can be written and has room"),
             cache.exclusive(root, f".jaxcnn-{name}"),
         ):
             prepared = _locate(name, root)  # another process may have prepared it

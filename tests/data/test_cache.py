@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxcnn.data import cache
-from jaxcnn.errors import DataError
+from jaxcnn.errors import WriteError
 
 FINGERPRINT = {"version": "1", "files": [["a", 1, 2]]}
 
@@ -128,14 +128,14 @@ def test_a_failed_write_is_one_sentence_and_leaves_nothing(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(np.lib.format, "write_array_header_1_0", fail)
-    with pytest.raises(DataError, match=r"cannot write .*; set JAXCNN_CACHE_DIR"):
+    with pytest.raises(WriteError, match=r"cannot write .*; set JAXCNN_CACHE_DIR"):
         load(tmp_path / "new" / "c")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="file"):
+    with pytest.raises(WriteError, match="file"):
         load(tmp_path / "file" / "c")
 
 

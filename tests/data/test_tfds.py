@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcnn.data import cache, tfds
-from jaxcnn.errors import DataError, DataUnavailableError
+from jaxcnn.errors import DataError, DataUnavailableError, WriteError
 from tests.official import Official
 
 
@@ -187,7 +187,7 @@ def test_a_full_disk_is_named(
         raise RuntimeError("write() failed: No space left on device; writing x")
 
     monkeypatch.setattr(builders.BUILDERS[name], "_split_generators", fail)
-    with pytest.raises(DataError, match="the disk is full; give --data-dir"):
+    with pytest.raises(WriteError, match="the disk is full; give --data-dir"):
         prepare(tmp_path, name, official)
     assert not (tmp_path / "data").exists()
 

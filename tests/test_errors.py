@@ -1,0 +1,42 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from jaxcnn.errors import UserError, WriteError, writing
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EFBIG, "the file would exceed the size limit"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EACCES, "the folder may not be written"),
+        (errno.EIO, os.strerror(errno.EIO)),
+    ],
+)
+def test_a_failed_write_is_one_sentence(number: int, reason: str) -> None:
+    with (
+        pytest.raises(WriteError, match=f"^cannot write /a/b: {reason}; buy a disk$") as caught,
+        writing(Path("/a"), "buy a disk"),
+    ):
+        raise OSError(number, os.strerror(number), "/a/b")
+    assert isinstance(caught.value, UserError)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_real_full_disk() -> None:
+    with (
+        pytest.raises(WriteError, match="the disk is full"),
+        writing(Path("/dev/full"), "buy a disk"),
+        Path("/dev/full").open("w") as file,
+    ):
+        file.write("x" * 100_000)
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(KeyError), writing(Path("/a"), "buy a disk"):
+        raise KeyError
