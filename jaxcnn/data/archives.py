@@ -17,9 +17,9 @@ import numpy as np
 from jaxcnn.errors import DataError, DataUnavailableError, writing
 
 # Seconds. A host that has not answered by then counts as unreachable.
-_ANSWER_TIMEOUT = 14.0
+_ANSWER_TIMEOUT = 12.0
 _CONNECT_TIMEOUT = 10.0
-_STALL_TIMEOUT = 14.0
+_STALL_TIMEOUT = 12.0
 
 _CIFAR_SIDE = 32
 _CIFAR_RECORD = 1 + 3 * _CIFAR_SIDE * _CIFAR_SIDE  # a label, then the planes red, green, blue
