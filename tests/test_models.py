@@ -109,7 +109,7 @@ def test_dropout_drops_half_of_the_hidden_units_and_doubles_the_rest() -> None:
         mutable=["intermediates"],
     )
     hidden = nn.relu(seen["intermediates"]["fc1"]["__call__"][0])
-    dropped = seen["intermediates"]["Dropout_0"]["__call__"][0]
+    dropped = seen["intermediates"]["dropout"]["__call__"][0]
     kept = dropped != 0
     np.testing.assert_allclose(dropped[kept], 2 * hidden[kept], rtol=1e-6)
     assert float(jnp.mean(kept[hidden > 0])) == pytest.approx(0.5, abs=0.02)

@@ -52,23 +52,25 @@ def dataset(request: pytest.FixtureRequest, tiny_mnist: Dataset, tiny_cifar10: D
 
 
 def test_a_step_is_gradient_descent_on_the_mean_cross_entropy(dataset: Dataset) -> None:
+    # Few pictures: among many, one value may lie so close to a relu's edge or to another in its
+    # square of a pool that the rounding of one of the two programs sends its gradient elsewhere.
     before = initial_state(dataset.name)
-    after, metrics = train_step(dataset.name)(start(dataset.name), batch(dataset, 16))
+    after, metrics = train_step(dataset.name)(start(dataset.name), batch(dataset, 4))
     _, dropout_key = jax.random.split(jax.random.fold_in(before.key, 0))
 
     def loss(params: object) -> jax.Array:
         logits, _ = MODELS[dataset.name].apply(
             {"params": params, "batch_stats": before.batch_stats},
-            NORMALIZE(batch(dataset, 16)["image"]),
+            NORMALIZE(batch(dataset, 4)["image"]),
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        picked = jax.nn.log_softmax(logits)[jnp.arange(16), batch(dataset, 16)["label"]]
+        picked = jax.nn.log_softmax(logits)[jnp.arange(4), batch(dataset, 4)["label"]]
         return -picked.mean()
 
     value, grads = jax.jit(jax.value_and_grad(loss))(before.params)
-    assert float(metrics["loss_sum"]) / 16 == pytest.approx(float(value), rel=1e-5)
+    assert float(metrics["loss_sum"]) / 4 == pytest.approx(float(value), rel=1e-5)
     jax.tree.map(
         lambda new, old, grad: np.testing.assert_allclose(
             new, old - LEARNING_RATE * grad, rtol=1e-4, atol=1e-6
@@ -78,7 +80,7 @@ def test_a_step_is_gradient_descent_on_the_mean_cross_entropy(dataset: Dataset) 
         grads,
     )
     assert int(after.step) == 1
-    assert int(metrics["count"]) == 16
+    assert int(metrics["count"]) == 4
 
 
 def test_the_state_is_donated(dataset: Dataset) -> None:
