@@ -35,15 +35,18 @@ class _CNN(nn.Module):
             "pytorch" draws both uniformly in +-1 / sqrt(fan_in), as PyTorch's layers do by default.
         staged: train in `jaxcnn.stages` on CPU, several times as fast and with the same result but
             for rounding. It has no forward-mode derivative: set False to use `jax.jvp` on it.
+        dtype: of the computation; parameters, running statistics and logits are float32 always.
     """
 
     dropout_rate: float = 0.5
     initialization: InitializationName = "flax"
     staged: bool = True
+    dtype: Any = jnp.float32
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Maps float[B, H, W, C] to float32[B, 10] logits."""
-        if train and self.staged and not self.is_initializing():
+        staged = self.staged and self.dtype == jnp.float32
+        if train and staged and not self.is_initializing():
             return self._head(self._train_features(images), train)
         return self._head(self._features(images, train), train)
 
@@ -89,11 +92,12 @@ class _CNN(nn.Module):
             (kernel_size, kernel_size),
             padding=kernel_size // 2,
             conv_general_dilated=conv_general_dilated,
+            dtype=self.dtype,
             **self._initializers(fan_in=kernel_size**2 * features_in),
         )
 
     def _dense(self, features_in: int, features: int) -> nn.Dense:
-        return nn.Dense(features, **self._initializers(features_in))
+        return nn.Dense(features, dtype=self.dtype, **self._initializers(features_in))
 
     def _initializers(self, fan_in: int) -> dict[str, Any]:
         if self.initialization == "flax":
@@ -116,7 +120,8 @@ class MnistCNN(_CNN):
         dropout_rate: share of the hidden units that are dropped in training.
         initialization: "flax" draws kernels from a truncated normal (LeCun), with biases of zero;
             "pytorch" draws both uniformly in +-1 / sqrt(fan_in), as PyTorch's layers do by default.
-        staged: see `_CNN`.
+        staged: train in stages on CPU, see `_CNN`.
+        dtype: of the computation, see `_CNN`.
     """
 
     def setup(self) -> None:
@@ -159,7 +164,8 @@ class Cifar10CNN(_CNN):
         dropout_rate: share of the hidden units that are dropped in training.
         initialization: "flax" draws kernels from a truncated normal (LeCun), with biases of zero;
             "pytorch" draws both uniformly in +-1 / sqrt(fan_in), as PyTorch's layers do by default.
-        staged: see `_CNN`.
+        staged: train in stages on CPU, see `_CNN`.
+        dtype: of the computation, see `_CNN`.
     """
 
     def setup(self) -> None:
@@ -167,7 +173,7 @@ class Cifar10CNN(_CNN):
         widths = (3, 4, 8, 16, 32, 64)
         for layer in range(1, 6):
             setattr(self, f"conv{layer}", self._conv(widths[layer - 1], widths[layer], 3))
-            norm = nn.BatchNorm(momentum=_MOMENTUM, epsilon=_EPSILON)
+            norm = nn.BatchNorm(momentum=_MOMENTUM, epsilon=_EPSILON, dtype=self.dtype)
             setattr(self, f"batch_norm{layer}", norm)
         self.fc1 = self._dense(1024, 512)
         self.fc2 = self._dense(512, 10)

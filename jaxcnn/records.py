@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 import jax
 
+import jaxcnn
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import UserError, writing
 from jaxcnn.recipes import Recipe
@@ -20,7 +21,7 @@ RESULT = "result.json"
 METRICS = "metrics.jsonl"
 
 _REMEDY = "give --workdir a folder that can be written and has room"
-_PACKAGES = ("jaxcnn", "jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 
 def check_workdir(workdir: Path) -> None:
@@ -123,11 +124,12 @@ def write_result(
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that decide a result."""
-    return {
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in _PACKAGES},
-    }
+    """Returns the versions of Python and of the packages that decide a result, where installed."""
+    found = {"python": platform.python_version(), "jaxcnn": jaxcnn.__version__}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def device() -> str:

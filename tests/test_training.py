@@ -83,6 +83,7 @@ def test_another_seed_differs(first: training.Result, tiny_mnist: Dataset) -> No
 def test_batch_norm_network_with_either_feed_in_several_chunks(
     tiny_cifar10: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(feed, "_CHUNK_STEPS", 1)
     monkeypatch.setattr(feed, "_CHUNK_BYTES", 3 * 16 * 3072)  # 2 chunks and a rest an epoch
     recipe = recipes.get("cifar10", "fast").replace(epochs=1, batch_size=16)
     recorder = Recorder()

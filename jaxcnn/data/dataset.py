@@ -4,12 +4,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from jaxcnn.data import cache, tfds
 from jaxcnn.errors import DataUnavailableError
+
+if TYPE_CHECKING:
+    from jaxcnn.data.cache import Arrays
 
 Name = Literal["mnist", "cifar10"]
 Source = Literal["auto", "real", "synthetic"]
@@ -96,6 +98,9 @@ def load(
         raise ValueError(f"name must be one of {', '.join(get_args(Name))}, got {name!r}")
     if source not in get_args(Source):
         raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
+    # Imported here: who brings arrays of their own needs none of what loading needs.
+    from jaxcnn.data import cache, tfds
+
     cache_root = cache.root(cache_dir)
     if source == "synthetic":
         notice = "the synthetic stand-in was asked for"
@@ -119,7 +124,7 @@ def _load_synthetic(
     name: Name, seed: int, cache_root: Path, notice: str, report: Callable[[str], None]
 ) -> Dataset:
     # Imported here: drawing needs SciPy, which the real data does not.
-    from jaxcnn.data import synthetic
+    from jaxcnn.data import cache, synthetic
 
     def build() -> cache.Arrays:
         report(f"drawing the synthetic stand-in for {name}, once")
@@ -138,7 +143,7 @@ def _load_synthetic(
     return _dataset(f"synthetic-{name}", synthetic.VERSION, arrays, notice)
 
 
-def _dataset(name: str, version: str, arrays: cache.Arrays, notice: str = "") -> Dataset:
+def _dataset(name: str, version: str, arrays: "Arrays", notice: str = "") -> Dataset:
     train, test = (
         Split(arrays.arrays[f"{split}_images"], arrays.arrays[f"{split}_labels"])
         for split in ("train", "test")

@@ -16,6 +16,9 @@ from jaxcnn.data.dataset import FeedName, Split
 
 # Large enough that a chunk's overhead vanishes, small enough to prefetch and to show progress.
 _CHUNK_BYTES = 8 * 2**20
+# On CPU every call of a program faults its temporary memory in anew, which takes as long as a large
+# batch's step where a chunk has only a few.
+_CHUNK_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Plan:
     def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
         """Yields (start, stop, K, B): pictures [start, stop) of the order, as K batches of B."""
         full = self.size // self.batch_size
-        length = min(full, max(1, _CHUNK_BYTES // (self.batch_size * self.image_bytes)))
+        length = _CHUNK_BYTES // (self.batch_size * self.image_bytes)
+        length = min(full, max(length, _CHUNK_STEPS))
         for first in range(0, full, length or 1):
             last = min(first + length, full)
             yield first * self.batch_size, last * self.batch_size, length, self.batch_size

@@ -29,6 +29,7 @@ def test_an_epoch_has_every_picture_once(
     name: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "_CHUNK_BYTES", 2 * 60)
+    monkeypatch.setattr(feed, "_CHUNK_STEPS", 1)
     source = feed.make_feed(name, numbered(300), batch_size, jax.random.key(0))
     seen = batches(source, 1)
     assert [len(labels) for _, labels in seen[:-1]] == [batch_size] * (len(seen) - 1)
@@ -42,6 +43,7 @@ def test_an_epoch_has_every_picture_once(
 @pytest.mark.parametrize("batch_size", [7, 64])
 def test_both_feeds_give_the_same_chunks(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "_CHUNK_BYTES", 2 * 60)
+    monkeypatch.setattr(feed, "_CHUNK_STEPS", 1)
     sources = [
         feed.make_feed(name, numbered(300), batch_size, jax.random.key(5))
         for name in ("device", "stream")
@@ -65,9 +67,11 @@ def test_the_order_depends_on_key_and_epoch_alone() -> None:
     assert order(0, 1) == feed.permutation(jax.random.key(0), 1, 50).tolist()
 
 
-def test_chunks_stay_small() -> None:
+def test_chunks_stay_small_but_have_some_steps() -> None:
     plan = feed.Plan(size=50_000, batch_size=64, image_bytes=3072)
     assert all(k * b * 3072 <= feed._CHUNK_BYTES for k, b in plan.shapes)
+    plan = feed.Plan(size=50_000, batch_size=512, image_bytes=3072)
+    assert plan.shapes[0] == (feed._CHUNK_STEPS, 512)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 10**6))
