@@ -1,0 +1,129 @@
+"""Seconds from the start of a process to the end of its first training steps.
+
+    python benchmarks/startup.py --archive-dir DIR --data-dir DIR --out FILE.json
+
+Each start is a new process that runs an experiment as a user would, with the data set decoded
+before: cold, with an empty compilation cache, and warm. It ends with the first chunk of steps, some
+tenths of a second of training, so the figures are upper bounds of the time to the first step.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from jaxcnn import records
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+# Stands in for the progress bar, which is told when the first chunk has been trained on.
+_PROGRAM = """
+import os, runpy, sys, time
+import jax
+from jaxcnn import progress
+
+class FirstSteps:
+    def start(self, **_): pass
+    def epoch(self, _): pass
+    def stop(self): pass
+    def advance(self, *, images, metrics):
+        jax.block_until_ready(metrics)
+        print(time.time() - float(os.environ["BEGAN"]), flush=True)
+        os._exit(0)
+
+progress.make_progress = lambda console: FirstSteps()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+_IMPORTS = """
+import time
+began = time.perf_counter()
+import jax
+between = time.perf_counter()
+from jaxcnn import cli, data, models, optimizers, pytorch, recipes, records, state, steps, training
+from jaxcnn import compilation, progress
+print(between - began, time.perf_counter() - between)
+"""
+
+
+def start(network: str, arguments: list[str], environment: dict[str, str]) -> float:
+    """Starts an experiment and returns the seconds to its first steps' end."""
+    with tempfile.TemporaryDirectory() as workdir:
+        script = str(EXPERIMENTS / f"{network}.py")
+        command = [
+            sys.executable,
+            "-c",
+            _PROGRAM,
+            script,
+            *arguments,
+            "--workdir",
+            f"{workdir}/run",
+        ]
+        code = "import os, sys, time; os.environ['BEGAN'] = str(time.time()); "
+        code += "os.execv(sys.argv[1], sys.argv[1:])"
+        done = subprocess.run(
+            # The clock starts in the process that becomes the experiment's.
+            [sys.executable, "-S", "-E", "-c", code, *command],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        return float(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--archive-dir", required=True, help="a folder with MNIST's archives")
+    parser.add_argument("--data-dir", required=True, help="a TFDS folder that holds CIFAR-10")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument("--repeats", type=int, default=7)
+    found = parser.parse_args()
+    seconds: dict[str, dict[str, object]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "JAXCNN_CACHE_DIR": f"{folder}/cache"}
+        for network, arguments in (
+            ("mnist", ["--archive-dir", found.archive_dir, "--data-dir", f"{folder}/tfds"]),
+            ("cifar10", ["--data-dir", found.data_dir]),
+        ):
+            arguments += ["--data", network]
+            start(network, arguments, environment)  # decodes the data
+            cold, warm = [], []
+            for repeat in range(found.repeats):
+                programs = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/{network}-{repeat}"}
+                cold.append(start(network, arguments, environment | programs))
+                warm.append(start(network, arguments, environment | programs))
+            seconds[network] = {
+                "cold_median": statistics.median(cold),
+                "warm_median": statistics.median(warm),
+                "cold": cold,
+                "warm": warm,
+            }
+        imports = []
+        for _ in range(found.repeats):
+            done = subprocess.run(
+                [sys.executable, "-c", _IMPORTS], check=True, capture_output=True, text=True
+            )
+            imports.append([float(number) for number in done.stdout.split()])
+    content = {
+        "seconds_to_first_steps": seconds,
+        "import_seconds": {
+            "jax": statistics.median(jax for jax, _ in imports),
+            "jaxcnn_beyond_jax": statistics.median(ours for _, ours in imports),
+        },
+        "versions": records.versions(),
+        "device": records.device(),
+    }
+    found.out.parent.mkdir(parents=True, exist_ok=True)
+    found.out.write_text(json.dumps(content, indent=2) + "\n")
+    print(json.dumps({key: content[key] for key in list(content)[:2]}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
