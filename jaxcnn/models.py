@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcnn import stages
+from jaxcnn import blocks
 from jaxcnn.convolution import conv_general_dilated
 from jaxcnn.pooling import avg_pool, max_pool
 from jaxcnn.recipes import InitializationName
@@ -143,11 +143,11 @@ class MnistCNN(_CNN):
     @staticmethod
     def _stages(variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
         stage = Stage(tile=2, relu_after=True, max_after=True)
-        x = stages.to_slices(images, tile=2)
+        x = blocks.to_slices(images, tile=2)
         for name in ("conv1", "conv2"):
             layer = variables["params"][name]
             x, _ = stage(x, layer["kernel"], layer["bias"])
-        return stages.to_features(x), {}
+        return blocks.to_features(x), {}
 
 
 class Cifar10CNN(_CNN):
@@ -199,18 +199,18 @@ class Cifar10CNN(_CNN):
     def _stages(variables: Any, images: jax.Array) -> tuple[jax.Array, Any]:
         # Max pooling comes last in its block, but is done before normalisation, while the values
         # are still in the caches: it takes the smallest ones where the scale is negative.
-        blocks = (
+        layers = (
             Stage(tile=2, sums=True),
             Stage(tile=2, relu_before=True, sums=True),
             Stage(tile=2, relu_before=True, relu_after=True, sums=True, max_after=True),
             Stage(sums=True),
             Stage(relu_before=True, average_before=True, sums=True, max_after=True),
         )
-        x = stages.to_slices(images, tile=2)
+        x = blocks.to_slices(images, tile=2)
         scale: Any = None
         shift: Any = None
         batch_stats = {}
-        for layer, stage in enumerate(blocks, start=1):
+        for layer, stage in enumerate(layers, start=1):
             conv, norm = (variables["params"][f"{kind}{layer}"] for kind in ("conv", "batch_norm"))
             sign = jnp.where(norm["scale"] < 0, -1.0, 1.0) if stage.max_after else None
             x, (total, squares) = stage(x, conv["kernel"], conv["bias"], scale, shift, sign)
@@ -224,7 +224,7 @@ class Cifar10CNN(_CNN):
                 "mean": _MOMENTUM * old["mean"] + (1 - _MOMENTUM) * mean,
                 "var": _MOMENTUM * old["var"] + (1 - _MOMENTUM) * var,
             }
-        return stages.to_features(nn.relu(stages.normalize(x, scale, shift))), batch_stats
+        return blocks.to_features(nn.relu(blocks.normalize(x, scale, shift))), batch_stats
 
 
 def feature_maps(

@@ -13,12 +13,9 @@ each measured in benchmarks/results/cpu.md:
 
 BatchNorm needs sums over the whole batch. So a stage takes its input before normalisation together
 with the scale and shift that normalise it, and returns the sums for the next one's.
-
-A block is float[T, T, C, H/T, W/T, N]: N pictures of H x W pixels, cut into tiles of T x T; the
-first two axes are a pixel's row and column in its tile. An array of S slices has S in front.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Pictures in a slice. Half and twice as many are slower for one of the networks or both.
-_SLICE = 64
+from jaxcnn import blocks
 
 # All axes of a block but its channels.
 _PICTURES = (0, 1, 3, 4, 5)
@@ -86,33 +82,6 @@ class Stage:
         return out, sums
 
 
-def to_slices(images: jax.Array, tile: int) -> jax.Array:
-    """Cuts float[B, H, W, C] images into float[S, tile, tile, C, H/tile, W/tile, N], B = S N."""
-    batch, height, width, channels = images.shape
-    size = _slice_size(batch)
-    tiled = images.reshape(batch // size, size, height // tile, tile, width // tile, tile, channels)
-    return _written(tiled.transpose(0, 3, 5, 6, 2, 4, 1))
-
-
-def to_features(x: jax.Array) -> jax.Array:
-    """Flattens float[S, 1, 1, C, H, W, N] to float[S N, H W C], the order of NHWC images."""
-    slices, _, _, _, _, _, size = x.shape
-    return x[:, 0, 0].transpose(0, 4, 2, 3, 1).reshape(slices * size, -1)
-
-
-def normalize(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """Scales and shifts the channels of a block, or of slices of them."""
-    return x * _channels(scale, x) + _channels(shift, x)
-
-
-def _slice_size(batch: int) -> int:
-    """Returns a divisor of the batch size that is not much larger or smaller than a slice."""
-    if batch <= _SLICE:
-        return batch
-    divisors = [n for n in range(_SLICE, _SLICE // 4, -1) if batch % n == 0]
-    return divisors[0] if divisors else batch
-
-
 def _differentiable(stage: Stage) -> Callable[..., Any]:
     """Returns the stage as a function with a derivative of its own."""
 
@@ -134,35 +103,37 @@ def _differentiable(stage: Stage) -> Callable[..., Any]:
     def backward(residuals: Any, cotangents: Any) -> Any:
         (x, kernel, bias, scale, shift, sign), y = residuals
         d_out, d_sums = cotangents
-        tiles, tile_transpose = jax.vjp(lambda kernel: _tile_kernel(kernel, stage.tile), kernel)
+        tiles, tile_transpose = jax.vjp(
+            lambda kernel: blocks.tile_kernel(kernel, stage.tile), kernel
+        )
 
         def one(block: tuple[jax.Array, ...]) -> tuple[Any, Any]:
             x, y, d_out = block
 
             def through_sums(dy: jax.Array, y: jax.Array) -> jax.Array:
                 if stage.sums:
-                    dy = dy + _channels(d_sums[0], y) + y * _channels(2 * d_sums[1], y)
+                    dy = dy + blocks.channels(d_sums[0], y) + y * blocks.channels(2 * d_sums[1], y)
                 return jnp.where(y > 0, dy, 0.0) if stage.relu_after else dy
 
             if stage.max_after:
                 routed = _max_pool_transpose(y, d_out, sign)
-                corners = zip(routed, _corners(y), strict=True)
-                dy = _join([through_sums(*corner) for corner in corners], stage.tile)
+                corners = zip(routed, blocks.corners(y), strict=True)
+                dy = blocks.join([through_sums(*corner) for corner in corners], stage.tile)
             else:
                 dy = through_sums(d_out, y)
-            dy = _written(dy)
+            dy = blocks.written(dy)
             inputs = _prepare(stage, x, scale, shift)
             flat = dy.reshape(-1, dy[0, 0, 0].size)
-            d_tiles = _dot(_patches(inputs, kernel.shape[0]), flat, 1, 1)
+            d_tiles = _dot(blocks.patches(inputs, kernel.shape[0]), flat, 1, 1)
             d_patches = _dot(tiles, flat, 1, 0)
-            dx = _patches_transpose(d_patches, inputs.shape, kernel.shape[0])
-            dx = _prepare_transpose(stage, x, scale, shift, _written(dx))
+            dx = blocks.patches_transpose(d_patches, inputs.shape, kernel.shape[0])
+            dx = _prepare_transpose(stage, x, scale, shift, blocks.written(dx))
             sums = [d_tiles, dy.sum(_PICTURES)]
             if scale is None:
                 return sums, dx
-            dx = _written(dx)
+            dx = blocks.written(dx)
             sums += [(dx * x).sum(_PICTURES), dx.sum(_PICTURES)]
-            return sums, dx * _channels(scale, dx)
+            return sums, dx * blocks.channels(scale, dx)
 
         zeros = [jnp.zeros_like(tiles), jnp.zeros_like(bias)]
         if scale is not None:
@@ -199,10 +170,10 @@ def _convolve(
 ) -> jax.Array:
     inputs = _prepare(stage, x, scale, shift)
     tile, _, _, height, width, size = inputs.shape
-    patches = _patches(inputs, kernel.shape[0])
-    y = _dot(_tile_kernel(kernel, tile), patches, 0, 0)
+    patches = blocks.patches(inputs, kernel.shape[0])
+    y = _dot(blocks.tile_kernel(kernel, tile), patches, 0, 0)
     y = y.reshape(tile, tile, kernel.shape[-1], height, width, size)
-    y = y + _channels(bias, y)
+    y = y + blocks.channels(bias, y)
     return jax.nn.relu(y) if stage.relu_after else y
 
 
@@ -211,13 +182,13 @@ def _prepare(
 ) -> jax.Array:
     """Does to a block what stands before the convolution."""
     if scale is not None and shift is not None:
-        x = normalize(x, scale, shift)
+        x = blocks.normalize(x, scale, shift)
     if stage.relu_before:
         x = jax.nn.relu(x)
     if stage.average_before:
-        first, *others = _corners(x)
+        first, *others = blocks.corners(x)
         x = (sum(others, first) * 0.25)[None, None]
-    return _written(_retile(x, stage.tile))
+    return blocks.written(blocks.retile(x, stage.tile))
 
 
 def _prepare_transpose(
@@ -229,124 +200,13 @@ def _prepare_transpose(
 ) -> jax.Array:
     """Carries a cotangent back to the input after scale and shift, if any."""
     if stage.average_before:
-        dy = _join([_retile(dy, 1)[0, 0] * 0.25] * 4, x.shape[0])
-    dy = _retile(dy, x.shape[0])
+        dy = blocks.join([blocks.retile(dy, 1)[0, 0] * 0.25] * 4, x.shape[0])
+    dy = blocks.retile(dy, x.shape[0])
     if not stage.relu_before:
         return dy
     if scale is not None and shift is not None:
-        x = normalize(x, scale, shift)
+        x = blocks.normalize(x, scale, shift)
     return jnp.where(x > 0, dy, 0.0)
-
-
-def _tile_kernel(kernel: jax.Array, tile: int) -> jax.Array:
-    """Spreads float[K, K, Cin, Cout] to float[(T + K - 1)^2 Cin, T^2 Cout].
-
-    Column (a, b, o) holds the kernel at the place that output (a, b) of a tile looks at.
-    """
-    size, _, features_in, features_out = kernel.shape
-
-    def at(row: int, column: int) -> jax.Array:
-        rows, columns = (row, tile - 1 - row), (column, tile - 1 - column)
-        return jnp.pad(kernel, (rows, columns, (0, 0), (0, 0)))
-
-    spread = [at(row, column) for row in range(tile) for column in range(tile)]
-    side = tile + size - 1
-    return jnp.stack(spread, axis=-2).reshape(side * side * features_in, tile**2 * features_out)
-
-
-def _offsets(tile: int, kernel_size: int) -> list[tuple[int, int]]:
-    """Returns the rows that a tile's outputs look at, as (row in its tile, tile counted from it).
-
-    The same holds for columns.
-    """
-    reach = kernel_size // 2
-    return [(offset % tile, offset // tile) for offset in range(-reach, tile + reach)]
-
-
-def _patches(x: jax.Array, kernel_size: int) -> jax.Array:
-    """Returns what each tile's outputs look at: float[(T + K - 1)^2 C, H/T W/T N] of a block.
-
-    Columns are gathered first and rows of the result then, which writes long pieces of memory.
-    """
-    tile, _, channels, height, width, size = x.shape
-    offsets = _offsets(tile, kernel_size)
-    edge = -offsets[0][1]
-    margins = ((0, 0), (0, 0), (0, 0), (edge, edge), (edge, edge), (0, 0))
-    padded = _written(jnp.pad(x, margins))
-    columns = jnp.stack(
-        [padded[:, b, :, :, edge + shift : edge + shift + width] for b, shift in offsets]
-    )
-    columns = _written(columns)
-    rows = jnp.stack(
-        [columns[:, a, :, edge + shift : edge + shift + height] for a, shift in offsets]
-    )
-    return rows.reshape(len(offsets) ** 2 * channels, height * width * size)
-
-
-def _patches_transpose(
-    patches: jax.Array, block_shape: Sequence[int], kernel_size: int
-) -> jax.Array:
-    """Adds up the patches' cotangents where they overlap: the transpose of `_patches`."""
-    tile, _, channels, height, width, size = block_shape
-    offsets = _offsets(tile, kernel_size)
-    patches = patches.reshape(len(offsets), len(offsets), channels, height, width, size)
-    if tile == 1:
-        edge = -offsets[0][1]
-        margin = [(edge + shift, edge - shift) for _, shift in offsets]
-        padded: Any = sum(
-            jnp.pad(patches[i, j], ((0, 0), margin[i], margin[j], (0, 0)))
-            for i in range(kernel_size)
-            for j in range(kernel_size)
-        )
-        return padded[None, None, :, edge : edge + height, edge : edge + width]
-    rows: list[Any] = [0.0] * tile
-    for i, (a, shift) in enumerate(offsets):
-        rows[a] = rows[a] + _shift(patches[i], shift, axis=2)
-    corners: list[Any] = []
-    for row in rows:
-        columns: list[Any] = [0.0] * tile
-        for j, (b, shift) in enumerate(offsets):
-            columns[b] = columns[b] + _shift(row[j], shift, axis=2)
-        corners += columns
-    return _join(corners, tile)
-
-
-def _shift(x: jax.Array, by: int, axis: int) -> jax.Array:
-    """Moves an array along an axis and fills up with zeros."""
-    size = x.shape[axis]
-    margins = [(0, 0)] * x.ndim
-    margins[axis] = (max(by, 0), max(-by, 0))
-    kept = lax.slice_in_dim(x, max(-by, 0), size - max(by, 0), axis=axis)
-    return jnp.pad(kept, margins)
-
-
-def _corners(x: jax.Array) -> list[jax.Array]:
-    """Returns the four corners of all 2 x 2 squares, float[C, H/2, W/2, N] each."""
-    if x.shape[0] == 2:
-        return [x[a, b] for a in (0, 1) for b in (0, 1)]
-    _, _, channels, height, width, size = x.shape
-    squares = x.reshape(channels, height // 2, 2, width // 2, 2, size)
-    return [squares[:, :, a, :, b] for a in (0, 1) for b in (0, 1)]
-
-
-def _join(corners: list[jax.Array], tile: int) -> jax.Array:
-    """Puts four corners together to a block: the transpose of `_corners`."""
-    if tile == 2:
-        return jnp.stack([jnp.stack(corners[:2]), jnp.stack(corners[2:])])
-    channels, height, width, size = corners[0].shape
-    rows = [jnp.stack(corners[:2], axis=3), jnp.stack(corners[2:], axis=3)]
-    return jnp.stack(rows, axis=2).reshape(1, 1, channels, 2 * height, 2 * width, size)
-
-
-def _retile(x: jax.Array, tile: int) -> jax.Array:
-    """Changes the tiles of a block from 1 to `tile` or back."""
-    old, _, channels, height, width, size = x.shape
-    if old == tile:
-        return x
-    if old == 1:
-        squares = x.reshape(channels, height // tile, tile, width // tile, tile, size)
-        return squares.transpose(2, 4, 0, 1, 3, 5)
-    return x.transpose(2, 3, 0, 4, 1, 5).reshape(1, 1, channels, height * old, width * old, size)
 
 
 def _max_pool(y: jax.Array, sign: jax.Array | None) -> jax.Array:
@@ -369,10 +229,10 @@ def _max_pool_transpose(y: jax.Array, d_out: jax.Array, sign: jax.Array | None) 
 
 
 def _signed_corners(y: jax.Array, sign: jax.Array | None) -> tuple[list[jax.Array], Any]:
-    corners = _corners(y)
+    corners = blocks.corners(y)
     if sign is None:
         return corners, 1.0
-    signs = _channels(sign, corners[0])
+    signs = blocks.channels(sign, corners[0])
     return [corner * signs for corner in corners], signs
 
 
@@ -381,22 +241,9 @@ def _largest(corners: list[jax.Array]) -> jax.Array:
     return jnp.maximum(top, bottom)
 
 
-def _channels(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Shapes float[C] to be broadcast over an array of [..., C, H, W, N]."""
-    return x.reshape((1,) * (like.ndim - 4) + (-1, 1, 1, 1))
-
-
 def _dot(lhs: jax.Array, rhs: jax.Array, lhs_axis: int, rhs_axis: int) -> jax.Array:
     """Multiplies two matrices over the given axes."""
     return lax.dot_general(lhs, rhs, (((lhs_axis,), (rhs_axis,)), ((), ())))
-
-
-def _written(x: jax.Array) -> jax.Array:
-    """Keeps the compiler from rewriting a value together with what uses it.
-
-    Without, it turns the two steps of `_patches` into one again.
-    """
-    return lax.optimization_barrier(x)
 
 
 def _zeros_like(x: jax.Array | None) -> jax.Array | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxcnn import stages
+from jaxcnn import blocks
 from jaxcnn.models import Cifar10CNN, MnistCNN
 from jaxcnn.pooling import avg_pool
 from jaxcnn.stages import Stage
@@ -97,7 +97,7 @@ def test_value_and_gradients_are_those_of_the_definition(
     args = arguments(kernel_size, 6, affine)
 
     def staged(images: jax.Array, *rest: Any) -> Any:
-        out, sums = stage(stages.to_slices(images, input_tile), *rest)
+        out, sums = stage(blocks.to_slices(images, input_tile), *rest)
         return to_images(out), sums
 
     grads, value = outcome(staged, args)
@@ -156,7 +156,7 @@ def test_a_tie_goes_to_the_first_corner_as_in_pytorch() -> None:
     kernel = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
 
     def total(images: jax.Array) -> jax.Array:
-        out, _ = stage(stages.to_slices(images, 2), kernel, jnp.zeros(1))
+        out, _ = stage(blocks.to_slices(images, 2), kernel, jnp.zeros(1))
         return jnp.sum(out)
 
     grad = jax.grad(total)(jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
@@ -176,18 +176,6 @@ def test_members_of_an_ensemble_equal_single_runs() -> None:
     for member in range(3):
         alone = jax.jit(logits)(jax.tree.map(lambda leaf, i=member: leaf[i], variables))
         np.testing.assert_allclose(together[member], alone, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("batch", "size"), [(4, 4), (64, 64), (512, 64), (96, 48), (127, 127)])
-def test_slices_divide_the_batch(batch: int, size: int) -> None:
-    shape = jax.eval_shape(lambda x: stages.to_slices(x, 2), jnp.zeros((batch, 4, 4, 1))).shape
-    assert shape == (batch // size, 2, 2, 1, 2, 2, size)
-
-
-def test_slices_come_back_in_order() -> None:
-    images = jnp.arange(130 * 2 * 2 * 3, dtype=jnp.float32).reshape(130, 2, 2, 3)
-    features = stages.to_features(stages.to_slices(images, 1))
-    np.testing.assert_array_equal(features, images.reshape(130, -1))
 
 
 def test_only_cpu_trains_in_stages() -> None:
