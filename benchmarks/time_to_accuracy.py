@@ -11,7 +11,6 @@ seconds of compiling all programs, anew for every run. `--arrays` takes uint8 `t
 
 import argparse
 import json
-import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -67,6 +66,24 @@ def reached(runs: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
     }
 
 
+def write(found: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Writes what is known so far and returns it."""
+    final = [run["test_accuracy"][-1] for run in runs]
+    content = {
+        "network": found.network,
+        "recipe": vars(recipes.get(found.network, found.recipe)),
+        "thresholds": [reached(runs, threshold) for threshold in THRESHOLDS[found.network]],
+        "final_test_accuracy_mean": statistics.mean(final),
+        "final_test_accuracy_std": statistics.stdev(final) if len(final) > 1 else None,
+        "runs": runs,
+        "versions": records.versions(),
+        "device": records.device(),
+    }
+    found.out.parent.mkdir(parents=True, exist_ok=True)
+    found.out.write_text(json.dumps(content, indent=1) + "\n")
+    return content
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -81,6 +98,7 @@ def main() -> None:
     recipe = recipes.get(found.network, found.recipe)
     dataset = load(found)
     runs: list[dict[str, Any]] = []
+    content: dict[str, Any] = {"thresholds": []}
     for seed in range(found.seeds):
         result = training.fit(recipe, dataset, seed=seed)
         runs.append(
@@ -93,19 +111,8 @@ def main() -> None:
         )
         accuracy, seconds = runs[-1]["test_accuracy"][-1], sum(runs[-1]["seconds"])
         print(f"seed {seed}: {accuracy:.2%} after {seconds:.1f} s", flush=True)
-    final = [run["test_accuracy"][-1] for run in runs]
-    content = {
-        "network": found.network,
-        "recipe": vars(recipe),
-        "thresholds": [reached(runs, threshold) for threshold in THRESHOLDS[found.network]],
-        "final_test_accuracy_mean": statistics.mean(final),
-        "final_test_accuracy_std": statistics.stdev(final) if len(final) > 1 else math.nan,
-        "runs": runs,
-        "versions": records.versions(),
-        "device": records.device(),
-    }
-    found.out.parent.mkdir(parents=True, exist_ok=True)
-    found.out.write_text(json.dumps(content, indent=1) + "\n")
+        # After every run, so that a benchmark that is cut short leaves what it measured.
+        content = write(found, runs)
     for row in content["thresholds"]:
         shown = "never" if row["seconds"] is None else f"{row['seconds']['median']:.1f} s"
         print(f"{row['accuracy']:.2%}: {shown}, {row['runs_reaching_it']} of {row['runs']} runs")
