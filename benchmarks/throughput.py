@@ -81,11 +81,11 @@ def measure(task: contenders.Task, found: argparse.Namespace) -> dict[str, Any]:
     for name, make in {"jaxcnn": contenders.jaxcnn, **variants}.items():
         began = time.perf_counter()
         try:
-            with contenders.fresh_compiler():
-                epoch = make(task)
-                epoch()
-                first[name] = time.perf_counter() - began
-                epoch()  # the second still finds some sizes for the first time
+            torch.compiler.reset()  # or it takes the batch size for dynamic
+            epoch = make(task)
+            epoch()
+            first[name] = time.perf_counter() - began
+            epoch()  # the second still finds some sizes for the first time
         except Exception as error:
             if name == "jaxcnn":
                 raise
@@ -148,7 +148,8 @@ def step_count(network: str, batch_size: int, precision: Any, seconds: float) ->
     began = time.perf_counter()
     epoch()
     step = (time.perf_counter() - began) / probe.steps
-    return int(np.clip(seconds / step, _LEAST, min(_MOST, max(_LEAST, 60_000 // batch_size))))
+    steps = int(np.clip(seconds / step, _LEAST, min(_MOST, max(_LEAST, 60_000 // batch_size))))
+    return steps if steps < contenders.GRAPH_STEPS else steps - steps % contenders.GRAPH_STEPS
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -75,6 +75,11 @@ class _CNN(nn.Module):
             self.put_variable("batch_stats", layer, stats)
         return features
 
+    def _name_dense_layers(self, features_in: int) -> None:
+        self.fc1 = self._dense(features_in, 512)
+        self.fc2 = self._dense(512, 10)
+        self.dropout = nn.Dropout(self.dropout_rate)
+
     def _head(self, x: jax.Array, train: bool) -> jax.Array:
         """The dense layers: float[B, F] -> float32[B, 10]."""
         x = nn.relu(self.fc1(x))
@@ -128,9 +133,7 @@ class MnistCNN(_CNN):
         """Names the layers."""
         self.conv1 = self._conv(1, 4, 5)
         self.conv2 = self._conv(4, 8, 5)
-        self.fc1 = self._dense(392, 512)
-        self.fc2 = self._dense(512, 10)
-        self.dropout = nn.Dropout(self.dropout_rate)
+        self._name_dense_layers(392)
 
     def _features(self, images: jax.Array, train: bool) -> jax.Array:
         x = images
@@ -175,9 +178,7 @@ class Cifar10CNN(_CNN):
             setattr(self, f"conv{layer}", self._conv(widths[layer - 1], widths[layer], 3))
             norm = nn.BatchNorm(momentum=_MOMENTUM, epsilon=_EPSILON, dtype=self.dtype)
             setattr(self, f"batch_norm{layer}", norm)
-        self.fc1 = self._dense(1024, 512)
-        self.fc2 = self._dense(512, 10)
-        self.dropout = nn.Dropout(self.dropout_rate)
+        self._name_dense_layers(1024)
 
     def _features(self, images: jax.Array, train: bool) -> jax.Array:
         def block(x: jax.Array, layer: int, relu_first: bool = False) -> jax.Array:
@@ -214,7 +215,7 @@ class Cifar10CNN(_CNN):
             conv, norm = (variables["params"][f"{kind}{layer}"] for kind in ("conv", "batch_norm"))
             sign = jnp.where(norm["scale"] < 0, -1.0, 1.0) if stage.max_after else None
             x, (total, squares) = stage(x, conv["kernel"], conv["bias"], scale, shift, sign)
-            values = images.size // images.shape[-1] // (1, 1, 1, 4, 16)[layer - 1]
+            values = x.size // x.shape[3] * (4 if stage.max_after else 1)  # before pooling
             mean = total / values
             var = jnp.maximum(squares / values - mean**2, 0.0)
             scale = norm["scale"] * lax.rsqrt(var + _EPSILON)
