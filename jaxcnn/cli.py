@@ -3,6 +3,7 @@
 Nothing heavy is imported before the flags are read, so that `--help` and mistakes answer at once.
 """
 
+import ast
 import contextlib
 import io
 import itertools
@@ -32,10 +33,23 @@ class Flags:
     """Passes over the training images."""
     batch_size: int = 1
     """Images a step."""
-    optimizer: recipes.OptimizerName = "sgd"
-    """Another one than the recipe's brings its own default learning rate and weight decay."""
+    optimizer: Annotated[str, conf.arg(metavar="NAME")] = "sgd"
+    """Any of optax and optax.contrib, or module:factory for your own. Another one than the recipe's
+    brings its own defaults for the flags below."""
     learning_rate: float = 1.0
     """Per step, at its peak."""
+    optimizer_args: Annotated[tuple[str, ...], conf.arg(metavar="KEY=VALUE ...")] = ()
+    """Further arguments of the optimizer, by the names of optax's documentation."""
+    weight_decay: float = 0.0
+    """Of kernels; biases and BatchNorm are left alone."""
+    schedule: recipes.ScheduleName = "constant"
+    """How the learning rate falls."""
+    warmup: float = 0.0
+    """Share of the steps in which it rises first."""
+    clip: float = 0.0
+    """The largest norm that the gradient may have; 0 for any."""
+    ema: float = 0.0
+    """Decay a step of the average of the parameters that is evaluated; 0 for no average."""
     seed: int = 0
     """Of everything random; the same seed gives the same run."""
     data: Literal["auto", "real", "synthetic"] = "auto"
@@ -115,8 +129,8 @@ def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, rec
         value = _peek(f"--{name}", argv)
         if name == "recipe" and value in recipes.RECIPES[network]:
             defaults = recipes.get(network, value)
-        elif name == "optimizer" and value in recipes.OPTIMIZER_DEFAULTS:
-            defaults = defaults.replace(optimizer=value)
+        elif name == "optimizer" and value:
+            defaults = _replace(defaults, optimizer=value)
     kind = _FLAGS[network]
     default = kind(
         recipe=defaults.name,  # type: ignore[arg-type]
@@ -124,21 +138,52 @@ def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, rec
         batch_size=defaults.batch_size,
         optimizer=defaults.optimizer,
         learning_rate=defaults.learning_rate,
+        optimizer_args=tuple(f"{key}={value}" for key, value in defaults.optimizer_args.items()),
+        weight_decay=defaults.weight_decay,
+        schedule=defaults.schedule,
+        warmup=defaults.warmup,
+        clip=defaults.clip,
+        ema=defaults.ema,
     )
     flags = _tyro(kind, default, argv)
     if not 0 <= flags.seed < 2**32:
         raise UserError(f"--seed takes a whole number from 0 to 4294967295, got {flags.seed}")
+    changed = (
+        "epochs batch_size optimizer learning_rate weight_decay schedule warmup clip ema".split()
+    )
+    recipe = _replace(
+        defaults,
+        **{field: getattr(flags, field) for field in changed},
+        optimizer_args=parse_optimizer_args(flags.optimizer_args),
+    )
+    return flags, recipe
+
+
+def parse_optimizer_args(pairs: Sequence[str]) -> dict[str, Any]:
+    """Reads "key=value" pairs; what is no Python literal is text.
+
+    Raises:
+        UserError: one is not of that form.
+    """
+    args: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (equals and key.isidentifier()):
+            raise UserError(f"--optimizer-args takes key=value pairs, got {pair!r}")
+        try:
+            args[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            args[key] = value
+    return args
+
+
+def _replace(recipe: recipes.Recipe, **changes: Any) -> recipes.Recipe:
+    """Changes a recipe, or says which flag has a value that it does not take."""
     try:
-        recipe = defaults.replace(
-            epochs=flags.epochs,
-            batch_size=flags.batch_size,
-            optimizer=flags.optimizer,
-            learning_rate=flags.learning_rate,
-        )
+        return recipe.replace(**changes)
     except ValueError as error:
         field, rest = str(error).split(" ", 1)
         raise UserError(f"--{field.replace('_', '-')} {rest}") from None
-    return flags, recipe
 
 
 def run(flags: Flags, recipe: recipes.Recipe) -> None:
@@ -157,6 +202,9 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     def say(line: str, style: str | None = None) -> None:
         console.print(line, style=style, soft_wrap=True, markup=False)
 
+    if ":" in recipe.optimizer:
+        # The module of the user, who looks for it where the command runs.
+        sys.path.append(str(Path.cwd()))
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(flags.workdir or f"runs/{recipe.network}-{started}").expanduser()
     records.check_workdir(workdir)

@@ -1,56 +1,153 @@
-"""Optimizers by name, with their schedules.
+"""Optimizers by name: any of optax and optax.contrib, or the user's own.
 
-Any other `optax.GradientTransformation` can be given to `jaxcnn.training.fit` as `tx`.
+Any `optax.GradientTransformation` can also be given to `jaxcnn.training.fit` as `tx`.
 """
 
-from collections.abc import Callable
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import optax
 from optax import contrib
 
+from jaxcnn import demands
+from jaxcnn.errors import UserError
 from jaxcnn.recipes import Recipe
+from jaxcnn.schedules import make_schedule
 
-Factory = Callable[[optax.Schedule, Recipe], optax.GradientTransformation]
+Factory = Callable[..., optax.GradientTransformation]
 
+# What may be traced, so that many runs with different values share a program. So may the
+# optimizer's own numeric arguments.
+HYPERPARAMETERS = ("learning_rate", "weight_decay", "momentum", "clip", "ema")
 
-def make_schedule(recipe: Recipe, total_steps: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the step.
-
-    It rises linearly over the first `recipe.warmup` of the steps, then falls to zero over the rest
-    (a half cosine, https://arxiv.org/abs/1608.03983, or a line), or stays.
-
-    Args:
-        recipe: with `learning_rate`, `schedule` and `warmup`.
-        total_steps: of the whole run.
-    """
-    warmup_steps = round(recipe.warmup * total_steps)
-    rest = max(1, total_steps - warmup_steps)
-    peak = recipe.learning_rate
-    after = {
-        "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-    }[recipe.schedule]
-    if warmup_steps == 0:
-        return after
-    # From 1 / warmup_steps rather than zero, so that the first step counts.
-    rise = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
-    return optax.join_schedules([rise, after], [warmup_steps])
+_RATES = ("learning_rate", "max_learning_rate")
+_DECAYS = ("weight_decay", "weight_decay_rate")
+_MASKS = ("mask", "weight_decay_mask")
 
 
-def make_optimizer(recipe: Recipe, total_steps: int) -> optax.GradientTransformation:
-    """Returns the recipe's optimizer with its schedule.
+def make_optimizer(
+    recipe: Recipe,
+    total_steps: int,
+    *,
+    key: jax.Array | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> optax.GradientTransformation:
+    """Returns the recipe's optimizer with its schedule, weight decay, clipping and averaging.
 
-    Weight decay is coupled (added to the gradient) for sgd, adam and rmsprop, as in PyTorch, and
-    decoupled for adamw, lion and muon. It leaves biases and BatchNorm's parameters alone.
+    Weight decay leaves biases and BatchNorm's parameters alone. It is as the optimizer defines it
+    where it has a weight decay of its own, decoupled for most of those; else it is coupled, added
+    to the gradient, as PyTorch does for sgd and adam.
 
     Args:
         recipe: with `optimizer` and its hyperparameters.
         total_steps: of the whole run.
+        key: PRNG key[], for optimizers that draw random numbers.
+        hyperparameters: values, traced perhaps, that replace those of the recipe: of
+            `HYPERPARAMETERS` and of the optimizer's own numeric arguments, float32[] each.
+
+    Raises:
+        UserError: the optimizer, an argument or the combination cannot be used.
     """
-    return FACTORIES[recipe.optimizer](make_schedule(recipe, total_steps), recipe)
+    values = {name: getattr(recipe, name) for name in HYPERPARAMETERS}
+    args = dict(recipe.optimizer_args)
+    for name, value in (hyperparameters or {}).items():
+        (values if name in values else args)[name] = value
+    schedule = make_schedule(recipe, total_steps, learning_rate=values["learning_rate"])
+    factory = find(recipe.optimizer)
+    parameters = inspect.signature(factory).parameters
+    check_args(recipe.optimizer, factory, args)
+    if "key" in parameters and key is not None:
+        args.setdefault("key", key)
+    if recipe.optimizer in ("sgd", "rmsprop"):
+        # None is no momentum, and less to keep.
+        moved = values["momentum"] if _is_on(values["momentum"]) else None
+        args = {"momentum": moved, "nesterov": recipe.nesterov} | args
+
+    scale = _give_learning_rate(recipe, parameters, args, schedule, values["learning_rate"])
+    before, make = _give_weight_decay(parameters, factory, args, values["weight_decay"])
+    try:
+        tx = demands.with_plain_params(make(**args))
+    except UserError:
+        raise
+    except Exception as error:  # whatever it is, it is about the arguments
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"optimizer {recipe.optimizer} refuses its arguments: {reason}; change "
+            "--optimizer-args or the hyperparameter it names"
+        ) from error
+    if _is_on(values["clip"]):
+        before.insert(0, optax.clip_by_global_norm(values["clip"]))
+    if before or scale:
+        tx = optax.chain(*before, tx, *scale)
+    return demands.averaged(tx, values["ema"]) if _is_on(values["ema"]) else tx
+
+
+def find(name: str) -> Factory:
+    """Returns the factory of an optimizer.
+
+    Args:
+        name: of one in `optax` or `optax.contrib`, or "module:factory".
+
+    Raises:
+        UserError: the module cannot be imported or has no such factory.
+    """
+    if ":" not in name:
+        factory: Factory = (
+            _PRESETS.get(name) or getattr(optax, name, None) or getattr(contrib, name)
+        )
+        return factory
+    module_name, attribute = name.split(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute, None)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"--optimizer {name}: cannot import {module_name} ({reason}); it must be importable "
+            "from where the command runs, or from a folder in PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise UserError(
+            f"--optimizer {name}: {module_name} has no function {attribute}; give one that returns "
+            "an optax.GradientTransformation"
+        )
+    return found
+
+
+def check_args(name: str, factory: Factory, args: Mapping[str, Any]) -> None:
+    """Compares arguments with the signature of an optimizer.
+
+    Raises:
+        UserError: one is unknown, missing, or text where a number is wanted.
+    """
+    parameters = inspect.signature(factory).parameters
+    reserved = {*_RATES, *_MASKS, *_DECAYS, "key", "seed"} if name != "mechanize" else {*_RATES}
+    takes = [parameter for parameter in parameters if parameter not in reserved]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in args.items():
+        if key in (*_RATES, *_DECAYS) and key in parameters and key in reserved:
+            flag = "--learning-rate" if key in _RATES else "--weight-decay"
+            raise UserError(f"--optimizer-args {key}: give {flag} instead")
+        if key not in takes and not open_ended:
+            near = difflib.get_close_matches(key, takes, n=1)
+            raise UserError(
+                f"--optimizer-args {key}: {name} has no such argument; it takes "
+                f"{', '.join(takes) or 'none'}" + (f" (did you mean {near[0]}?)" if near else "")
+            )
+        default = parameters[key].default if key in parameters else inspect.Parameter.empty
+        numeric = isinstance(default, (int, float)) or default is None
+        if isinstance(value, str) and numeric and "str" not in str(parameters[key].annotation):
+            raise UserError(f"--optimizer-args {key}: {name} takes a number here, got {value!r}")
+    for key, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if needed and key not in args and key not in reserved:
+            raise UserError(f"--optimizer-args: {name} needs {key}; give it as {key}=VALUE")
 
 
 def is_kernel(params: Any) -> Any:
@@ -58,33 +155,144 @@ def is_kernel(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def _coupled(optimizer: optax.GradientTransformation, recipe: Recipe) -> Any:
-    if recipe.weight_decay == 0:
+def _is_on(value: Any) -> bool:
+    """Whether a hyperparameter does anything; a traced one might."""
+    return isinstance(value, jax.core.Tracer) or bool(value != 0)
+
+
+def _first(names: tuple[str, ...], parameters: Mapping[str, Any]) -> str | None:
+    return next((name for name in names if name in parameters), None)
+
+
+def _give_learning_rate(
+    recipe: Recipe,
+    parameters: Mapping[str, inspect.Parameter],
+    args: dict[str, Any],
+    schedule: optax.Schedule,
+    peak: Any,
+) -> list[optax.GradientTransformation]:
+    """Adds the learning rate to `args`; returns what else must follow the optimizer for it."""
+    name = _first(_RATES, parameters)
+    if name is not None and "Callable" in str(parameters[name].annotation):
+        args[name] = schedule
+        return []
+    if name is not None:
+        args[name] = peak
+    if recipe.schedule == "constant" and recipe.warmup == 0:
+        return []
+    if recipe.optimizer.startswith("schedule_free"):
+        raise UserError(
+            f"optimizer {recipe.optimizer} replaces a schedule: give --schedule constant --warmup 0"
+        )
+    # It takes a number only: its updates are scaled, which comes to the same.
+    return [optax.scale_by_schedule(lambda step: schedule(step) / peak)]
+
+
+def _give_weight_decay(
+    parameters: Mapping[str, inspect.Parameter], factory: Factory, args: dict[str, Any], decay: Any
+) -> tuple[list[optax.GradientTransformation], Factory]:
+    """Adds the weight decay to `args`; returns what comes before the optimizer, and its factory."""
+    name, mask = _first(_DECAYS, parameters), _first(_MASKS, parameters)
+    if name is None or factory is _mechanize:
+        return ([optax.add_decayed_weights(decay, is_kernel)] if _is_on(decay) else []), factory
+    none = None if parameters[name].default is None else 0.0
+    if not _is_on(decay):
+        args[name] = none
+        return [], factory
+    if mask is not None:
+        args |= {name: decay, mask: is_kernel}
+        return [], factory
+
+    def split(**args: Any) -> optax.GradientTransformation:
+        # It would decay everything, so the kernels get an optimizer of their own.
+        return optax.partition(
+            {True: factory(**args, **{name: decay}), False: factory(**args, **{name: none})},
+            is_kernel,
+        )
+
+    return [], split
+
+
+def _inner(optimizer: str, learning_rate: Any) -> optax.GradientTransformation:
+    """Returns an optimizer within another one."""
+    if not isinstance(optimizer, str):
         return optimizer
-    return optax.chain(optax.add_decayed_weights(recipe.weight_decay, is_kernel), optimizer)
+    factory = find(optimizer) if ":" in optimizer or hasattr(optax, optimizer) else None
+    if factory is None:
+        raise UserError(f"--optimizer-args: optax has no optimizer {optimizer!r}; give sgd or adam")
+    momentum = {"momentum": 0.9} if optimizer == "sgd" else {}
+    return factory(learning_rate, **momentum)
 
 
-def _sgd(schedule: optax.Schedule, recipe: Recipe) -> optax.GradientTransformation:
-    return _coupled(optax.sgd(schedule, recipe.momentum, recipe.nesterov), recipe)
+def _lookahead(
+    learning_rate: optax.ScalarOrSchedule,
+    fast_optimizer: str = "sgd",
+    sync_period: int = 5,
+    slow_step_size: float = 0.5,
+    reset_state: bool = False,
+) -> optax.GradientTransformation:
+    fast = _inner(fast_optimizer, learning_rate)
+    return optax.lookahead(fast, sync_period, slow_step_size, reset_state)
 
 
-def _adam(schedule: optax.Schedule, recipe: Recipe) -> optax.GradientTransformation:
-    return _coupled(optax.adam(schedule), recipe)
+def _sam(
+    learning_rate: optax.ScalarOrSchedule,
+    optimizer: str = "sgd",
+    rho: float = 0.05,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    sync_period: int = 2,
+) -> optax.GradientTransformation:
+    # Opaque: it takes both of its gradients on the same batch, within one step.
+    inner = optax.chain(
+        optax.add_decayed_weights(weight_decay, mask), _inner(optimizer, learning_rate)
+    )
+    adversary = optax.chain(contrib.normalize(), optax.sgd(rho))
+    return contrib.sam(inner, adversary, sync_period=sync_period, opaque_mode=True)
 
 
-def _rmsprop(schedule: optax.Schedule, recipe: Recipe) -> optax.GradientTransformation:
-    return _coupled(optax.rmsprop(schedule, decay=0.99, momentum=recipe.momentum or None), recipe)
+def _schedule_free(
+    learning_rate: optax.ScalarOrSchedule,
+    base_optimizer: str = "sgd",
+    b1: float = 0.9,
+    weight_lr_power: float = 2.0,
+) -> optax.GradientTransformation:
+    # Its interpolation is the momentum.
+    base = optax.sgd(learning_rate) if base_optimizer == "sgd" else None
+    base = base or _inner(base_optimizer, learning_rate)
+    return contrib.schedule_free(base, learning_rate, b1=b1, weight_lr_power=weight_lr_power)
 
 
-def _adamw(schedule: optax.Schedule, recipe: Recipe) -> optax.GradientTransformation:
-    return optax.adamw(schedule, weight_decay=recipe.weight_decay, mask=is_kernel)
+def _mechanize(
+    learning_rate: optax.ScalarOrSchedule,
+    base_optimizer: str = "sgd",
+    weight_decay: float = 0.01,
+    eps: float = 1e-8,
+    s_init: float = 1e-6,
+    num_betas: int = 6,
+) -> optax.GradientTransformation:
+    base = _inner(base_optimizer, learning_rate)
+    return contrib.mechanize(base, weight_decay, eps, s_init, num_betas)
 
 
-def _lion(schedule: optax.Schedule, recipe: Recipe) -> optax.GradientTransformation:
-    return optax.lion(schedule, weight_decay=recipe.weight_decay, mask=is_kernel)
+def _reduce_on_plateau(
+    learning_rate: optax.ScalarOrSchedule,
+    optimizer: str = "sgd",
+    factor: float = 0.5,
+    patience: int = 5,
+    rtol: float = 1e-4,
+    atol: float = 0.0,
+    cooldown: int = 0,
+    accumulation_size: int = 200,
+    min_scale: float = 0.0,
+) -> optax.GradientTransformation:
+    plateau = contrib.reduce_on_plateau(
+        factor, patience, rtol, atol, cooldown, accumulation_size, min_scale
+    )
+    return optax.chain(_inner(optimizer, learning_rate), plateau)
 
 
-def _muon(schedule: optax.Schedule, recipe: Recipe) -> optax.GradientTransformation:
+def _muon(learning_rate: optax.ScalarOrSchedule, **args: Any) -> optax.GradientTransformation:
     def dimension_numbers(params: Any) -> Any:
         # Muon hands anything without dimension numbers to Adam, convolution kernels too if they
         # are not described: (KH, KW, Cin) are what the matrix maps from, Cout what it maps to.
@@ -97,19 +305,18 @@ def _muon(schedule: optax.Schedule, recipe: Recipe) -> optax.GradientTransformat
             params,
         )
 
-    return contrib.muon(
-        schedule,
-        weight_decay=recipe.weight_decay,
-        weight_decay_mask=is_kernel,
-        muon_weight_dimension_numbers=dimension_numbers,
-    )
+    return contrib.muon(learning_rate, muon_weight_dimension_numbers=dimension_numbers, **args)
 
 
-FACTORIES: dict[str, Factory] = {
-    "sgd": _sgd,
-    "adam": _adam,
-    "adamw": _adamw,
-    "lion": _lion,
+# Its own but for what is given above.
+_muon.__signature__ = inspect.signature(contrib.muon)  # type: ignore[attr-defined]
+
+# Optimizers that need more than numbers.
+_PRESETS: dict[str, Factory] = {
+    "lookahead": _lookahead,
+    "mechanize": _mechanize,
     "muon": _muon,
-    "rmsprop": _rmsprop,
+    "reduce_on_plateau": _reduce_on_plateau,
+    "sam": _sam,
+    "schedule_free": _schedule_free,
 }

@@ -5,13 +5,17 @@ This module imports nothing heavy, so that a command line can show its defaults 
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from jaxcnn import catalog
+
 NetworkName = Literal["mnist", "cifar10"]
 RecipeName = Literal["reference", "fast", "best"]
-OptimizerName = Literal["sgd", "adam", "adamw", "lion", "muon", "rmsprop"]
-ScheduleName = Literal["constant", "cosine", "linear"]
+ScheduleName = Literal[
+    "constant", "cosine", "linear", "trapezoid", "exponential", "steps", "onecycle"
+]
 AugmentName = Literal["none", "shift", "flip-shift"]
 InitializationName = Literal["flax", "pytorch"]
 
@@ -25,13 +29,16 @@ class Recipe:
         network: "mnist" or "cifar10".
         epochs: passes over the training images.
         batch_size: images a step.
-        optimizer: by name, see `jaxcnn.optimizers`.
+        optimizer: of `optax` or `optax.contrib` by name, or your own as "module:factory".
+        optimizer_args: further arguments of the optimizer, by name.
         learning_rate: per step, at its peak.
         weight_decay: of kernels only; biases and BatchNorm are left alone.
         momentum: of sgd and rmsprop; the others ignore it.
         nesterov: whether the momentum of sgd looks ahead.
-        schedule: how the learning rate falls to zero, or "constant".
+        schedule: how the learning rate falls, see `jaxcnn.schedules`, or "constant".
         warmup: share of the steps in which the learning rate rises from zero.
+        clip: the largest norm that the gradient may have; longer ones are scaled. 0 for any.
+        ema: decay a step of the average of the parameters that is evaluated. 0 for no average.
         dropout: share of the hidden units dropped.
         augment: changes to the training images, see `jaxcnn.data.augment`.
         initialization: of the parameters, see `jaxcnn.models`.
@@ -46,13 +53,16 @@ class Recipe:
     network: NetworkName
     epochs: int
     batch_size: int
-    optimizer: OptimizerName
+    optimizer: str
     learning_rate: float
+    optimizer_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weight_decay: float = 0.0
     momentum: float = 0.9
     nesterov: bool = False
     schedule: ScheduleName = "constant"
     warmup: float = 0.0
+    clip: float = 0.0
+    ema: float = 0.0
     dropout: float = 0.5
     augment: AugmentName = "none"
     initialization: InitializationName = "flax"
@@ -62,12 +72,12 @@ class Recipe:
     def __post_init__(self) -> None:
         for field, kind in (
             ("network", NetworkName),
-            ("optimizer", OptimizerName),
             ("schedule", ScheduleName),
             ("augment", AugmentName),
             ("initialization", InitializationName),
         ):
             _check(self, field, getattr(self, field) in get_args(kind), _one_of(get_args(kind)))
+        catalog.get(self.optimizer)
         for field in ("epochs", "batch_size"):
             value = getattr(self, field)
             # The step counter is an int32.
@@ -75,9 +85,10 @@ class Recipe:
             _check(self, field, whole and 1 <= value <= 10**6, "a whole number from 1 to 1000000")
         finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
         _check(self, "learning_rate", finite, "a finite number above 0")
-        finite = math.isfinite(self.weight_decay) and self.weight_decay >= 0
-        _check(self, "weight_decay", finite, "a finite number, 0 or more")
-        for field in ("momentum", "warmup", "dropout"):
+        for field in ("weight_decay", "clip"):
+            finite = math.isfinite(getattr(self, field)) and getattr(self, field) >= 0
+            _check(self, field, finite, "a finite number, 0 or more")
+        for field in ("momentum", "warmup", "ema", "dropout"):
             _check(self, field, 0 <= getattr(self, field) < 1, "a number from 0 to below 1")
         channels = {"mnist": (1,), "cifar10": (1, 3)}[self.network]
         for field, positive in (("mean", False), ("std", True)):
@@ -90,12 +101,20 @@ class Recipe:
     def replace(self, **changes: Any) -> "Recipe":
         """Returns a copy with some fields changed.
 
-        A changed optimizer brings its own default learning rate and weight decay, unless they are
-        given too: those of another optimizer would be off by orders of magnitude.
+        A changed optimizer brings its own defaults (learning rate, weight decay, arguments, for
+        some a constant schedule), unless they are given too: those of another optimizer would be
+        off by orders of magnitude.
         """
         if changes.get("optimizer", self.optimizer) != self.optimizer:
-            defaults = OPTIMIZER_DEFAULTS.get(changes["optimizer"], {})
-            changes = {"nesterov": False, **defaults, **changes}
+            defaults = catalog.get(changes["optimizer"])
+            brought = {
+                "learning_rate": defaults.learning_rate,
+                "weight_decay": defaults.weight_decay,
+                "optimizer_args": defaults.args,
+                "momentum": 0.9,
+                "nesterov": False,
+            }
+            changes = brought | defaults.recipe | changes
         return dataclasses.replace(self, **changes)
 
 
@@ -107,16 +126,6 @@ def _check(recipe: Recipe, field: str, good: bool, takes: str) -> None:
 def _one_of(values: tuple[object, ...]) -> str:
     return " or ".join(", ".join(map(str, values)).rsplit(", ", 1))
 
-
-# Sound starting points at batch sizes around 100, found by short runs of both networks.
-OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
-    "sgd": {"learning_rate": 0.05, "weight_decay": 5e-4, "nesterov": True},
-    "adam": {"learning_rate": 2e-3, "weight_decay": 0.0},
-    "adamw": {"learning_rate": 2e-3, "weight_decay": 0.02},
-    "lion": {"learning_rate": 2e-4, "weight_decay": 0.1},
-    "muon": {"learning_rate": 5e-3, "weight_decay": 0.02},
-    "rmsprop": {"learning_rate": 5e-4, "weight_decay": 0.0, "momentum": 0.0},
-}
 
 # The mean and standard deviation of each channel over CIFAR-10's training images.
 _CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)

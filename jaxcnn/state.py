@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxcnn import demands
+
 
 class TrainState(flax.struct.PyTreeNode):
     """All that changes while a network trains.
@@ -31,8 +33,14 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """What `model.apply` takes, with the parameters that are trained."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def eval_variables(self) -> dict[str, Any]:
+        """The same with the parameters that the optimizer says to evaluate at."""
+        params = demands.eval_params(self.opt_state, self.params)
+        return {"params": params, "batch_stats": self.batch_stats}
 
 
 def init(
@@ -53,13 +61,16 @@ def init(
     def build(key: jax.Array) -> TrainState:
         params_key, step_key = jax.random.split(key)
         variables = model.init(params_key, jnp.zeros((1, *input_shape), jnp.float32))
-        return TrainState(
+        start = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
-            opt_state=tx.init(variables["params"]),
+            opt_state=demands.with_plain_params(tx).init(variables["params"]),
             key=step_key,
         )
+        # Some optimizers start from weakly typed numbers, and steps return strongly typed ones: a
+        # second program would be compiled for the second step.
+        return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), start)
 
     # One program rather than a hundred small ones, each compiled by itself.
     return jax.jit(build)(key)

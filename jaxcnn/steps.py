@@ -6,14 +6,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from jaxcnn import demands
 from jaxcnn.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Batch], Metrics]
+
+# The `nonfinite_step` of a run whose losses are all finite.
+NEVER = np.iinfo(np.int32).max
 
 
 def make_train_step(
@@ -27,7 +32,7 @@ def make_train_step(
 
     Args:
         model: the network.
-        tx: the optimizer.
+        tx: the optimizer. Its `update` is given what it asks for, see `jaxcnn.demands`.
         normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
         augment: (key, uint8[B, H, W, C]) -> uint8[B, H, W, C], or None for none.
 
@@ -35,15 +40,22 @@ def make_train_step(
         `train_step(state, batch) -> (state, metrics)`, jitted, with the state donated. The batch
         is `{"image": uint8[B, H, W, C], "label": int32[B]}`. The metrics are sums over the batch,
         taken in training mode before the update: `loss_sum` float32[], cross entropy in nats;
-        `correct` int32[], right answers; `count` int32[], pictures.
+        `correct` int32[], right answers; `count` int32[], pictures. Tracing it raises `UserError`
+        where the optimizer asks for what a step cannot give.
     """
+    tx = demands.with_plain_params(tx)
+    # Some optimizers differentiate forwards, which the stages on CPU do not.
+    forward_model = model.clone(staged=False) if hasattr(model, "staged") else model
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # From the step's number, so that a resumed run draws what the unbroken one would have.
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        key = jax.random.fold_in(state.key, state.step)
+        augment_key, dropout_key = jax.random.split(key)
         images = batch["image"] if augment is None else augment(augment_key, batch["image"])
 
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+        def loss_fn(
+            params: Any, model: nn.Module = model
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
             logits: jax.Array
             logits, changed = model.apply(
                 {"params": params, "batch_stats": state.batch_stats},
@@ -56,7 +68,16 @@ def make_train_step(
             return losses.mean(), (losses, logits, changed.get("batch_stats", {}))
 
         grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        offers = {
+            "value": losses.mean(),
+            "grad": grads,
+            "value_fn": lambda params: loss_fn(params)[0],
+            "obj_fn": lambda params: loss_fn(params, forward_model)[0],
+            "grad_fn": lambda params, *_: jax.grad(loss_fn, has_aux=True)(params)[0],
+            "key": jax.random.fold_in(key, 2),
+        }
+        extra = {name: offers[name] for name in demands.extra_arguments(tx, state.params)}
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -98,7 +119,9 @@ def make_train_steps(train_step: TrainStep) -> jax.stages.Wrapped:
     Returns:
         `train_steps(state, batches, count) -> (state, metrics)`, jitted, with the state donated.
         `batches` has an axis in front, K; the first `count` (int32[], at most K) are trained on,
-        in order, and their metrics are summed. One compiled program serves every count.
+        in order, and their metrics are summed. With them comes `nonfinite_step` int32[]: the first
+        step, counted from 1, whose loss was not finite, or `NEVER`. One compiled program serves
+        every count.
     """
 
     def train_steps(
@@ -107,11 +130,25 @@ def make_train_steps(train_step: TrainStep) -> jax.stages.Wrapped:
         def body(index: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, sums = carry
             state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
-            return state, jax.tree.map(jnp.add, sums, metrics)
+            return state, merge(sums, with_nonfinite_step(metrics, state.step))
 
-        return jax.lax.fori_loop(0, count, body, (state, zero_metrics()))
+        start = with_nonfinite_step(zero_metrics(), state.step)
+        return jax.lax.fori_loop(0, count, body, (state, start))
 
     return jax.jit(train_steps, donate_argnums=0)
+
+
+def with_nonfinite_step(metrics: Metrics, step: jax.Array) -> Metrics:
+    """Adds `nonfinite_step`: the given one if the loss is not finite, else `NEVER`."""
+    finite = jnp.isfinite(metrics["loss_sum"])
+    return {**metrics, "nonfinite_step": jnp.where(finite, jnp.int32(NEVER), step)}
+
+
+def merge(metrics: Metrics, others: Metrics) -> Metrics:
+    """Adds the sums up and takes the first of the steps that were not finite."""
+    sums = jax.tree.map(jnp.add, metrics, others)
+    first = jnp.minimum(metrics["nonfinite_step"], others["nonfinite_step"])
+    return {**sums, "nonfinite_step": first}
 
 
 def make_eval_steps(eval_step: EvalStep) -> jax.stages.Wrapped:

@@ -1,6 +1,5 @@
 """`fit`: epochs of training with an evaluation after each."""
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn import optimizers, state, steps
+from jaxcnn import optimizers, schedules, state, steps
 from jaxcnn.data.augment import make_augment, make_normalize
 from jaxcnn.data.dataset import Dataset, FeedName, Split
 from jaxcnn.data.feed import make_feed
@@ -21,7 +20,7 @@ from jaxcnn.models import Cifar10CNN, MnistCNN, count_parameters
 from jaxcnn.recipes import Recipe
 
 # Evaluation is fastest on CPU while a batch fits the caches; its result does not depend on this.
-_EVAL_BATCH_SIZE = 100
+EVAL_BATCH_SIZE = 100
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,13 @@ def make_model(recipe: Recipe) -> nn.Module:
     return network(dropout_rate=recipe.dropout, initialization=recipe.initialization)
 
 
+def split_key(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns a run's two keys: of everything in its state, and of the order of its images."""
+    # Not jax's default, whatever that is: "rbg" gives all members of an ensemble the same numbers.
+    init_key, order_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
+    return init_key, order_key
+
+
 def fit(
     recipe: Recipe,
     dataset: Dataset,
@@ -146,14 +152,14 @@ def fit(
             f"batch_size {recipe.batch_size} is larger than the {len(dataset.train)} training "
             "images: take at most that many"
         )
-    init_key, order_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
+    init_key, order_key = split_key(seed)
     model = make_model(recipe) if model is None else model
     source = make_feed(feed, dataset.train, recipe.batch_size, order_key)
     schedule = None
     if tx is None:
         total_steps = recipe.epochs * source.plan.steps
-        schedule = optimizers.make_schedule(recipe, total_steps)
-        tx = optimizers.make_optimizer(recipe, total_steps)
+        schedule = schedules.make_schedule(recipe, total_steps)
+        tx = optimizers.make_optimizer(recipe, total_steps, key=jax.random.fold_in(init_key, 1))
     image_shape = dataset.train.images.shape[1:]
     train_state = state.init(init_key, model, tx, image_shape)
     normalize = make_normalize(recipe.mean, recipe.std)
@@ -165,10 +171,10 @@ def fit(
         source.plan.shapes,
         image_shape,
     )
-    test_batches = eval_batches(dataset.test, _EVAL_BATCH_SIZE)
+    test_batches = eval_batches(dataset.test, EVAL_BATCH_SIZE)
     eval_steps = (
         steps.make_eval_steps(steps.make_eval_step(model, normalize=normalize))
-        .lower(train_state.variables, test_batches)
+        .lower(train_state.eval_variables, test_batches)
         .compile()
     )
     compile_seconds = time.perf_counter() - began
@@ -181,22 +187,29 @@ def fit(
             observer.start(epochs=recipe.epochs, images=len(dataset.train))
         for epoch in range(1, recipe.epochs + 1):
             began = time.perf_counter()
-            sums = steps.zero_metrics()
+            sums: Any = None
             for chunk in source.epoch(epoch):
                 program = train_steps[chunk.batches["label"].shape]
                 train_state, metrics = program(train_state, chunk.batches, np.int32(chunk.count))
-                sums = jax.tree.map(jnp.add, sums, metrics)
+                if sums is not None:
+                    # Of the chunks before: looking at them does not keep the device waiting.
+                    _stop_if_diverged(sums, recipe, schedule)
+                sums = metrics if sums is None else steps.merge(sums, metrics)
                 for observer in observers:
                     observer.advance(images=chunk.count * chunk.batch_size, metrics=metrics)
             train = jax.device_get(sums)  # waits for the epoch's end
+            _stop_if_diverged(train, recipe, schedule)
             seconds = time.perf_counter() - began
             train_seconds += seconds
 
             began = time.perf_counter()
-            test = jax.device_get(eval_steps(train_state.variables, test_batches))
+            test = jax.device_get(eval_steps(train_state.eval_variables, test_batches))
             eval_seconds += time.perf_counter() - began
 
             step = epoch * source.plan.steps
+            if not np.isfinite(test["loss_sum"]):
+                # The last step's update has done it.
+                _stop_if_diverged({"nonfinite_step": jnp.int32(step)}, recipe, schedule)
             record = EpochRecord(
                 epoch=epoch,
                 step=step,
@@ -208,11 +221,6 @@ def fit(
                 seconds=seconds,
                 images_per_second=len(dataset.train) / seconds,
             )
-            if not math.isfinite(record.train_loss):
-                raise DivergedError(
-                    f"the training loss is {record.train_loss} in epoch {epoch}: give "
-                    f"--learning-rate a smaller value than {recipe.learning_rate}"
-                )
             history.append(record)
             for observer in observers:
                 observer.epoch(record)
@@ -245,7 +253,7 @@ def evaluate(recipe: Recipe, variables: Any, split: Split) -> tuple[int, int, fl
     """
     normalize = make_normalize(recipe.mean, recipe.std)
     eval_step = steps.make_eval_step(make_model(recipe), normalize=normalize)
-    batches = eval_batches(split, _EVAL_BATCH_SIZE)
+    batches = eval_batches(split, EVAL_BATCH_SIZE)
     sums = jax.device_get(steps.make_eval_steps(eval_step)(variables, batches))
     return int(sums["correct"]), int(sums["count"]), float(sums["loss_sum"] / sums["count"])
 
@@ -273,6 +281,24 @@ def eval_batches(split: Split, batch_size: int) -> dict[str, jax.Array]:
         "label": stack(split.labels),
         "mask": stack(np.ones(len(split), bool)),
     }
+
+
+def _stop_if_diverged(
+    metrics: steps.Metrics, recipe: Recipe, schedule: optax.Schedule | None
+) -> None:
+    step = int(metrics["nonfinite_step"])
+    if step == steps.NEVER:
+        return
+    if schedule is None:
+        raise DivergedError(
+            f"the training loss is not finite any more at step {step}: give the optimizer a "
+            "smaller learning rate"
+        )
+    raise DivergedError(
+        f"the training loss is not finite any more at step {step}, where the learning rate is "
+        f"{float(schedule(step - 1)):.3g}: give --learning-rate a smaller value than "
+        f"{recipe.learning_rate:g}"
+    )
 
 
 def _compile_train_steps(

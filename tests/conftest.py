@@ -9,11 +9,11 @@ from pathlib import Path
 
 import hypothesis
 import jax
-import numpy as np
 import pytest
 
-from jaxcnn.data import Dataset, Split
+from jaxcnn.data import Dataset
 from tests.official import CIFAR_NAMES, Official, archive, cifar_members, write_mnist, write_tar
+from tests.stripes import striped_split
 
 REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("JAXCNN_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -62,21 +62,11 @@ def real_data() -> Path:
     return REAL_DATA
 
 
-def _striped_split(shape: tuple[int, int, int], size: int, seed: int) -> Split:
-    """Pictures that a few steps can learn: a bright stripe whose place is the label."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, 10, size).astype(np.int32)
-    images = generator.integers(0, 60, (size, *shape)).astype(np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[4 + 2 * label : 6 + 2 * label] += 180
-    return Split(images, labels)
-
-
 @pytest.fixture(scope="session")
 def tiny_mnist() -> Dataset:
     """330 training and 70 test pictures of MNIST's shape."""
     shape = (28, 28, 1)
-    train, test = _striped_split(shape, 330, 0), _striped_split(shape, 70, 1)
+    train, test = striped_split(shape, 330, 0), striped_split(shape, 70, 1)
     return Dataset("mnist", "tiny", train, test, tuple("0123456789"))
 
 
@@ -84,7 +74,7 @@ def tiny_mnist() -> Dataset:
 def tiny_cifar10() -> Dataset:
     """90 training and 30 test pictures of CIFAR-10's shape."""
     shape = (32, 32, 3)
-    train, test = _striped_split(shape, 90, 0), _striped_split(shape, 30, 1)
+    train, test = striped_split(shape, 90, 0), striped_split(shape, 30, 1)
     return Dataset("cifar10", "tiny", train, test, CIFAR_NAMES)
 
 

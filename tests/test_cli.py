@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn import cli, data, recipes
+from jaxcnn import catalog, cli, data, recipes
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
 
@@ -37,7 +37,7 @@ def test_flags_change_the_recipe() -> None:
 
 def test_an_optimizer_brings_its_learning_rate() -> None:
     _, recipe = cli.parse("mnist", ["--optimizer", "muon"])
-    assert recipe.learning_rate == recipes.OPTIMIZER_DEFAULTS["muon"]["learning_rate"]
+    assert recipe.learning_rate == catalog.get("muon").learning_rate
     _, recipe = cli.parse("mnist", ["--optimizer=muon", "--learning-rate=0.5"])
     assert recipe.learning_rate == 0.5
 

@@ -1,4 +1,4 @@
-from typing import get_args
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,36 +9,15 @@ import pytest
 from jaxcnn import optimizers, recipes, state, steps
 from jaxcnn.data import Dataset
 from jaxcnn.data.augment import make_normalize
+from jaxcnn.errors import UserError
 from jaxcnn.models import MnistCNN
 
 BASE = recipes.get("mnist", "reference")
 
+MAIN = ("sgd", "adam", "adamw", "lion", "muon", "rmsprop")
+
 # Optax's own arithmetic mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
-
-
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
-@pytest.mark.parametrize("warmup", [0.0, 0.1])
-def test_schedules(schedule: str, warmup: float) -> None:
-    recipe = BASE.replace(schedule=schedule, warmup=warmup, learning_rate=0.5)
-    rates = np.array([optimizers.make_schedule(recipe, 100)(step) for step in range(101)])
-    assert rates.max() == pytest.approx(0.5)
-    if warmup:
-        np.testing.assert_allclose(rates[:10], 0.05 * np.arange(1, 11), rtol=1e-5)
-    else:
-        assert rates[0] == pytest.approx(0.5)
-    rest = np.arange(101 - 100 * warmup) / (100 - 100 * warmup)
-    expected = {
-        "constant": np.ones_like(rest),
-        "cosine": (1 + np.cos(np.pi * rest)) / 2,
-        "linear": 1 - rest,
-    }[schedule]
-    np.testing.assert_allclose(rates[round(100 * warmup) :], 0.5 * expected, atol=1e-6)
-
-
-def test_a_run_of_one_step() -> None:
-    recipe = BASE.replace(schedule="linear", warmup=0.9)
-    assert float(optimizers.make_schedule(recipe, 1)(0)) > 0
 
 
 def test_reference_is_plain_sgd_with_momentum() -> None:
@@ -52,7 +31,7 @@ def test_reference_is_plain_sgd_with_momentum() -> None:
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize("name", get_args(recipes.OptimizerName))
+@pytest.mark.parametrize("name", MAIN)
 def test_weight_decay_shrinks_kernels_alone(name: str) -> None:
     recipe = BASE.replace(optimizer=name, weight_decay=0.1, learning_rate=0.1)
     params = {"kernel": jnp.full((3, 3, 2, 4), 0.5), "bias": jnp.ones(4)}
@@ -79,7 +58,7 @@ def test_muon_orthogonalises_convolution_kernels() -> None:
         assert singular.max() / singular.min() > 5
 
 
-@pytest.mark.parametrize("name", get_args(recipes.OptimizerName))
+@pytest.mark.parametrize("name", MAIN)
 def test_every_optimizer_learns_with_its_defaults(name: str, tiny_mnist: Dataset) -> None:
     recipe = recipes.get("mnist", "fast").replace(optimizer=name, schedule="constant", warmup=0.0)
     model, tx = MnistCNN(), optimizers.make_optimizer(recipe, 60)
@@ -96,6 +75,94 @@ def test_every_optimizer_learns_with_its_defaults(name: str, tiny_mnist: Dataset
     assert many._cache_size() == 1
 
 
-def test_every_name_has_a_factory_and_defaults() -> None:
-    names = set(get_args(recipes.OptimizerName))
-    assert names == set(optimizers.FACTORIES) == set(recipes.OPTIMIZER_DEFAULTS)
+@pytest.mark.parametrize(
+    "name", ["novograd", "schedule_free_sgd", "sgd", "lars", "adafactor", "sam"]
+)
+def test_a_default_weight_decay_can_be_turned_off(name: str) -> None:
+    recipe = BASE.replace(optimizer=name, weight_decay=0.0, schedule="constant")
+    params = {"kernel": jnp.full((3, 3, 2, 4), 0.5), "bias": jnp.ones(4)}
+    tx = optimizers.make_optimizer(recipe, 10)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    extra = {"grad_fn": lambda params, *_: zeros} if name == "sam" else {}
+    updates, _ = tx.update(zeros, tx.init(params), params, **extra)
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, 0), updates)
+
+
+def test_arguments_reach_the_optimizer() -> None:
+    recipe = BASE.replace(optimizer="adam", optimizer_args={"b1": 0.5}, learning_rate=0.1)
+    plain = optax.adam(0.1, b1=0.5)
+    tx = optimizers.make_optimizer(recipe, 10)
+    params = {"bias": jnp.ones(4)}
+    one, other = tx.init(params), plain.init(params)
+    for step in range(3):
+        grads = {"bias": jnp.arange(4.0) + step}
+        ours, one = tx.update(grads, one, params)
+        theirs, other = plain.update(grads, other, params)
+        np.testing.assert_allclose(ours["bias"], theirs["bias"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("adam", {"b3": 1}, "b3: adam has no such argument; it takes b1, b2"),
+        ("adam", {"b1": "high"}, "b1: adam takes a number here, got 'high'"),
+        ("adam", {"learning_rate": 1}, "learning_rate: give --learning-rate instead"),
+        ("adamw", {"weight_decay": 1}, "weight_decay: give --weight-decay instead"),
+        ("lookahead", {"fast_optimizer": "sdg"}, "optax has no optimizer 'sdg'"),
+        ("lookahead", {"sync_period": -1}, "lookahead refuses its arguments"),
+        ("tests.test_optimizers:two_numbers", {}, "needs beta; give it as beta=VALUE"),
+        ("tests.test_optimizers:missing", {}, "has no function missing"),
+        ("tests.no_module:make", {}, "cannot import tests.no_module"),
+    ],
+)
+def test_mistakes(name: str, args: dict, message: str) -> None:
+    recipe = BASE.replace(optimizer=name, optimizer_args=args)
+    with pytest.raises(UserError, match=re.escape(message)):
+        optimizers.make_optimizer(recipe, 10)
+
+
+def two_numbers(learning_rate: float, beta: float) -> optax.GradientTransformation:
+    """An optimizer of a user's."""
+    return optax.chain(optax.trace(beta), optax.scale(-learning_rate))
+
+
+def test_an_optimizer_of_one_s_own_follows_the_schedule() -> None:
+    recipe = BASE.replace(
+        optimizer="tests.test_optimizers:two_numbers",
+        optimizer_args={"beta": 0.0},
+        schedule="linear",
+        learning_rate=0.5,
+    )
+    tx = optimizers.make_optimizer(recipe, 10)
+    opt_state = tx.init(jnp.ones(3))
+    for step in range(10):
+        updates, opt_state = tx.update(jnp.ones(3), opt_state, jnp.ones(3))
+        np.testing.assert_allclose(updates, -0.5 * (1 - step / 10), rtol=1e-5)
+
+
+def test_clipping() -> None:
+    tx = optimizers.make_optimizer(BASE.replace(clip=2.0, learning_rate=1.0, momentum=0.0), 10)
+    updates, _ = tx.update(jnp.full(4, 10.0), tx.init(jnp.ones(4)), jnp.ones(4))
+    assert float(jnp.linalg.norm(updates)) == pytest.approx(2.0)
+
+
+def test_a_schedule_where_none_can_be() -> None:
+    recipe = BASE.replace(optimizer="schedule_free_sgd").replace(schedule="cosine")
+    with pytest.raises(UserError, match="give --schedule constant --warmup 0"):
+        optimizers.make_optimizer(recipe, 10)
+
+
+def test_hyperparameters_may_be_traced() -> None:
+    recipe = BASE.replace(optimizer="adamw", schedule="cosine", warmup=0.2)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+
+    def updates(values: dict[str, jax.Array]) -> jax.Array:
+        tx = optimizers.make_optimizer(recipe, 10, hyperparameters=values)
+        return tx.update(params, tx.init(params), params)[0]["kernel"]
+
+    values = {"learning_rate": jnp.array([0.1, 0.2]), "b1": jnp.array([0.9, 0.8])}
+    values |= {"weight_decay": jnp.array([0.0, 1.0]), "clip": jnp.array([1.0, 0.1])}
+    mapped = jax.vmap(updates)(values)
+    for index in range(2):
+        alone = updates({name: float(array[index]) for name, array in values.items()})
+        np.testing.assert_allclose(mapped[index], alone, rtol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn import recipes
+from jaxcnn import catalog, recipes
 
 
 @pytest.mark.parametrize(("network", "batch_size"), [("mnist", 64), ("cifar10", 4)])
@@ -84,7 +84,7 @@ def test_any_number_is_taken_or_named(epochs: int, learning_rate: float, dropout
 def test_another_optimizer_brings_its_learning_rate_unless_one_is_given() -> None:
     fast = recipes.get("cifar10", "fast")
     swapped = fast.replace(optimizer="lion")
-    assert swapped.learning_rate == recipes.OPTIMIZER_DEFAULTS["lion"]["learning_rate"]
+    assert swapped.learning_rate == catalog.get("lion").learning_rate
     assert fast.replace(optimizer="lion", learning_rate=0.25).learning_rate == 0.25
     assert fast.replace(optimizer=fast.optimizer) == fast
 

@@ -121,7 +121,7 @@ def test_a_batch_larger_than_the_split_is_refused(tiny_mnist: Dataset) -> None:
 
 def test_a_diverged_run_says_so(tiny_mnist: Dataset) -> None:
     recorder = Recorder()
-    with pytest.raises(DivergedError, match=r"in epoch \d: give --learning-rate a smaller value"):
+    with pytest.raises(DivergedError, match=r"at step 2, where the learning rate is 1e\+30"):
         fit(MNIST.replace(learning_rate=1e30), tiny_mnist, observers=[recorder])
     assert recorder.calls[-1] == "stop"
 

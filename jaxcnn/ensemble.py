@@ -1,0 +1,370 @@
+"""Many runs in one program: seeds, learning rates and other numbers of the optimizer.
+
+Member i is the run that `jaxcnn.training.fit` would do with its seed and its hyperparameters.
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxcnn import optimizers, state, steps
+from jaxcnn.data.augment import make_augment, make_normalize
+from jaxcnn.data.dataset import Dataset, Split
+from jaxcnn.data.feed import permutation
+from jaxcnn.errors import UserError
+from jaxcnn.recipes import Recipe
+from jaxcnn.training import EVAL_BATCH_SIZE, eval_batches, make_model, split_key
+
+# What a member needs is estimated from a program of so many.
+_SAMPLE = 8
+# Share of the free memory that a chunk chosen automatically may need.
+_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Members:
+    """The runs of an ensemble.
+
+    Attributes:
+        seeds: uint32[E].
+        hyperparameters: float32[E] by name; see `jaxcnn.optimizers.make_optimizer`.
+    """
+
+    seeds: np.ndarray
+    hyperparameters: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", np.asarray(self.seeds, np.uint32))
+        arrays = {k: np.asarray(v, np.float32) for k, v in self.hyperparameters.items()}
+        object.__setattr__(self, "hyperparameters", arrays)
+        for name, array in arrays.items():
+            if array.shape != self.seeds.shape:
+                raise ValueError(f"{name} has shape {array.shape}, the seeds {self.seeds.shape}")
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def take(self, indices: Any) -> "Members":
+        """Returns those of the given positions."""
+        arrays = {name: array[indices] for name, array in self.hyperparameters.items()}
+        return Members(self.seeds[indices], arrays)
+
+
+def grid(seeds: Sequence[int], **hyperparameters: Sequence[float]) -> Members:
+    """Returns every combination; the seeds vary fastest."""
+    rows = list(itertools.product(*hyperparameters.values(), seeds))
+    columns = list(zip(*rows, strict=True))
+    arrays = dict(zip(hyperparameters, map(np.array, columns[:-1]), strict=True))
+    return Members(np.array(columns[-1]), arrays)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the runs of an ensemble leave.
+
+    Attributes:
+        members: the runs, E of them.
+        history: "train_loss", "train_accuracy", "eval_loss" and "eval_accuracy" as float32
+            [epochs, E], as in `jaxcnn.training.EpochRecord`; not a number where nothing was scored
+            and once a run has diverged.
+        correct: int32[E], right answers of what was scored last, after the last epoch.
+        total: pictures in it.
+        diverged_at: int32[E], the first step, counted from 1, whose loss was not finite; 0 if none.
+        states: at the end, every leaf with a leading axis E; None unless asked for.
+    """
+
+    members: Members
+    history: dict[str, np.ndarray]
+    correct: np.ndarray
+    total: int
+    diverged_at: np.ndarray
+    states: state.TrainState | None
+
+
+# Makes a member's optimizer of its hyperparameters.
+MakeTx = Callable[[Mapping[str, jax.Array]], optax.GradientTransformation]
+
+
+def fit(recipe: Recipe, dataset: Dataset, members: Members, **options: Any) -> Result:
+    """Trains an ensemble.
+
+    Args:
+        recipe: what the runs have in common.
+        dataset: likewise.
+        members: the runs.
+        **options: see `chunks`.
+
+    Raises:
+        UserError: as `chunks` does.
+    """
+    results = list(chunks(recipe, dataset, members, **options))
+    states = [result.states for result in results]
+
+    def join(*leaves: Any) -> Any:
+        return jnp.concatenate(leaves)
+
+    return Result(
+        members=members,
+        history={
+            name: np.concatenate([result.history[name] for result in results], axis=1)
+            for name in results[0].history
+        },
+        correct=np.concatenate([result.correct for result in results]),
+        total=results[0].total,
+        diverged_at=np.concatenate([result.diverged_at for result in results]),
+        states=None if states[0] is None else jax.tree.map(join, *states),
+    )
+
+
+def chunks(
+    recipe: Recipe,
+    dataset: Dataset,
+    members: Members,
+    *,
+    chunk: int | None = None,
+    evaluate_on: Split | None = None,
+    evaluate_once: bool = False,
+    model: nn.Module | None = None,
+    tx: optax.GradientTransformation | MakeTx | None = None,
+    keep_states: bool = False,
+    report: Callable[[int], None] = lambda images: None,
+) -> Iterator[Result]:
+    """Trains an ensemble chunk by chunk, with one program for all, and yields each one's result.
+
+    Args:
+        recipe: what the runs have in common.
+        dataset: likewise.
+        members: the runs.
+        chunk: how many run at once. Default: on CPU one, which is fastest there; elsewhere as many
+            as fit the device's memory.
+        evaluate_on: scored after every epoch. Default: the test split.
+        evaluate_once: score it after the last epoch only.
+        model: another network of the same inputs and outputs.
+        tx: another optimizer: one made with `optax.inject_hyperparams`, which is told the members'
+            values, or a function that makes it of them. Default: the recipe's.
+        keep_states: whether to return the states at the end.
+        report: called with the number of images trained on, all members together.
+
+    Raises:
+        UserError: the batch size exceeds the training split, a chunk does not fit the memory, or
+            the optimizer cannot be used so.
+    """
+    size = len(dataset.train)
+    if recipe.batch_size > size:
+        raise UserError(
+            f"batch_size {recipe.batch_size} is larger than the {size} training images: take at "
+            "most that many"
+        )
+    if not len(members):
+        raise UserError("an ensemble without members: give at least one seed")
+    model = make_model(recipe) if model is None else model
+    data = (jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels))
+    batches = eval_batches(evaluate_on or dataset.test, EVAL_BATCH_SIZE)
+    programs = _compile(_Member.make(recipe, dataset, model, tx), data, batches, members, chunk)
+    for first in range(0, len(members), programs.chunk):
+        indices = np.arange(first, min(first + programs.chunk, len(members)))
+        count = len(indices)
+        # The last chunk is filled up with its last member.
+        part = members.take(np.pad(indices, (0, programs.chunk - count), mode="edge"))
+        states = programs.init(part)
+        epochs: list[Any] = []
+        for epoch in range(1, recipe.epochs + 1):
+            states, metrics = programs.epoch(states, part, epoch)
+            if epoch == recipe.epochs or not evaluate_once:
+                metrics["eval"] = programs.score(states)
+            epochs.append(_first(count, jax.device_get(metrics)))
+            report(count * size)
+        kept = _first(count, states) if keep_states else None
+        yield _result(members.take(indices), epochs, kept)
+
+
+def _first(count: int, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:count], tree)
+
+
+def _result(members: Members, epochs: list[Any], states: state.TrainState | None) -> Result:
+    """Turns the metrics of every epoch into curves, and finds out which runs have diverged."""
+    last = epochs[-1]
+    first = np.min([metrics["train"]["nonfinite_step"] for metrics in epochs], axis=0)
+    # The last update can spoil what no training loss has seen any more.
+    spoilt = ~np.isfinite(last["eval"]["loss_sum"]) & (first == steps.NEVER)
+    first = np.where(spoilt, last["step"], first)
+    history: dict[str, np.ndarray] = {}
+    for split in ("train", "eval"):
+        for name, of in (("loss", "loss_sum"), ("accuracy", "correct")):
+            curve = np.full((len(epochs), len(members)), np.nan, np.float32)
+            for row, metrics in zip(curve, epochs, strict=True):
+                if split in metrics:
+                    ratio = metrics[split][of] / metrics[split]["count"]
+                    row[:] = np.where(metrics["step"] < first, ratio, np.nan)
+            history[f"{split}_{name}"] = curve
+    # The step that spoils the last epoch's score is that epoch's last.
+    diverged_at = np.where(first == steps.NEVER, 0, first).astype(np.int32)
+    correct, total = last["eval"]["correct"], int(last["eval"]["count"][0])
+    return Result(members, history, correct, total, diverged_at, states)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """What one member does, as functions of arrays."""
+
+    init: Callable[..., state.TrainState]
+    epoch: Callable[..., tuple[state.TrainState, Any]]
+    score: Callable[..., steps.Metrics]
+
+    @classmethod
+    def make(cls, recipe: Recipe, dataset: Dataset, model: nn.Module, tx: Any) -> "_Member":
+        normalize, augment = make_normalize(recipe.mean, recipe.std), make_augment(recipe.augment)
+        eval_steps = steps.make_eval_steps(steps.make_eval_step(model, normalize=normalize))
+        size = len(dataset.train)
+        full, left = divmod(size, recipe.batch_size)
+
+        def make_tx(init_key: jax.Array, values: Any) -> optax.GradientTransformation:
+            if tx is None:
+                return optimizers.make_optimizer(
+                    recipe,
+                    recipe.epochs * (full + (left > 0)),
+                    key=jax.random.fold_in(init_key, 1),
+                    hyperparameters=values,
+                )
+            return tx if isinstance(tx, optax.GradientTransformation) else tx(values)
+
+        def init(seed: jax.Array, values: Any) -> state.TrainState:
+            init_key, _ = split_key(seed)
+            shape = dataset.train.images.shape[1:]
+            start = state.init(init_key, model, make_tx(init_key, values), shape)
+            if not isinstance(tx, optax.GradientTransformation) or not values:
+                return start
+            try:
+                opt_state = optax.tree.set(start.opt_state, **values)
+            except KeyError as error:
+                raise UserError(
+                    f"the optimizer does not keep {error.args[0]} in its state: make it with "
+                    "optax.inject_hyperparams"
+                ) from error
+            return start.replace(opt_state=opt_state)
+
+        def epoch(
+            train_state: state.TrainState, seed: jax.Array, values: Any, number: Any, data: Any
+        ) -> tuple[state.TrainState, Any]:
+            images, labels = data
+            init_key, order_key = split_key(seed)
+            train_step = steps.make_train_step(
+                model, make_tx(init_key, values), normalize=normalize, augment=augment
+            )
+            order = permutation(order_key, number, size)
+
+            def step(start: Any, count: int, carry: Any) -> Any:
+                train_state, sums = carry
+                indices = jax.lax.dynamic_slice_in_dim(order, start, count)
+                batch = {"image": images[indices], "label": labels[indices]}
+                train_state, metrics = train_step(train_state, batch)
+                metrics = steps.with_nonfinite_step(metrics, train_state.step)
+                return train_state, steps.merge(sums, metrics)
+
+            zero = steps.with_nonfinite_step(steps.zero_metrics(), train_state.step)
+            carry = jax.lax.fori_loop(
+                0,
+                full,
+                lambda index, carry: step(index * recipe.batch_size, recipe.batch_size, carry),
+                (train_state, zero),
+            )
+            if left:
+                carry = step(full * recipe.batch_size, left, carry)
+            train_state, sums = carry
+            return train_state, {"train": sums, "step": train_state.step}
+
+        def score(train_state: state.TrainState, batches: Any) -> steps.Metrics:
+            metrics: steps.Metrics = eval_steps(train_state.eval_variables, batches)
+            return metrics
+
+        return cls(init, epoch, score)
+
+
+@dataclass(frozen=True)
+class _Programs:
+    """A chunk's programs, compiled."""
+
+    chunk: int
+    init: Callable[[Members], Any]
+    epoch: Callable[[Any, Members, int], Any]
+    score: Callable[[Any], Any]
+
+
+def _compile(
+    member: _Member, data: Any, batches: Any, members: Members, chunk: int | None
+) -> _Programs:
+    def arguments(part: Members) -> tuple[Any, Any]:
+        return jnp.asarray(part.seeds), {k: jnp.asarray(v) for k, v in part.hyperparameters.items()}
+
+    def build(size: int) -> tuple[_Programs, int]:
+        """Returns the programs for that many members, and the bytes that a chunk needs."""
+        one = arguments(members.take(np.zeros(size, int)))
+        init = jax.jit(_for_each(member.init, size, 2))
+        states = jax.eval_shape(init, *one)
+        epoch = (
+            jax.jit(_for_each(member.epoch, size, 3), donate_argnums=0)
+            .lower(states, *one, np.int32(0), data)
+            .compile()
+        )
+        score = jax.jit(_for_each(member.score, size, 1)).lower(states, batches).compile()
+        analyses: list[Any] = [program.memory_analysis() for program in (epoch, score)]
+        needed = max(analysis.temp_size_in_bytes for analysis in analyses)
+        needed += sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(states))
+        programs = _Programs(
+            size,
+            lambda part: init(*arguments(part)),
+            lambda states, part, number: epoch(states, *arguments(part), np.int32(number), data),
+            lambda states: score(states, batches),
+        )
+        return programs, needed
+
+    free = _free_memory()
+    if chunk is None:
+        chunk = 1 if jax.default_backend() == "cpu" else len(members)
+        if chunk > _SAMPLE:
+            each = build(_SAMPLE)[1] / _SAMPLE
+            chunk = int(min(chunk, max(1, _SHARE * free // each)))
+    elif chunk < 1:
+        raise UserError(f"chunk takes a whole number from 1, got {chunk}")
+    programs, needed = build(min(chunk, len(members)))
+    if needed > free:
+        most = max(1, int(programs.chunk * _SHARE * free / needed))
+        raise UserError(
+            f"a chunk of {programs.chunk} members needs {needed / 2**30:.1f} GiB of memory and the "
+            f"device has {free / 2**30:.1f} GiB free: take a chunk of at most {most}"
+        )
+    return programs
+
+
+def _for_each(function: Callable[..., Any], size: int, mapped: int) -> Callable[..., Any]:
+    """Maps a function over the leading axis of its first so many arguments.
+
+    For a single member without `vmap`, which costs a little and changes the last bits.
+    """
+    if size > 1:
+        return lambda *args: jax.vmap(lambda *own: function(*own, *args[mapped:]))(*args[:mapped])
+
+    def alone(*args: Any) -> Any:
+        own = jax.tree.map(lambda leaf: leaf[0], args[:mapped])
+        return jax.tree.map(lambda leaf: leaf[None], function(*own, *args[mapped:]))
+
+    return alone
+
+
+def _free_memory() -> int:
+    """Returns the bytes that the device has left."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,217 @@
+"""What every optimizer has to do, and the table of those that do it.
+
+    python -m tests.conformance --out docs/optimizers.md
+
+A network with a convolution, BatchNorm and dropout learns where a stripe is, with every optimizer
+of optax and optax.contrib and its default learning rate.
+"""
+
+import argparse
+import io
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn import catalog, demands, ensemble, optimizers, recipes, state, steps, training
+from jaxcnn.data import Dataset
+from jaxcnn.data.augment import make_normalize
+from tests.stripes import striped_split
+
+REPOSITORY = Path(__file__).parent.parent
+SHAPE = (28, 28, 1)
+STEPS = 40
+RECIPE = recipes.get("mnist", "fast").replace(
+    epochs=4, batch_size=32, schedule="constant", warmup=0.0, augment="none", dropout=0.1
+)
+
+
+class SmallCNN(nn.Module):
+    """A network with all that matters to an optimizer, quick to compile."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.avg_pool(images, (2, 2), (2, 2))
+        x = nn.Conv(4, (3, 3), strides=2)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        x = nn.Dropout(0.1)(x.reshape(x.shape[0], -1), deterministic=not train)
+        return nn.Dense(10)(x)
+
+
+def dataset() -> Dataset:
+    """320 training and 64 test pictures."""
+    train, test = striped_split(SHAPE, 320, 0), striped_split(SHAPE, 64, 1)
+    return Dataset("mnist", "stripes", train, test, tuple("0123456789"))
+
+
+@dataclass
+class Finding:
+    """What an optimizer was seen to do.
+
+    Attributes:
+        name: of the optimizer.
+        asks: what its update asks for beside the gradient.
+        elsewhere: whether it is evaluated at other parameters than those it trains.
+        first: mean loss of the first ten steps.
+        last: mean loss of the last ten steps, of the single run.
+        compiled: programs that 40 steps in four calls took.
+        restored: whether a saved and restored run went on with the same bits.
+        mapped: losses of the last epoch of four runs at once, two seeds at two learning rates.
+        single: the first of those, run alone.
+    """
+
+    name: str
+    asks: tuple[str, ...]
+    elsewhere: bool
+    first: float
+    last: float
+    compiled: int
+    restored: bool
+    mapped: np.ndarray
+    single: float
+
+
+def examine(name: str) -> Finding:
+    """Puts an optimizer to the test."""
+    recipe, data, model = RECIPE.replace(optimizer=name), dataset(), SmallCNN()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*optimistic_adam.* is deprecated")
+        tx = optimizers.make_optimizer(recipe, STEPS, key=jax.random.key(1))
+        start = state.init(jax.random.key(0), model, tx, SHAPE)
+        members = ensemble.grid([0, 1], learning_rate=np.array([1, 0.5]) * recipe.learning_rate)
+        many = ensemble.fit(recipe, data, members, chunk=4, model=model)
+        alone = training.fit(recipe, data, model=model)
+    train_steps = steps.make_train_steps(
+        steps.make_train_step(model, tx, normalize=make_normalize((0.13,), (0.31,)))
+    )
+    batches = {
+        "image": jnp.asarray(data.train.images).reshape(10, 32, *SHAPE),
+        "label": jnp.asarray(data.train.labels).reshape(10, 32),
+    }
+    current, losses, saved = start, [], b""
+    for call in range(4):
+        current, sums = train_steps(current, batches, np.int32(10))
+        losses.append(float(sums["loss_sum"] / sums["count"]))
+        if call == 2:
+            saved = save(current)
+    restored, _ = train_steps(restore(saved, current), batches, np.int32(10))
+    return Finding(
+        name=name,
+        asks=demands.extra_arguments(tx, current.params),
+        elsewhere=not equal(current.eval_variables["params"], current.params),
+        first=losses[0],
+        last=losses[-1],
+        compiled=train_steps._cache_size(),
+        restored=equal(restored, current),
+        mapped=many.history["train_loss"][-1],
+        single=alone.history[-1].train_loss,
+    )
+
+
+def save(tree: Any) -> bytes:
+    """Writes the leaves of a state."""
+    buffer = io.BytesIO()
+    np.savez(buffer, *[np.asarray(leaf) for leaf in jax.tree.leaves(_raw(tree))])
+    return buffer.getvalue()
+
+
+def restore(saved: bytes, like: Any) -> Any:
+    """Reads what `save` has written into a tree of the same structure."""
+    with np.load(io.BytesIO(saved), allow_pickle=False) as arrays:
+        leaves = [jnp.asarray(arrays[name]) for name in arrays.files]
+    for old, new in zip(jax.tree.leaves(_raw(like)), leaves, strict=True):
+        assert (old.shape, old.dtype) == (new.shape, new.dtype)
+
+    def wrap(old: Any, new: jax.Array) -> jax.Array:
+        key = jax.dtypes.issubdtype(old.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(new) if key else new
+
+    return jax.tree.map(wrap, like, jax.tree.unflatten(jax.tree.structure(like), leaves))
+
+
+def equal(tree: Any, other: Any) -> bool:
+    """Whether two trees hold the same bits."""
+    pairs = zip(jax.tree.leaves(_raw(tree)), jax.tree.leaves(_raw(other)), strict=True)
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+def _raw(tree: Any) -> Any:
+    def raw(leaf: Any) -> Any:
+        key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if key else leaf
+
+    return jax.tree.map(raw, tree)
+
+
+PAGE = """# Optimizers
+
+Every optimizer of optax and optax.contrib by its name, as `--optimizer NAME` and
+`recipe.replace(optimizer=NAME)` take it. Written by `python -m tests.conformance`, whose checks the
+tests repeat: 40 steps of a small network with convolution, BatchNorm and dropout lower its loss;
+one program serves all steps; a saved and restored state goes on with the same bits; and four runs, two
+seeds at two learning rates, train at once in one program.
+
+| optimizer | learning rate | weight decay | also given | evaluated at | loss, steps 1-10, 31-40 |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+
+Refused:
+
+{refused}
+
+Building blocks of optax (`scale_by_...`, clipping, masking, accumulation) are no optimizers by
+themselves; in code, `fit(..., tx=optax.chain(...))` takes any combination of them.
+
+What a step gives to an optimizer whose `update` asks for it:
+
+- `value`: the batch's loss; `grad`: its gradient, before clipping and decay;
+- `value_fn`: from parameters to the same batch's loss, with the same dropout and BatchNorm state;
+  `obj_fn`: the same, which can also be differentiated forwards; `grad_fn`: its gradient;
+- `key`: a PRNG key, another one every step.
+"""
+
+
+def table(findings: list[Finding]) -> str:
+    """Returns the page of the docs."""
+    rows = []
+    for found in findings:
+        defaults = catalog.get(found.name)
+        cells = (
+            found.name,
+            f"{defaults.learning_rate:g}",
+            f"{defaults.weight_decay:g}",
+            ", ".join(f"`{name}`" for name in found.asks) or "nothing",
+            "parameters of its own" if found.elsewhere else "what it trains",
+            f"{found.first:.2f}, {found.last:.2f}",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    refused = [
+        f"- {name}: {defaults.refused}."
+        for name, defaults in catalog.OPTIMIZERS.items()
+        if defaults.refused
+    ]
+    return PAGE.format(rows="\n".join(rows), refused="\n".join(refused))
+
+
+def main() -> None:
+    """Writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=list(catalog.OPTIMIZERS))
+    asked = parser.parse_args()
+    findings = []
+    for name, defaults in catalog.OPTIMIZERS.items():
+        if name in asked.only and not defaults.refused:
+            findings.append(examine(name))
+            sys.stdout.write(f"{findings[-1]}\n")
+    asked.out.write_text(table(findings))
+
+
+if __name__ == "__main__":
+    main()
