@@ -7,12 +7,14 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "data",
+    "ensemble",
     "models",
     "optimizers",
     "pytorch",
     "recipes",
     "state",
     "steps",
+    "study",
     "training",
 )
 

@@ -9,7 +9,7 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -105,10 +105,24 @@ def main(network: recipes.NetworkName, argv: Sequence[str] | None = None) -> Non
         SystemExit: with status 2 after a mistake of the user's, 1 after a diverged run, 130 after
             Ctrl-C; one sentence on standard error says why.
     """
-    program = Path(sys.argv[0]).name or network
-    try:
+    with ending_on_errors(network):
         flags, recipe = parse(network, sys.argv[1:] if argv is None else argv)
         run(flags, recipe)
+
+
+@contextlib.contextmanager
+def ending_on_errors(name: str) -> Iterator[None]:
+    """Turns the errors of a command into one sentence and the status of the process.
+
+    Args:
+        name: of the command, where the process has none.
+
+    Raises:
+        SystemExit: see `main`.
+    """
+    program = Path(sys.argv[0]).name or name
+    try:
+        yield
     except UserError as error:
         sys.stderr.write(f"{program}: error: {error}\n")
         raise SystemExit(1 if isinstance(error, DivergedError) else 2) from None
@@ -130,7 +144,7 @@ def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, rec
         if name == "recipe" and value in recipes.RECIPES[network]:
             defaults = recipes.get(network, value)
         elif name == "optimizer" and value:
-            defaults = _replace(defaults, optimizer=value)
+            defaults = replace(defaults, optimizer=value)
     kind = _FLAGS[network]
     default = kind(
         recipe=defaults.name,  # type: ignore[arg-type]
@@ -145,13 +159,13 @@ def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, rec
         clip=defaults.clip,
         ema=defaults.ema,
     )
-    flags = _tyro(kind, default, argv)
+    flags = call_tyro(kind, default, argv)
     if not 0 <= flags.seed < 2**32:
         raise UserError(f"--seed takes a whole number from 0 to 4294967295, got {flags.seed}")
     changed = (
         "epochs batch_size optimizer learning_rate weight_decay schedule warmup clip ema".split()
     )
-    recipe = _replace(
+    recipe = replace(
         defaults,
         **{field: getattr(flags, field) for field in changed},
         optimizer_args=parse_optimizer_args(flags.optimizer_args),
@@ -177,8 +191,12 @@ def parse_optimizer_args(pairs: Sequence[str]) -> dict[str, Any]:
     return args
 
 
-def _replace(recipe: recipes.Recipe, **changes: Any) -> recipes.Recipe:
-    """Changes a recipe, or says which flag has a value that it does not take."""
+def replace(recipe: recipes.Recipe, **changes: Any) -> recipes.Recipe:
+    """Returns a copy of a recipe with some fields changed.
+
+    Raises:
+        UserError: a value is not taken; the message names the flag.
+    """
     try:
         return recipe.replace(**changes)
     except ValueError as error:
@@ -195,7 +213,7 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     # Imported here, see the module's docstring.
     from rich.console import Console
 
-    from jaxcnn import compilation, data, progress, records, training
+    from jaxcnn import compilation, data, optimizers, progress, records, training
 
     console = Console(highlight=False)
 
@@ -208,6 +226,7 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(flags.workdir or f"runs/{recipe.network}-{started}").expanduser()
     records.check_workdir(workdir)
+    optimizers.make_optimizer(recipe, 100)  # its mistakes show before the data is loaded
     if flags.compilation_cache:
         compilation.enable_cache()
     dataset = data.load(
@@ -260,8 +279,12 @@ def _peek(flag: str, argv: Sequence[str]) -> str:
     return value
 
 
-def _tyro(kind: type[Flags], default: Flags, argv: Sequence[str]) -> Any:
-    """Calls tyro and folds what it says of a mistake, a box of several lines, into one sentence."""
+def call_tyro(kind: type[Any], default: Any, argv: Sequence[str]) -> Any:
+    """Calls tyro and folds what it says of a mistake, a box of several lines, into one sentence.
+
+    Raises:
+        UserError: that sentence.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

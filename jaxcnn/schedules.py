@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -28,11 +29,17 @@ def make_schedule(
         learning_rate: float32[], instead of the recipe's.
         warmup: share of the steps, instead of the recipe's.
     """
-    peak = recipe.learning_rate if learning_rate is None else learning_rate
+    given = recipe.learning_rate if learning_rate is None else learning_rate
+
+    def peak() -> jax.Array:
+        # Hidden from the compiler, which rounds otherwise where it knows the number: so a run by
+        # itself and one of an ensemble, where it is an argument, have the same bits.
+        return jax.lax.optimization_barrier(jnp.asarray(given, jnp.float32))
+
     share = recipe.warmup if warmup is None else warmup
     if recipe.schedule == "onecycle":
         unit = optax.cosine_onecycle_schedule(max(2, total_steps), 1.0, pct_start=share or 0.3)
-        return lambda step: peak * unit(step)
+        return lambda step: peak() * unit(step)
     warmup_steps = round(share * total_steps)
     rest = max(1, total_steps - warmup_steps)
     # Of a peak of one, and scaled at the end: so that the peak may be traced.
@@ -48,4 +55,4 @@ def make_schedule(
         # From 1 / warmup_steps rather than zero, so that the first step counts.
         rise = optax.linear_schedule(1 / warmup_steps, 1.0, warmup_steps - 1)
         after = optax.join_schedules([rise, after], [warmup_steps])
-    return lambda step: peak * jnp.asarray(after(step), jnp.float32)
+    return lambda step: peak() * jnp.asarray(after(step), jnp.float32)

@@ -154,8 +154,8 @@ PAGE = """# Optimizers
 Every optimizer of optax and optax.contrib by its name, as `--optimizer NAME` and
 `recipe.replace(optimizer=NAME)` take it. Written by `python -m tests.conformance`, whose checks the
 tests repeat: 40 steps of a small network with convolution, BatchNorm and dropout lower its loss;
-one program serves all steps; a saved and restored state goes on with the same bits; and four runs, two
-seeds at two learning rates, train at once in one program.
+one program serves all steps; a saved and restored state goes on with the same bits; and four runs,
+two seeds at two learning rates, train at once in one program.
 
 | optimizer | learning rate | weight decay | also given | evaluated at | loss, steps 1-10, 31-40 |
 | --- | --- | --- | --- | --- | --- |

@@ -35,6 +35,19 @@ def test_flags_change_the_recipe() -> None:
     assert flags.seed == 7
 
 
+def test_optimizer_flags() -> None:
+    argv = "--optimizer adamw --optimizer-args b1=0.8 nesterov=True --schedule onecycle"
+    argv += " --warmup 0.2 --weight-decay 0.1 --clip 2 --ema 0.9"
+    _, recipe = cli.parse("mnist", argv.split())
+    assert recipe.optimizer_args == {"b1": 0.8, "nesterov": True}
+    assert (recipe.schedule, recipe.warmup, recipe.weight_decay) == ("onecycle", 0.2, 0.1)
+    assert (recipe.clip, recipe.ema) == (2.0, 0.9)
+    _, recipe = cli.parse("mnist", ["--optimizer", "dog"])
+    assert recipe.optimizer_args == catalog.get("dog").args
+    _, recipe = cli.parse("cifar10", ["--optimizer", "schedule_free_sgd"])
+    assert (recipe.schedule, recipe.warmup) == ("constant", 0.0)
+
+
 def test_an_optimizer_brings_its_learning_rate() -> None:
     _, recipe = cli.parse("mnist", ["--optimizer", "muon"])
     assert recipe.learning_rate == catalog.get("muon").learning_rate
@@ -49,7 +62,16 @@ BAD = [
     (["--epoch", "3"], "--epoch"),
     (["--batch-size", "-5"], "--batch-size"),
     (["--learning-rate", "nan"], "--learning-rate takes a finite number above 0, got nan"),
-    (["--optimizer", "sdg"], "'sdg'"),
+    (["--optimizer", "sdg"], "got 'sdg' (did you mean sgd?)"),
+    (["--optimizer", "dpsgd"], "--optimizer cannot be dpsgd: it needs a gradient for every image"),
+    (["--optimizer", "no_module:make"], "cannot import no_module"),
+    (["--optimizer", "json:nothing"], "json has no function nothing"),
+    (["--optimizer", "adam", "--optimizer-args", "b9=1"], "adam has no such argument"),
+    (["--optimizer-args", "b1"], "--optimizer-args takes key=value pairs, got 'b1'"),
+    (["--schedule", "zigzag"], "'zigzag'"),
+    (["--clip", "-1"], "--clip takes a finite number, 0 or more"),
+    (["--ema", "1"], "--ema takes a number from 0 to below 1"),
+    (["--optimizer", "schedule_free_sgd", "--schedule", "cosine"], "give --schedule constant"),
     (["--recipe", "slow"], "'slow'"),
     (["--seed", "-1"], "--seed takes a whole number from 0"),
     (["--data", "cifar10"], "'cifar10'"),

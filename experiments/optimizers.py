@@ -1,0 +1,11 @@
+"""A study of optimizers: tuned on held-out training images, tested once, with error bars.
+
+    python experiments/optimizers.py --optimizers sgd adamw muon lion --network cifar10 --epochs 5
+
+About TIME; --help lists the flags. The same command goes on with a study that was stopped.
+"""
+
+from jaxcnn.study_cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax import contrib
+
+from jaxcnn import demands, state, steps
+from jaxcnn.data import Dataset
+from jaxcnn.data.augment import make_normalize
+from jaxcnn.errors import UserError
+from jaxcnn.models import Cifar10CNN, MnistCNN
+
+# Optax's own arithmetic mixes dtypes.
+pytestmark = pytest.mark.loose_promotion
+
+PARAMS = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+
+
+def asking(*names: str, needed: bool = True) -> optax.GradientTransformation:
+    """Returns a transformation that reads what it asks for out of a dictionary."""
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        assert set(extra) == set(names)
+        return updates, state
+
+    def tolerant(updates: Any, state: Any, params: Any = None, *, value: Any = None) -> Any:
+        return updates, state
+
+    update = update if needed else tolerant
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+@pytest.mark.parametrize(
+    ("tx", "names"),
+    [
+        (optax.sgd(0.1), ()),
+        (optax.chain(optax.clip(1.0), optax.polyak_sgd()), ("value",)),
+        (optax.lbfgs(), ("value", "grad", "value_fn")),
+        (
+            optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)),
+            ("value", "grad", "value_fn"),
+        ),
+        (optax.masked(contrib.momo(0.1), {"kernel": True, "bias": False}), ("value",)),
+        (contrib.sophia(0.1), ("obj_fn",)),
+        (contrib.sam(optax.sgd(0.1), optax.sgd(0.1), opaque_mode=True), ("grad_fn",)),
+        (asking("key", "grad_fn"), ("grad_fn", "key")),
+        (asking(needed=False), ("value",)),
+    ],
+)
+def test_what_update_asks_for(tx: optax.GradientTransformation, names: tuple[str, ...]) -> None:
+    assert demands.extra_arguments(tx, PARAMS) == names
+
+
+def test_what_cannot_work_is_refused_with_the_reason() -> None:
+    private = contrib.differentially_private_aggregate(1.0, 0.1, key=0)
+    with pytest.raises(UserError, match="batch dimension"):
+        demands.extra_arguments(private, PARAMS)
+
+
+def step_of(
+    tx: optax.GradientTransformation, model: Any, dataset: Dataset
+) -> tuple[Any, state.TrainState, dict[str, np.ndarray]]:
+    split = dataset.train
+    batch = {"image": split.images[:8], "label": split.labels[:8]}
+    start = state.init(jax.random.key(0), model, tx, split.images.shape[1:])
+    return (
+        steps.make_train_step(model, tx, normalize=make_normalize((0.13,), (0.31,))),
+        start,
+        batch,
+    )
+
+
+def test_what_a_step_gives_belongs_together(tiny_cifar10: Dataset) -> None:
+    """Same batch, same dropout and same BatchNorm state in all of it."""
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        value: Any,
+        grad: Any,
+        value_fn: Any,
+        obj_fn: Any,
+        grad_fn: Any,
+        key: Any,
+    ) -> Any:
+        del state
+        seen = {
+            "value": value,
+            "values": jnp.stack([value_fn(params), obj_fn(params)]),
+            "gap": optax.tree.norm(optax.tree.sub(grad, grad_fn(params, 0))),
+            "updates": optax.tree.norm(optax.tree.sub(grad, updates)),
+            "slope": jax.jvp(obj_fn, (params,), (grad,))[1],
+            "norm": optax.tree.norm(grad, squared=True),
+            "draw": jax.random.uniform(key),
+        }
+        return jax.tree.map(lambda leaf: -0.01 * leaf, updates), seen
+
+    def init(params: Any) -> Any:
+        zeros = dict.fromkeys(("value", "gap", "updates", "slope", "norm", "draw"), jnp.zeros(()))
+        return zeros | {"values": jnp.zeros(2)}
+
+    tx = optax.GradientTransformationExtraArgs(init, update)
+    train_step, current, batch = step_of(tx, Cifar10CNN(dropout_rate=0.5), tiny_cifar10)
+    draws = []
+    for _ in range(2):
+        current, metrics = train_step(current, batch)
+        seen = current.opt_state
+        np.testing.assert_allclose(seen["value"], metrics["loss_sum"] / 8, rtol=1e-6)
+        np.testing.assert_allclose(seen["values"], seen["value"], rtol=1e-4)
+        assert float(seen["gap"]) < 1e-5
+        assert float(seen["updates"]) == 0
+        np.testing.assert_allclose(seen["slope"], seen["norm"], rtol=1e-2)
+        draws.append(float(seen["draw"]))
+    assert draws[0] != draws[1]
+
+
+@pytest.mark.parametrize("place", ["alone", "chained", "masked"])
+def test_schedule_free_is_evaluated_at_its_average(place: str) -> None:
+    tx = contrib.schedule_free_sgd(0.1)
+    if place == "chained":
+        tx = optax.chain(optax.clip_by_global_norm(100.0), tx)
+    elif place == "masked":
+        tx = optax.masked(tx, {"kernel": True, "bias": False})
+    alone = contrib.schedule_free_sgd(0.1)
+    params, opt_state = PARAMS, tx.init(PARAMS)
+    kernel, other = PARAMS["kernel"], alone.init(PARAMS["kernel"])
+    for scale in (1.0, 0.5, -0.2):
+        grads = jax.tree.map(lambda leaf, s=scale: s * leaf, PARAMS)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        update, other = alone.update(grads["kernel"], other, kernel)
+        kernel = optax.apply_updates(kernel, update)
+    found = demands.eval_params(opt_state, params)
+    expected = contrib.schedule_free_eval_params(other, kernel)
+    np.testing.assert_allclose(found["kernel"], expected, rtol=1e-6)
+    assert not np.allclose(found["kernel"], params["kernel"])
+    assert np.array_equal(found["bias"], params["bias"]) == (place == "masked")
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_lookahead_trains_the_fast_and_evaluates_the_slow_ones(chained: bool) -> None:
+    ahead = optax.lookahead(optax.sgd(0.1), sync_period=2, slow_step_size=0.5)
+    tx = demands.with_plain_params(optax.chain(optax.clip(10.0), ahead) if chained else ahead)
+    assert demands.with_plain_params(tx) is tx
+    params, opt_state = PARAMS, tx.init(PARAMS)
+    updates, opt_state = tx.update(PARAMS, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["bias"], 0.9, rtol=1e-6)
+    np.testing.assert_allclose(demands.eval_params(opt_state, params)["bias"], 1.0)
+    updates, opt_state = tx.update(PARAMS, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    # Half of the way from 1 to 0.8, for both.
+    np.testing.assert_allclose(params["bias"], 0.9, rtol=1e-6)
+    np.testing.assert_allclose(demands.eval_params(opt_state, params)["bias"], 0.9, rtol=1e-6)
+
+
+def test_averages() -> None:
+    tx = demands.averaged(optax.sgd(1.0), 0.9)
+    params, opt_state = jnp.zeros(()), tx.init(jnp.zeros(()))
+    assert float(demands.eval_params(opt_state, params)) == 0
+    seen = []
+    for grad in (-1.0, -2.0, 1.0):
+        updates, opt_state = tx.update(jnp.float32(grad), opt_state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append(float(params))
+        weights = 0.1 * 0.9 ** np.arange(len(seen))[::-1]
+        expected = np.sum(weights * seen) / weights.sum()
+        assert float(demands.eval_params(opt_state, params)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_sharpness_aware_steps_are_evaluated_at_their_centre() -> None:
+    tx = contrib.sam(optax.sgd(0.1), optax.sgd(1.0))
+    params, opt_state = jnp.ones(2), tx.init(jnp.ones(2))
+    updates, opt_state = tx.update(jnp.ones(2), opt_state, params)
+    params = optax.apply_updates(params, updates)
+    assert not np.allclose(params, 1.0)
+    np.testing.assert_allclose(demands.eval_params(opt_state, params), 1.0)
+    updates, opt_state = tx.update(jnp.ones(2), opt_state, params)
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(demands.eval_params(opt_state, params), params)
+    np.testing.assert_allclose(params, 0.9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lbfgs", "backtracking"])
+def test_line_searches_train_the_mnist_network(name: str, tiny_mnist: Dataset) -> None:
+    tx = optax.lbfgs(memory_size=3)
+    if name == "backtracking":
+        tx = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(8))
+    train_step, current, batch = step_of(tx, MnistCNN(dropout_rate=0.0), tiny_mnist)
+    losses = []
+    for _ in range(6):
+        current, metrics = train_step(current, batch)
+        losses.append(float(metrics["loss_sum"]))
+    assert losses[-1] < 0.5 * losses[0]
+    assert train_step._cache_size() == 1

@@ -1,0 +1,34 @@
+import pytest
+
+from jaxcnn import learning_rates
+from jaxcnn.errors import UserError
+
+DEFAULTS = {"sgd": 0.05, "lion": 2e-4}
+
+
+@pytest.mark.parametrize(
+    ("specifications", "expected"),
+    [
+        (("1e-4:1:log10",), (1e-4, 1e-3, 1e-2, 1e-1, 1.0)),
+        (("1:9:log2",), (1, 2, 4, 8)),
+        (("0.3", "0.1", "0.3"), (0.1, 0.3)),
+        (("default",), (0.005, 0.015, 0.05, 0.15, 0.5)),
+        (("2:2:log10", "1"), (1, 2)),
+    ],
+)
+def test_what_is_tried(specifications: tuple[str, ...], expected: tuple[float, ...]) -> None:
+    assert learning_rates.parse(specifications, ("sgd",), DEFAULTS.__getitem__) == {"sgd": expected}
+
+
+def test_every_optimizer_has_its_own_defaults() -> None:
+    found = learning_rates.parse(("default",), ("sgd", "lion"), DEFAULTS.__getitem__)
+    assert found["lion"] == (2e-5, 6e-5, 2e-4, 6e-4, 2e-3)
+
+
+BAD = "fast -1 0 nan inf 1:2 1:2:10 1:2:log1 2:1:log10 1:inf:log2 1:2:log10:3 0:1:log10 1:2:lognan"
+
+
+@pytest.mark.parametrize("bad", ["", *BAD.split()])
+def test_mistakes(bad: str) -> None:
+    with pytest.raises(UserError, match="--learning-rates takes numbers above 0"):
+        learning_rates.parse((bad,), ("sgd",), DEFAULTS.__getitem__)

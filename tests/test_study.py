@@ -1,0 +1,145 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pytest
+
+from jaxcnn import ensemble, recipes, study
+from jaxcnn.data import Dataset
+from jaxcnn.errors import UserError
+
+# Optax's own arithmetic mixes dtypes.
+pytestmark = pytest.mark.loose_promotion
+
+RECIPE = recipes.get("mnist", "fast").replace(epochs=2, batch_size=30, augment="none")
+STUDY = study.Study(
+    RECIPE,
+    {"sgd": (0.02, 1e30), "adamw": (0.004,)},
+    tune_seeds=2,
+    seeds=3,
+    validation=60,
+    target=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Dataset
+) -> tuple[Path, list[study.Run]]:
+    """A study from beginning to end."""
+    workdir = tmp_path_factory.mktemp("study")
+    return workdir, study.run(STUDY, tiny_mnist, workdir)
+
+
+def test_every_run_is_there_once(whole: tuple[Path, list[study.Run]]) -> None:
+    _, runs = whole
+    tune = [run for run in runs if run.phase == "tune"]
+    assert {(run.optimizer, run.learning_rate, run.seed) for run in tune} == {
+        (name, rate, seed)
+        for name, rates in STUDY.learning_rates.items()
+        for rate in rates
+        for seed in (0, 1)
+    }
+    final = [(run.optimizer, run.learning_rate, run.seed) for run in runs if run.phase == "final"]
+    assert final == [("sgd", 0.02, seed) for seed in range(3)] + [
+        ("adamw", 0.004, seed) for seed in range(3)
+    ]
+    assert len(runs) == 12
+
+
+def test_a_diverged_run_is_marked_alone(whole: tuple[Path, list[study.Run]]) -> None:
+    _, runs = whole
+    for run in runs:
+        diverged = run.learning_rate == 1e30
+        assert (run.diverged_at > 0) == diverged
+        assert (None in run.train_loss) == diverged
+    assert study.best_rate(STUDY, runs, "sgd") == 0.02
+
+
+def test_tuned_on_held_out_images_and_tested_once(
+    whole: tuple[Path, list[study.Run]], tiny_mnist: Dataset
+) -> None:
+    _, runs = whole
+    tuning, held_out = study.hold_out(tiny_mnist, 60)
+    assert (len(tuning.train), len(held_out)) == (270, 60)
+    everything = np.concatenate([tuning.train.images, held_out.images])
+    assert len(np.unique(everything.reshape(330, -1), axis=0)) == 330
+    for run in runs:
+        tuned = run.phase == "tune"
+        assert run.total == (60 if tuned else 70)
+        assert run.steps_an_epoch == (9 if tuned else 11)
+        assert len(run.validation_accuracy) == (2 if tuned else 0)
+    single = ensemble.fit(
+        STUDY.for_optimizer("adamw"), tiny_mnist, ensemble.grid([2], learning_rate=[0.004])
+    )
+    assert runs[-1].correct == single.correct[0]
+
+
+@pytest.mark.parametrize("kept", [1, 7, 12])
+def test_a_stopped_study_goes_on(
+    kept: int,
+    whole: tuple[Path, list[study.Run]],
+    tiny_mnist: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed while it wrote a line: that run is done again, none of those before."""
+    workdir, runs = whole
+    lines = (workdir / study.RUNS).read_bytes().splitlines(keepends=True)
+    (tmp_path / study.SPECIFICATION).write_bytes((workdir / study.SPECIFICATION).read_bytes())
+    cut = lines[kept][:20] if kept < 12 else b""
+    (tmp_path / study.RUNS).write_bytes(b"".join(lines[:kept]) + cut)
+    trained: list[int] = []
+    chunks = ensemble.chunks
+
+    def counting(recipe: object, dataset: object, members: object, **options: object) -> object:
+        trained.append(len(members))
+        return chunks(recipe, dataset, members, **options)
+
+    monkeypatch.setattr(ensemble, "chunks", counting)
+    assert study.run(STUDY, tiny_mnist, tmp_path) == runs
+    assert sum(trained) == 12 - kept
+    assert (tmp_path / study.RUNS).read_bytes() == b"".join(lines)
+
+
+def test_another_study_is_refused(whole: tuple[Path, list[study.Run]], tiny_mnist: Dataset) -> None:
+    other = dataclasses.replace(STUDY, seeds=4, target=0.6)
+    with pytest.raises(UserError, match=r"holds another study \(its seeds, target differs\)"):
+        study.run(other, tiny_mnist, whole[0])
+
+
+def test_damage_is_named(tiny_mnist: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / study.RUNS
+    for line in ("nonsense", "[]", "{}", '{"phase": "tune"}', "1"):
+        path.write_text(line + "\n")
+        with pytest.raises(UserError, match=r"runs.jsonl, line 1, is no run of a study"):
+            study.load_runs(path)
+    path.unlink()
+    (tmp_path / study.SPECIFICATION).write_text("[")
+    with pytest.raises(UserError, match=r"study.json cannot be read"):
+        study.run(STUDY, tiny_mnist, tmp_path)
+
+
+def test_a_workdir_in_use_is_refused(tiny_mnist: Dataset, tmp_path: Path) -> None:
+    with (
+        filelock.FileLock(tmp_path / ".lock"),
+        pytest.raises(UserError, match="is in use by another process"),
+    ):
+        study.run(STUDY, tiny_mnist, tmp_path)
+
+
+def test_too_many_held_out(tiny_mnist: Dataset, tmp_path: Path) -> None:
+    workdir = tmp_path / "new"
+    with pytest.raises(UserError, match="--validation takes 1 to 329 of the training images"):
+        study.run(dataclasses.replace(STUDY, validation=330), tiny_mnist, workdir)
+    assert not workdir.exists()
+
+
+def test_files_are_plain_json(whole: tuple[Path, list[study.Run]]) -> None:
+    workdir, runs = whole
+    assert study.load_runs(workdir / study.RUNS) == runs
+    specification = json.loads((workdir / study.SPECIFICATION).read_text())
+    assert specification["dataset"] == "mnist"
+    assert specification["learning_rates"] == {"sgd": [0.02, 1e30], "adamw": [0.004]}

@@ -1,0 +1,78 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxcnn import data, study_cli
+from jaxcnn.data import Dataset
+from tests.conftest import REPOSITORY
+
+# Optax's own arithmetic mixes dtypes.
+pytestmark = pytest.mark.loose_promotion
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ("--optimizers sgd sdg", "got 'sdg' (did you mean sgd?)"),
+        ("--optimizers dpsgd", "cannot be dpsgd: it needs a gradient for every image"),
+        ("--optimizers sgd sgd", "each name once"),
+        ("--optimizers my_module:thing", "cannot import my_module"),
+        ("--learning-rates fast", "--learning-rates takes numbers above 0"),
+        ("--seeds 0", "--seeds takes a whole number from 1, got 0"),
+        ("--target 2", "--target takes a number from 0 to 1"),
+        ("--epochs 0", "--epochs takes a whole number from 1"),
+        ("--network imagenet", "'imagenet'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    argv: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        study_cli.main([*argv.split(), "--workdir", str(tmp_path / "run")])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert named in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_study(
+    tmp_path: Path,
+    tiny_mnist: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(data, "load", lambda name, **options: tiny_mnist)
+    argv = "--optimizers sgd adamw --learning-rates 0.01:0.02:log2 --seeds 2 --tune-seeds 1"
+    argv += f" --epochs 1 --batch-size 30 --validation 60 --workdir {tmp_path / 'run'}"
+    study_cli.main([*argv.split(), "--no-compilation-cache"])
+    out, _ = capsys.readouterr()
+    assert "tune sgd: 2 runs (0% of the study done)" in out
+    assert "| optimizer | test accuracy, mean ± standard error (2 seeds) |" in out
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files >= {
+        "study.json",
+        "runs.jsonl",
+        "curves.csv",
+        "table.md",
+        "learning-curves.png",
+        "learning-rates.png",
+        "time-to-target.png",
+    }
+    assert (tmp_path / "run" / "table.md").read_text() in out
+    study_cli.main([*argv.split(), "--no-compilation-cache"])
+    assert "runs (" not in capsys.readouterr().out  # nothing was left to do
+
+
+@pytest.mark.parametrize("script", ["optimizers.py", "my_optimizer.py"])
+def test_help(script: str) -> None:
+    command = [sys.executable, str(REPOSITORY / "experiments" / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--learning-rates" in done.stdout
+
+
+def test_the_example_is_short() -> None:
+    assert len((REPOSITORY / "experiments" / "my_optimizer.py").read_text().splitlines()) < 40
