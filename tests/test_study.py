@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import filelock
@@ -9,6 +13,7 @@ import pytest
 from jaxcnn import ensemble, recipes, study
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
+from tests.conftest import REPOSITORY
 
 # Optax's own arithmetic mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
@@ -102,6 +107,27 @@ def test_a_stopped_study_goes_on(
     assert study.run(STUDY, tiny_mnist, tmp_path) == runs
     assert sum(trained) == 12 - kept
     assert (tmp_path / study.RUNS).read_bytes() == b"".join(lines)
+
+
+def test_a_killed_study_goes_on(whole: tuple[Path, list[study.Run]], tmp_path: Path) -> None:
+    """By SIGKILL, in the middle of a run, with another process then."""
+    _, runs = whole
+    code = (
+        "from tests.conftest import tiny_mnist; from tests.test_study import STUDY; "
+        "from jaxcnn import study; import pathlib, sys; "
+        "study.run(STUDY, tiny_mnist.__wrapped__(), pathlib.Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    first = subprocess.Popen(command, cwd=REPOSITORY)
+    while not (tmp_path / study.RUNS).exists():
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before = study.load_runs(tmp_path / study.RUNS)
+    assert 1 <= len(before) < len(runs)
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    assert study.load_runs(tmp_path / study.RUNS) == runs
 
 
 def test_another_study_is_refused(whole: tuple[Path, list[study.Run]], tiny_mnist: Dataset) -> None:
