@@ -54,7 +54,7 @@ OPTIMIZERS: dict[str, Defaults] = {
     "dadapt_adamw": Defaults(1.0),
     "dog": Defaults(1.0, args={"init_step": ("heuristic", 1e-3)}),
     "dowg": Defaults(1.0),
-    "dpsgd": Defaults(refused="it needs a gradient for every image, which BatchNorm does not have"),
+    "dpsgd": Defaults(refused="it needs a gradient for every image, and a step has one for all"),
     "fromage": Defaults(1e-2),
     "galore": Defaults(1e-2, args={"rank": 32}),
     "lamb": Defaults(2e-2, 0.02),

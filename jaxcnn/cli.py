@@ -168,7 +168,7 @@ def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, rec
     recipe = replace(
         defaults,
         **{field: getattr(flags, field) for field in changed},
-        optimizer_args=parse_optimizer_args(flags.optimizer_args),
+        optimizer_args={**defaults.optimizer_args, **parse_optimizer_args(flags.optimizer_args)},
     )
     return flags, recipe
 
@@ -213,7 +213,7 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     # Imported here, see the module's docstring.
     from rich.console import Console
 
-    from jaxcnn import compilation, data, optimizers, progress, records, training
+    from jaxcnn import compilation, data, progress, records, training
 
     console = Console(highlight=False)
 
@@ -226,7 +226,7 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(flags.workdir or f"runs/{recipe.network}-{started}").expanduser()
     records.check_workdir(workdir)
-    optimizers.make_optimizer(recipe, 100)  # its mistakes show before the data is loaded
+    training.check_recipe(recipe)  # before the data is loaded, which takes longer
     if flags.compilation_cache:
         compilation.enable_cache()
     dataset = data.load(

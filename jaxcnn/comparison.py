@@ -140,6 +140,8 @@ def markdown(study: Study, runs: list[Run]) -> str:
             f"| {one.optimizer} | {100 * one.test:.2f}{error} % | {one.learning_rate:g}{edge} | "
             f"{one.validation:.2%} | {steps} | {one.diverged} of {one.tried} |"
         )
+    if len(names) == 1:
+        return "\n".join(lines) + "\n"
     lines += [
         "",
         "Differences in test accuracy, row minus column in percentage points, paired by seed, with "
@@ -156,21 +158,22 @@ def markdown(study: Study, runs: list[Run]) -> str:
 
 
 def write_csv(path: Path, runs: list[Run]) -> None:
-    """Writes a line for every epoch of every run."""
-    curves = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+    """Writes a line for every epoch of every run.
+
+    `correct` of `total` pictures is what the run was scored with at its end, on the held-out
+    images ("tune") or the test images ("final").
+    """
+    run_columns = ["phase", "optimizer", "learning_rate", "seed", "diverged_at", "correct", "total"]
+    curves = ["train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["phase", "optimizer", "learning_rate", "seed", "diverged_at", "epoch", "step", *curves]
-        )
+        writer.writerow([*run_columns, "epoch", "step", *curves])
         for run in runs:
             for epoch in range(len(run.train_loss)):
                 values = (getattr(run, name)[epoch : epoch + 1] for name in curves)
-                writer.writerow(
-                    [run.phase, run.optimizer, run.learning_rate, run.seed, run.diverged_at]
-                    + [epoch + 1, (epoch + 1) * run.steps_an_epoch]
-                    + ["" if value in ((), (None,)) else value[0] for value in values]
-                )
+                row = [getattr(run, name) for name in run_columns]
+                row += [epoch + 1, (epoch + 1) * run.steps_an_epoch]
+                writer.writerow(row + ["" if v in ((), (None,)) else v[0] for v in values])
 
 
 def _steps_to(target: float, run: Run) -> int | None:

@@ -231,6 +231,9 @@ def _updates(value: Any, seen: set[int], into_plain: bool = True) -> Iterator[Ca
             yield from _updates(item, seen, into_plain)
     elif isinstance(value, dict):
         yield from _updates(list(value.values()), seen, into_plain)
+    elif inspect.ismethod(value):
+        yield from _updates(value.__func__, seen, into_plain)
+        yield from _updates(list(vars(value.__self__).values()), seen, into_plain)
     elif inspect.isfunction(value):
         if "state" in inspect.signature(value).parameters:
             yield value

@@ -23,7 +23,14 @@ from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.data.feed import permutation
 from jaxcnn.errors import UserError
 from jaxcnn.recipes import Recipe
-from jaxcnn.training import EVAL_BATCH_SIZE, eval_batches, make_model, split_key
+from jaxcnn.training import (
+    EVAL_BATCH_SIZE,
+    check_optimizer,
+    eval_batches,
+    make_model,
+    optimizer_key,
+    split_key,
+)
 
 # What a member needs is estimated from a program of so many.
 _SAMPLE = 8
@@ -63,6 +70,8 @@ class Members:
 def grid(seeds: Sequence[int], **hyperparameters: Sequence[float]) -> Members:
     """Returns every combination; the seeds vary fastest."""
     rows = list(itertools.product(*hyperparameters.values(), seeds))
+    if not rows:
+        raise ValueError("a grid takes at least one seed and one value of every hyperparameter")
     columns = list(zip(*rows, strict=True))
     arrays = dict(zip(hyperparameters, map(np.array, columns[:-1]), strict=True))
     return Members(np.array(columns[-1]), arrays)
@@ -234,16 +243,18 @@ class _Member:
                 return optimizers.make_optimizer(
                     recipe,
                     recipe.epochs * (full + (left > 0)),
-                    key=jax.random.fold_in(init_key, 1),
+                    key=optimizer_key(init_key),
                     hyperparameters=values,
                 )
-            return tx if isinstance(tx, optax.GradientTransformation) else tx(values)
+            return tx if hasattr(tx, "update") else tx(values)
 
         def init(seed: jax.Array, values: Any) -> state.TrainState:
             init_key, _ = split_key(seed)
             shape = dataset.train.images.shape[1:]
-            start = state.init(init_key, model, make_tx(init_key, values), shape)
-            if not isinstance(tx, optax.GradientTransformation) or not values:
+            own = make_tx(init_key, values)
+            check_optimizer(own, model, shape)
+            start = state.init(init_key, model, own, shape)
+            if tx is None or not hasattr(tx, "update") or not values:
                 return start
             try:
                 opt_state = optax.tree.set(start.opt_state, **values)

@@ -33,7 +33,9 @@ def parse(
                 increasing = values[0] > 0 and values[0] <= float(stop) < math.inf
                 if not (spacing.startswith("log") and base > 1 and increasing):
                     raise ValueError
-                while values[-1] * base <= float(stop) * (1 + 1e-9) and len(values) <= 1000:
+                if math.log(float(stop) / values[0], base) > 1000:
+                    raise ValueError
+                while values[-1] * base <= float(stop) * (1 + 1e-9):
                     values.append(values[-1] * base)
         except ValueError:
             values = []

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -22,11 +23,13 @@ Factory = Callable[..., optax.GradientTransformation]
 
 # What may be traced, so that many runs with different values share a program. So may the
 # optimizer's own numeric arguments.
-HYPERPARAMETERS = ("learning_rate", "weight_decay", "momentum", "clip", "ema")
+HYPERPARAMETERS = ("learning_rate", "weight_decay", "clip", "ema")
 
 _RATES = ("learning_rate", "max_learning_rate")
 _DECAYS = ("weight_decay", "weight_decay_rate")
 _MASKS = ("mask", "weight_decay_mask")
+# Their weight decay has no mask, and one number for all parameters keeps them from being split.
+_GLOBAL = ("prodigy", "dadapt_adamw", "momo", "momo_adam")
 
 
 def make_optimizer(
@@ -54,33 +57,45 @@ def make_optimizer(
     """
     values = {name: getattr(recipe, name) for name in HYPERPARAMETERS}
     args = dict(recipe.optimizer_args)
+    if recipe.optimizer in ("sgd", "rmsprop"):
+        args = {"momentum": recipe.momentum, "nesterov": recipe.nesterov} | args
     for name, value in (hyperparameters or {}).items():
         (values if name in values else args)[name] = value
-    schedule = make_schedule(recipe, total_steps, learning_rate=values["learning_rate"])
     factory = find(recipe.optimizer)
-    parameters = inspect.signature(factory).parameters
-    check_args(recipe.optimizer, factory, args)
-    if "key" in parameters and key is not None:
-        args.setdefault("key", key)
-    if recipe.optimizer in ("sgd", "rmsprop"):
-        # None is no momentum, and less to keep.
-        moved = values["momentum"] if _is_on(values["momentum"]) else None
-        args = {"momentum": moved, "nesterov": recipe.nesterov} | args
+    parameters = _signature(recipe.optimizer, factory)
+    check_args(recipe.optimizer, parameters, args)
+    if "momentum" in args and not _is_on(args["momentum"]):
+        # None is no momentum, and less to keep, where it is the default.
+        args["momentum"] = None if parameters["momentum"].default is None else 0.0
+    if "key" in parameters:
+        args.setdefault("key", jax.random.key(0) if key is None else key)
 
+    schedule = make_schedule(recipe, total_steps, learning_rate=values["learning_rate"])
     scale = _give_learning_rate(recipe, parameters, args, schedule, values["learning_rate"])
-    before, make = _give_weight_decay(parameters, factory, args, values["weight_decay"])
+    before, make = _give_weight_decay(recipe, parameters, factory, args, values["weight_decay"])
+    if _is_on(values["clip"]):
+        clip = optax.clip_by_global_norm(jnp.where(values["clip"] > 0, values["clip"], jnp.inf))
+        if factory is _sam:  # which clips what it steps with, not what it ascends with
+            args["clip"] = clip
+        else:
+            before.insert(0, clip)
+    if recipe.optimizer == "lbfgs" and before:
+        raise UserError(
+            "optimizer lbfgs searches along a direction of its own: give --clip 0 --weight-decay 0"
+        )
     try:
-        tx = demands.with_plain_params(make(**args))
+        tx = make(**args)
+        if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+            raise TypeError(f"it returns {type(tx).__name__}, no optax.GradientTransformation")
+        tx = demands.with_plain_params(tx)
     except UserError:
         raise
     except Exception as error:  # whatever it is, it is about the arguments
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"optimizer {recipe.optimizer} refuses its arguments: {reason}; change "
-            "--optimizer-args or the hyperparameter it names"
+            f"optimizer {recipe.optimizer} cannot be made: {reason}; change --optimizer-args or "
+            "the hyperparameter it names"
         ) from error
-    if _is_on(values["clip"]):
-        before.insert(0, optax.clip_by_global_norm(values["clip"]))
     if before or scale:
         tx = optax.chain(*before, tx, *scale)
     return demands.averaged(tx, values["ema"]) if _is_on(values["ema"]) else tx
@@ -117,18 +132,22 @@ def find(name: str) -> Factory:
     return found
 
 
-def check_args(name: str, factory: Factory, args: Mapping[str, Any]) -> None:
-    """Compares arguments with the signature of an optimizer.
+def check_args(
+    name: str, parameters: Mapping[str, inspect.Parameter], args: Mapping[str, Any]
+) -> None:
+    """Compares arguments with the parameters of an optimizer.
 
     Raises:
         UserError: one is unknown, missing, or text where a number is wanted.
     """
-    parameters = inspect.signature(factory).parameters
-    reserved = {*_RATES, *_MASKS, *_DECAYS, "key", "seed"} if name != "mechanize" else {*_RATES}
-    takes = [parameter for parameter in parameters if parameter not in reserved]
+    own = ":" in name
+    given = {*_RATES, "key"} | (set() if name == "mechanize" else {*_DECAYS, *_MASKS})
+    given |= set() if own else {"seed"}
+    given |= {"clip"} if name == "sam" else set()
+    takes = [parameter for parameter in parameters if parameter not in given]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in args.items():
-        if key in (*_RATES, *_DECAYS) and key in parameters and key in reserved:
+        if key in (*_RATES, *_DECAYS) and key in given:
             flag = "--learning-rate" if key in _RATES else "--weight-decay"
             raise UserError(f"--optimizer-args {key}: give {flag} instead")
         if key not in takes and not open_ended:
@@ -138,21 +157,34 @@ def check_args(name: str, factory: Factory, args: Mapping[str, Any]) -> None:
                 f"{', '.join(takes) or 'none'}" + (f" (did you mean {near[0]}?)" if near else "")
             )
         default = parameters[key].default if key in parameters else inspect.Parameter.empty
-        numeric = isinstance(default, (int, float)) or default is None
+        numeric = isinstance(default, (int, float)) or (default is None and not own)
         if isinstance(value, str) and numeric and "str" not in str(parameters[key].annotation):
             raise UserError(f"--optimizer-args {key}: {name} takes a number here, got {value!r}")
+    if own and not open_ended and _first(_RATES, parameters) is None:
+        raise UserError(
+            f"--optimizer {name}: its function has no parameter learning_rate; give it one"
+        )
     for key, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
             parameter.KEYWORD_ONLY,
         )
-        if needed and key not in args and key not in reserved:
+        if needed and key not in args and key not in given:
             raise UserError(f"--optimizer-args: {name} needs {key}; give it as {key}=VALUE")
 
 
 def is_kernel(params: Any) -> Any:
     """Returns a tree of booleans: True for the kernels, which have more than one axis."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _signature(name: str, factory: Factory) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        raise UserError(
+            f"--optimizer {name} does not say what it takes: give a Python function"
+        ) from None
 
 
 def _is_on(value: Any) -> bool:
@@ -189,7 +221,11 @@ def _give_learning_rate(
 
 
 def _give_weight_decay(
-    parameters: Mapping[str, inspect.Parameter], factory: Factory, args: dict[str, Any], decay: Any
+    recipe: Recipe,
+    parameters: Mapping[str, inspect.Parameter],
+    factory: Factory,
+    args: dict[str, Any],
+    decay: Any,
 ) -> tuple[list[optax.GradientTransformation], Factory]:
     """Adds the weight decay to `args`; returns what comes before the optimizer, and its factory."""
     name, mask = _first(_DECAYS, parameters), _first(_MASKS, parameters)
@@ -199,6 +235,9 @@ def _give_weight_decay(
     if not _is_on(decay):
         args[name] = none
         return [], factory
+    if recipe.optimizer in _GLOBAL:
+        args[name] = none
+        return [optax.add_decayed_weights(decay, is_kernel)], factory
     if mask is not None:
         args |= {name: decay, mask: is_kernel}
         return [], factory
@@ -213,15 +252,16 @@ def _give_weight_decay(
     return [], split
 
 
-def _inner(optimizer: str, learning_rate: Any) -> optax.GradientTransformation:
-    """Returns an optimizer within another one."""
+def _inner(optimizer: str, learning_rate: Any, **more: Any) -> optax.GradientTransformation:
+    """Returns an optimizer within another one, with what it takes of `more`."""
     if not isinstance(optimizer, str):
         return optimizer
     factory = find(optimizer) if ":" in optimizer or hasattr(optax, optimizer) else None
     if factory is None:
         raise UserError(f"--optimizer-args: optax has no optimizer {optimizer!r}; give sgd or adam")
-    momentum = {"momentum": 0.9} if optimizer == "sgd" else {}
-    return factory(learning_rate, **momentum)
+    fixed = {"momentum": 0.9, "weight_decay": 0.0} if optimizer == "sgd" else {"weight_decay": 0.0}
+    takes = _signature(optimizer, factory)
+    return factory(learning_rate, **{k: v for k, v in (fixed | more).items() if k in takes})
 
 
 def _lookahead(
@@ -241,11 +281,14 @@ def _sam(
     rho: float = 0.05,
     weight_decay: float = 0.0,
     mask: Any = None,
+    clip: optax.GradientTransformation | None = None,
     sync_period: int = 2,
 ) -> optax.GradientTransformation:
     # Opaque: it takes both of its gradients on the same batch, within one step.
     inner = optax.chain(
-        optax.add_decayed_weights(weight_decay, mask), _inner(optimizer, learning_rate)
+        clip or optax.identity(),
+        optax.add_decayed_weights(weight_decay, mask),
+        _inner(optimizer, learning_rate),
     )
     adversary = optax.chain(contrib.normalize(), optax.sgd(rho))
     return contrib.sam(inner, adversary, sync_period=sync_period, opaque_mode=True)
@@ -257,9 +300,8 @@ def _schedule_free(
     b1: float = 0.9,
     weight_lr_power: float = 2.0,
 ) -> optax.GradientTransformation:
-    # Its interpolation is the momentum.
-    base = optax.sgd(learning_rate) if base_optimizer == "sgd" else None
-    base = base or _inner(base_optimizer, learning_rate)
+    # Its interpolation is the momentum, and needs none beside.
+    base = _inner(base_optimizer, learning_rate, momentum=None, b1=0.0)
     return contrib.schedule_free(base, learning_rate, b1=b1, weight_lr_power=weight_lr_power)
 
 
@@ -292,6 +334,13 @@ def _reduce_on_plateau(
     return optax.chain(_inner(optimizer, learning_rate), plateau)
 
 
+def _sophia(
+    learning_rate: optax.ScalarOrSchedule, key: jax.Array, **args: Any
+) -> optax.GradientTransformation:
+    hessian = contrib.hutchinson_estimator_diag_hessian(key)
+    return contrib.sophia(learning_rate, **{"hessian_diagonal_fn": hessian} | args)
+
+
 def _muon(learning_rate: optax.ScalarOrSchedule, **args: Any) -> optax.GradientTransformation:
     def dimension_numbers(params: Any) -> Any:
         # Muon hands anything without dimension numbers to Adam, convolution kernels too if they
@@ -308,8 +357,14 @@ def _muon(learning_rate: optax.ScalarOrSchedule, **args: Any) -> optax.GradientT
     return contrib.muon(learning_rate, muon_weight_dimension_numbers=dimension_numbers, **args)
 
 
-# Its own but for what is given above.
+# What they take is what optax's take, and sophia's a key.
 _muon.__signature__ = inspect.signature(contrib.muon)  # type: ignore[attr-defined]
+_sophia.__signature__ = inspect.signature(contrib.sophia).replace(  # type: ignore[attr-defined]
+    parameters=[
+        *inspect.signature(contrib.sophia).parameters.values(),
+        inspect.Parameter("key", inspect.Parameter.KEYWORD_ONLY),
+    ]
+)
 
 # Optimizers that need more than numbers.
 _PRESETS: dict[str, Factory] = {
@@ -319,4 +374,5 @@ _PRESETS: dict[str, Factory] = {
     "reduce_on_plateau": _reduce_on_plateau,
     "sam": _sam,
     "schedule_free": _schedule_free,
+    "sophia": _sophia,
 }

@@ -19,6 +19,9 @@ from jaxcnn.study import Run, Study, select
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31"]
 _MARKERS = "osD^vPX*"
 
+# Of ten classes.
+_CHANCE = 0.1
+
 
 def write(study: Study, runs: list[Run], folder: Path) -> list[Path]:
     """Writes the pictures of a study into a folder and returns their paths.
@@ -45,7 +48,8 @@ def _learning_curves(axes: Axes, study: Study, runs: list[Run]) -> None:
     """Validation accuracy after every epoch, at each optimizer's best learning rate."""
     for style, summary in _styled(study, runs):
         tuned = select(runs, "tune", summary.optimizer, summary.learning_rate)
-        curves = np.array([run.validation_accuracy for run in tuned], float)  # None is NaN
+        curves = np.array([run.validation_accuracy for run in tuned], float)
+        curves = np.where(np.isnan(curves), _CHANCE, curves)  # a diverged run guesses
         epochs = np.arange(1, curves.shape[1] + 1)
         mean, error = _mean_and_error(curves)
         axes.plot(epochs, 100 * mean, label=summary.optimizer, **style)
@@ -54,7 +58,7 @@ def _learning_curves(axes: Axes, study: Study, runs: list[Run]) -> None:
         )
     axes.set_xticks(range(1, study.recipe.epochs + 1))
     axes.set(xlabel="epoch", ylabel="validation accuracy, %")
-    axes.set_title("Learning curves at the best learning rate (band: standard error)")
+    axes.set_title("Learning curves at the best learning rates (band: standard error)")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, ncols=2, loc="lower right")
 

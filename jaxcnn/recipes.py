@@ -98,6 +98,11 @@ class Recipe:
             )
             _check(self, field, good, f"{_one_of(channels)} finite numbers")
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of the network's input, (H, W, C)."""
+        return {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}[self.network]
+
     def replace(self, **changes: Any) -> "Recipe":
         """Returns a copy with some fields changed.
 

@@ -9,9 +9,7 @@ import optax
 from jaxcnn.recipes import Recipe
 
 
-def make_schedule(
-    recipe: Recipe, total_steps: int, *, learning_rate: Any = None, warmup: Any = None
-) -> optax.Schedule:
+def make_schedule(recipe: Recipe, total_steps: int, *, learning_rate: Any = None) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
     It rises linearly over the first `recipe.warmup` of the steps. Over the rest it stays
@@ -27,7 +25,6 @@ def make_schedule(
         recipe: with `learning_rate`, `schedule` and `warmup`.
         total_steps: of the whole run.
         learning_rate: float32[], instead of the recipe's.
-        warmup: share of the steps, instead of the recipe's.
     """
     given = recipe.learning_rate if learning_rate is None else learning_rate
 
@@ -36,7 +33,7 @@ def make_schedule(
         # itself and one of an ensemble, where it is an argument, have the same bits.
         return jax.lax.optimization_barrier(jnp.asarray(given, jnp.float32))
 
-    share = recipe.warmup if warmup is None else warmup
+    share = recipe.warmup
     if recipe.schedule == "onecycle":
         unit = optax.cosine_onecycle_schedule(max(2, total_steps), 1.0, pct_start=share or 0.3)
         return lambda step: peak() * unit(step)

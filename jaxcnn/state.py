@@ -38,7 +38,10 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def eval_variables(self) -> dict[str, Any]:
-        """The same with the parameters that the optimizer says to evaluate at."""
+        """The same with the parameters that the optimizer says to evaluate at.
+
+        BatchNorm's running statistics are those of the parameters that are trained.
+        """
         params = demands.eval_params(self.opt_state, self.params)
         return {"params": params, "batch_stats": self.batch_stats}
 

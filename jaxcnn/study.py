@@ -5,8 +5,11 @@ the runs that are missing there.
 """
 
 import dataclasses
+import hashlib
+import inspect
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxcnn import ensemble
+from jaxcnn import ensemble, optimizers
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.errors import UserError, writing
 from jaxcnn.recipes import Recipe
@@ -93,8 +96,8 @@ class Run:
 class Observer:
     """Is told how a study goes on; this one ignores it."""
 
-    def start(self, images: int) -> None:
-        """The runs that are missing will train on so many images in all."""
+    def start(self, runs: int, images: int, done: int) -> None:
+        """So many runs are there already; of all images to train on, so many are done."""
 
     def runs(self, phase: Phase, optimizer: str, count: int) -> None:
         """So many runs of an optimizer begin."""
@@ -136,23 +139,27 @@ def run(
             f"--validation takes 1 to {len(dataset.train) - 1} of the training images, "
             f"got {study.validation}"
         )
-    with writing(workdir, _REMEDY):
-        workdir.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     try:
+        with writing(workdir, _REMEDY):
+            workdir.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise UserError(
+                    f"--workdir {workdir} is in use by another process: wait for it, or give "
+                    "another folder"
+                ) from None
         with lock:
-            _claim(study, dataset, workdir)
             done = load_runs(workdir / RUNS)
-            observer.start(_images_left(study, dataset, done))
+            _claim(study, dataset, workdir, started=bool(done))
+            observer.start(len(done), *_images(study, dataset, done))
             for fresh in _missing(study, dataset, done, chunk, observer):
                 _append(workdir / RUNS, fresh)
                 done += fresh
             return done
-    except filelock.Timeout:
-        raise UserError(
-            f"--workdir {workdir} is in use by another process: wait for it, or give another folder"
-        ) from None
     finally:
+        lock.release(force=True)
         observer.stop()
 
 
@@ -287,20 +294,21 @@ def _run(
     )
 
 
-def _images_left(study: Study, dataset: Dataset, done: list[Run]) -> int:
-    size = len(dataset.train)
+def _images(study: Study, dataset: Dataset, runs: list[Run]) -> tuple[int, int]:
+    """Returns how many images all runs of a study train on, and those that are there."""
+    size, epochs = len(dataset.train), study.recipe.epochs
     rates = sum(map(len, study.learning_rates.values()))
-    tune = rates * study.tune_seeds - sum(run.phase == "tune" for run in done)
-    final = len(study.learning_rates) * study.seeds - sum(run.phase == "final" for run in done)
-    return study.recipe.epochs * (tune * (size - study.validation) + final * size)
+    tuning = epochs * (size - study.validation)
+    everything = tuning * rates * study.tune_seeds
+    everything += epochs * size * len(study.learning_rates) * study.seeds
+    return everything, sum(tuning if run.phase == "tune" else epochs * size for run in runs)
 
 
-def _claim(study: Study, dataset: Dataset, workdir: Path) -> None:
-    """Writes what the study is, or compares it with what is there."""
+def _claim(study: Study, dataset: Dataset, workdir: Path, started: bool) -> None:
+    """Writes what the study is, or compares it with what the runs that are there belong to."""
     path = workdir / SPECIFICATION
-    asked = json.loads(json.dumps(dataclasses.asdict(study)))
-    asked |= {"dataset": dataset.name, "dataset_version": dataset.version}
-    if not path.exists():
+    asked = json.loads(json.dumps(_specification(study, dataset)))
+    if not started:
         partial = path.with_suffix(".partial")
         with writing(path, _REMEDY):
             partial.write_text(json.dumps(asked, indent=2, allow_nan=False) + "\n")
@@ -309,13 +317,34 @@ def _claim(study: Study, dataset: Dataset, workdir: Path) -> None:
     try:
         there = json.loads(path.read_text())
         different = [name for name in asked if there.get(name) != asked[name]]
-    except (ValueError, AttributeError):
-        raise UserError(f"{path} cannot be read: remove the folder, or give another") from None
+    except (OSError, ValueError, AttributeError):
+        raise UserError(
+            f"{path} cannot be read, so what its runs belong to is not known: remove the folder, "
+            "or give another"
+        ) from None
     if different:
         raise UserError(
             f"--workdir {workdir} holds another study (its {', '.join(different)} differs): give "
             "another folder, or the flags of that study to go on with it"
         )
+
+
+def _specification(study: Study, dataset: Dataset) -> dict[str, Any]:
+    """Returns all that decides what the runs are, the code of optimizers of one's own included."""
+    recipe = dataclasses.asdict(study.recipe)
+    specification = {name: recipe[name] for name in ("network", "epochs", "batch_size")}
+    specification |= dataclasses.asdict(study)
+    specification["recipe"] = {
+        name: dataclasses.asdict(study.for_optimizer(name)) for name in study.learning_rates
+    }
+    for name in study.learning_rates:
+        if ":" in name:
+            try:
+                code = inspect.getsource(sys.modules[optimizers.find(name).__module__])
+            except (OSError, TypeError, AttributeError, KeyError):
+                code = ""
+            specification[f"code of {name}"] = hashlib.sha256(code.encode()).hexdigest()
+    return specification | {"dataset": dataset.name, "dataset_version": dataset.version}
 
 
 def _append(path: Path, runs: list[Run]) -> None:

@@ -91,7 +91,9 @@ def parse(argv: Sequence[str]) -> StudyFlags:
     for name in ("seeds", "tune_seeds"):
         if not 1 <= getattr(flags, name) <= 10_000:
             flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} takes a whole number from 1, got {getattr(flags, name)}")
+            raise UserError(
+                f"{flag} takes a whole number from 1 to 10000, got {getattr(flags, name)}"
+            )
     if not 0 <= flags.target <= 1:
         raise UserError(f"--target takes a number from 0 to 1, got {flags.target}")
     if not flags.optimizers:
@@ -115,7 +117,7 @@ def run(flags: StudyFlags) -> None:
     # Imported here, so that --help and mistakes answer at once.
     from rich.console import Console
 
-    from jaxcnn import comparison, compilation, data, learning_rates, optimizers, plots, study
+    from jaxcnn import comparison, compilation, data, learning_rates, plots, study, training
     from jaxcnn.errors import writing
 
     console = Console(highlight=False)
@@ -131,7 +133,7 @@ def run(flags: StudyFlags) -> None:
     if any(":" in name for name in flags.optimizers):
         sys.path.append(str(Path.cwd()))
     for name in flags.optimizers:
-        optimizers.make_optimizer(recipe.replace(optimizer=name), 100)  # mistakes show at once
+        training.check_recipe(recipe.replace(optimizer=name))  # mistakes show before any run
     target = flags.target or {"mnist": 0.98, "cifar10": 0.7}[flags.network]
     plan = study.Study(recipe, rates, flags.tune_seeds, flags.seeds, flags.validation, target)
     workdir = Path(flags.workdir or f"runs/study-{flags.network}").expanduser()
@@ -181,10 +183,12 @@ def _observer(console: "Console") -> "Observer":
             self._task: TaskID | None = None
             self._images = self._done = 0
 
-        def start(self, images: int) -> None:
-            self._images = images
+        def start(self, runs: int, images: int, done: int) -> None:
+            self._images, self._done = images, done
+            if runs:
+                console.print(f"{runs} runs are there already", soft_wrap=True)
             if console.is_terminal:
-                self._task = self._progress.add_task("", total=images)
+                self._task = self._progress.add_task("", total=images, completed=done)
                 self._progress.start()
 
         def runs(self, phase: Phase, optimizer: str, count: int) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn import optimizers, schedules, state, steps
+from jaxcnn import demands, optimizers, schedules, state, steps
 from jaxcnn.data.augment import make_augment, make_normalize
 from jaxcnn.data.dataset import Dataset, FeedName, Split
 from jaxcnn.data.feed import make_feed
@@ -119,6 +119,40 @@ def split_key(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
     return init_key, order_key
 
 
+def optimizer_key(init_key: jax.Array) -> jax.Array:
+    """Returns the key of an optimizer's random numbers; `state.init` splits 0 and 1 off."""
+    return jax.random.fold_in(init_key, 2)
+
+
+def check_optimizer(
+    tx: optax.GradientTransformation, model: nn.Module, image_shape: tuple[int, ...]
+) -> None:
+    """Finds out whether a training step can give an optimizer what it needs, without training.
+
+    Args:
+        tx: the optimizer.
+        model: the network.
+        image_shape: (H, W, C).
+
+    Raises:
+        UserError: it cannot; the message says why.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    demands.extra_arguments(demands.with_plain_params(tx), params)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Makes a recipe's optimizer and finds out whether its network can be trained with it.
+
+    Raises:
+        UserError: it cannot; the message says why.
+    """
+    check_optimizer(
+        optimizers.make_optimizer(recipe, total_steps=100), make_model(recipe), recipe.image_shape
+    )
+
+
 def fit(
     recipe: Recipe,
     dataset: Dataset,
@@ -144,7 +178,7 @@ def fit(
         observers: told about progress.
 
     Raises:
-        UserError: the batch size exceeds the training split.
+        UserError: the batch size exceeds the training split, or the optimizer cannot be used.
         DivergedError: the loss is no longer finite.
     """
     if recipe.batch_size > len(dataset.train):
@@ -159,8 +193,9 @@ def fit(
     if tx is None:
         total_steps = recipe.epochs * source.plan.steps
         schedule = schedules.make_schedule(recipe, total_steps)
-        tx = optimizers.make_optimizer(recipe, total_steps, key=jax.random.fold_in(init_key, 1))
+        tx = optimizers.make_optimizer(recipe, total_steps, key=optimizer_key(init_key))
     image_shape = dataset.train.images.shape[1:]
+    check_optimizer(tx, model, image_shape)
     train_state = state.init(init_key, model, tx, image_shape)
     normalize = make_normalize(recipe.mean, recipe.std)
 

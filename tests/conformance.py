@@ -175,8 +175,8 @@ Refused:
 Building blocks of optax (`scale_by_...`, clipping, masking, accumulation) are no optimizers by
 themselves; in code, `fit(..., tx=optax.chain(...))` takes any combination of them.
 
-Muon hands what it is not told about to Adam, convolution kernels too: by its name it is told, and so
-is `jaxcnn.optimizers.find("muon")(learning_rate)`; `optax.contrib.muon` is not.
+Muon hands what it is not told about to Adam, convolution kernels too. By its name it is told, so is
+`jaxcnn.optimizers.find("muon")(learning_rate)`; `optax.contrib.muon` is not.
 
 What a step gives to an optimizer whose `update` asks for it:
 

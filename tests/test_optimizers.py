@@ -109,16 +109,78 @@ def test_arguments_reach_the_optimizer() -> None:
         ("adam", {"learning_rate": 1}, "learning_rate: give --learning-rate instead"),
         ("adamw", {"weight_decay": 1}, "weight_decay: give --weight-decay instead"),
         ("lookahead", {"fast_optimizer": "sdg"}, "optax has no optimizer 'sdg'"),
-        ("lookahead", {"sync_period": -1}, "lookahead refuses its arguments"),
+        ("lookahead", {"sync_period": -1}, "lookahead cannot be made"),
+        ("lbfgs", {}, "give --clip 0 --weight-decay 0"),
+        ("math:hypot", {}, "does not say what it takes"),
+        ("tests.test_optimizers:without_rate", {}, "has no parameter learning_rate"),
+        ("tests.test_optimizers:without_return", {}, "it returns NoneType, no optax."),
         ("tests.test_optimizers:two_numbers", {}, "needs beta; give it as beta=VALUE"),
         ("tests.test_optimizers:missing", {}, "has no function missing"),
         ("tests.no_module:make", {}, "cannot import tests.no_module"),
     ],
 )
 def test_mistakes(name: str, args: dict, message: str) -> None:
-    recipe = BASE.replace(optimizer=name, optimizer_args=args)
+    recipe = BASE.replace(optimizer=name, optimizer_args=args, clip=1.0)
     with pytest.raises(UserError, match=re.escape(message)):
         optimizers.make_optimizer(recipe, 10)
+
+
+def without_rate(lr: float = 0.1) -> optax.GradientTransformation:
+    """An optimizer that would not be told its learning rate."""
+    return optax.sgd(lr)
+
+
+def without_return(learning_rate: float) -> None:
+    """An optimizer whose author forgot to return it."""
+
+
+def noisy(learning_rate: float, key: jax.Array, seed: int = 0) -> optax.GradientTransformation:
+    """An optimizer that is given a key."""
+    return optax.chain(optax.add_noise(0.1, 0.5, key), optax.scale(-learning_rate * (seed + 1)))
+
+
+def test_keys_are_given() -> None:
+    recipe = BASE.replace(optimizer="tests.test_optimizers:noisy", optimizer_args={"seed": 3})
+    updates = []
+    for key in (None, jax.random.key(1), jax.random.key(2)):
+        tx = optimizers.make_optimizer(recipe, 10, key=key)
+        updates.append(float(tx.update(jnp.ones(()), tx.init(jnp.ones(())))[0]))
+    assert len(set(updates)) == 3
+
+
+def test_a_clip_of_nothing_clips_nothing_where_it_is_traced() -> None:
+    def norm(clip: jax.Array) -> jax.Array:
+        recipe = BASE.replace(learning_rate=1.0, optimizer_args={"momentum": 0.0})
+        tx = optimizers.make_optimizer(recipe, 10, hyperparameters={"clip": clip})
+        return jnp.linalg.norm(tx.update(jnp.full(4, 10.0), tx.init(jnp.ones(4)), jnp.ones(4))[0])
+
+    np.testing.assert_allclose(jax.vmap(norm)(jnp.array([0.0, 2.0, 50.0])), [20.0, 2.0, 20.0])
+
+
+def test_a_members_momentum_reaches_every_optimizer() -> None:
+    for name in ("sgd", "lars", "madgrad", "sm3"):
+        recipe = BASE.replace(optimizer=name, optimizer_args={"momentum": 0.1})
+
+        def after(momentum: jax.Array, recipe: recipes.Recipe = recipe) -> jax.Array:
+            tx = optimizers.make_optimizer(recipe, 10, hyperparameters={"momentum": momentum})
+            params, opt_state = jnp.ones((2, 2)), tx.init(jnp.ones((2, 2)))
+            for _ in range(2):
+                updates, opt_state = tx.update(params, opt_state, params)
+                params = optax.apply_updates(params, updates)
+            return params[0, 0]
+
+        ends = jax.vmap(after)(jnp.array([0.5, 0.9]))
+        assert ends[0] != ends[1]
+
+
+@pytest.mark.parametrize("name", ["prodigy", "momo", "dadapt_adamw"])
+def test_one_number_for_all_parameters_stays_one(name: str) -> None:
+    recipe = BASE.replace(optimizer=name, weight_decay=0.1)
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    tx = optimizers.make_optimizer(recipe, 10)
+    plain = optimizers.make_optimizer(recipe.replace(weight_decay=0.0), 10)
+    count = len(jax.tree.leaves(plain.init(params)))
+    assert len(jax.tree.leaves(tx.init(params))) == count
 
 
 def two_numbers(learning_rate: float, beta: float) -> optax.GradientTransformation:

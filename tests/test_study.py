@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import linecache
 import signal
 import subprocess
 import sys
@@ -119,7 +120,8 @@ def test_a_killed_study_goes_on(whole: tuple[Path, list[study.Run]], tmp_path: P
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     first = subprocess.Popen(command, cwd=REPOSITORY)
-    while not (tmp_path / study.RUNS).exists():
+    runs_file = tmp_path / study.RUNS
+    while not (runs_file.exists() and runs_file.stat().st_size):
         assert first.poll() is None
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
@@ -143,9 +145,41 @@ def test_damage_is_named(tiny_mnist: Dataset, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"runs.jsonl, line 1, is no run of a study"):
             study.load_runs(path)
     path.unlink()
-    (tmp_path / study.SPECIFICATION).write_text("[")
-    with pytest.raises(UserError, match=r"study.json cannot be read"):
-        study.run(STUDY, tiny_mnist, tmp_path)
+
+
+def test_runs_of_an_unknown_study_are_refused(
+    whole: tuple[Path, list[study.Run]], tiny_mnist: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / study.RUNS).write_bytes((whole[0] / study.RUNS).read_bytes())
+    for content in (None, "["):
+        if content:
+            (tmp_path / study.SPECIFICATION).write_text(content)
+        with pytest.raises(UserError, match=r"study.json cannot be read"):
+            study.run(STUDY, tiny_mnist, tmp_path)
+
+
+def test_a_study_without_runs_can_be_changed(tiny_mnist: Dataset, tmp_path: Path) -> None:
+    (tmp_path / study.SPECIFICATION).write_text("{}")
+    bad = dataclasses.replace(STUDY, recipe=RECIPE.replace(batch_size=300))
+    with pytest.raises(UserError, match="batch_size 300 is larger"):
+        study.run(bad, tiny_mnist, tmp_path)
+    assert json.loads((tmp_path / study.SPECIFICATION).read_text())["batch_size"] == 300
+
+
+def test_changed_code_of_one_s_own_is_another_study(
+    tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "mine_for_study.py"
+    code = "import optax\ndef make(learning_rate):\n    return optax.sgd(learning_rate)\n"
+    module.write_text(code)
+    rates = {"mine_for_study:make": (0.01,)}
+    small = study.Study(RECIPE.replace(epochs=1), rates, tune_seeds=1, seeds=1, validation=60)
+    study.run(small, tiny_mnist, tmp_path / "run")
+    module.write_text(code + "# changed\n")
+    linecache.checkcache()
+    with pytest.raises(UserError, match="its code of mine_for_study:make differs"):
+        study.run(small, tiny_mnist, tmp_path / "run")
 
 
 def test_a_workdir_in_use_is_refused(tiny_mnist: Dataset, tmp_path: Path) -> None:
@@ -168,4 +202,5 @@ def test_files_are_plain_json(whole: tuple[Path, list[study.Run]]) -> None:
     assert study.load_runs(workdir / study.RUNS) == runs
     specification = json.loads((workdir / study.SPECIFICATION).read_text())
     assert specification["dataset"] == "mnist"
+    assert specification["recipe"]["adamw"]["weight_decay"] == 0.02
     assert specification["learning_rates"] == {"sgd": [0.02, 1e30], "adamw": [0.004]}

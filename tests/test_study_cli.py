@@ -1,7 +1,9 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import optax
 import pytest
 
 from jaxcnn import data, study_cli
@@ -12,6 +14,15 @@ from tests.conftest import REPOSITORY
 pytestmark = pytest.mark.loose_promotion
 
 
+def per_example(learning_rate: float) -> optax.GradientTransformation:
+    """An optimizer of a user's that cannot work."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        raise ValueError("a step has one gradient for all")
+
+    return optax.GradientTransformation(lambda params: learning_rate, update)
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
@@ -19,8 +30,9 @@ pytestmark = pytest.mark.loose_promotion
         ("--optimizers dpsgd", "cannot be dpsgd: it needs a gradient for every image"),
         ("--optimizers sgd sgd", "each name once"),
         ("--optimizers my_module:thing", "cannot import my_module"),
+        ("--optimizers sgd tests.test_study_cli:per_example", "a step has one gradient for all"),
         ("--learning-rates fast", "--learning-rates takes numbers above 0"),
-        ("--seeds 0", "--seeds takes a whole number from 1, got 0"),
+        ("--seeds 0", "--seeds takes a whole number from 1 to 10000, got 0"),
         ("--target 2", "--target takes a number from 0 to 1"),
         ("--epochs 0", "--epochs takes a whole number from 1"),
         ("--network imagenet", "'imagenet'"),
@@ -64,7 +76,9 @@ def test_a_study(
     }
     assert (tmp_path / "run" / "table.md").read_text() in out
     study_cli.main([*argv.split(), "--no-compilation-cache"])
-    assert "runs (" not in capsys.readouterr().out  # nothing was left to do
+    out, _ = capsys.readouterr()
+    assert "8 runs are there already" in out
+    assert "of the study done" not in out  # nothing was left to do
 
 
 @pytest.mark.parametrize("script", ["optimizers.py", "my_optimizer.py"])
