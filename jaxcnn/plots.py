@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from jaxcnn import comparison
 from jaxcnn.study import Run, Study, select
@@ -76,8 +77,9 @@ def _learning_rates(axes: Axes, study: Study, runs: list[Run]) -> None:
         axes.errorbar(rates, means, errors, label=summary.optimizer, capsize=2, **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="learning rate", ylabel="validation error at the end, %")
     axes.set_title("Error by learning rate (bars: standard error; diverged runs are chance)")
     axes.grid(alpha=0.3)

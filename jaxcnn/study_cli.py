@@ -117,7 +117,16 @@ def run(flags: StudyFlags) -> None:
     # Imported here, so that --help and mistakes answer at once.
     from rich.console import Console
 
-    from jaxcnn import comparison, compilation, data, learning_rates, plots, study, training
+    from jaxcnn import (
+        comparison,
+        compilation,
+        data,
+        learning_rates,
+        plots,
+        records,
+        study,
+        training,
+    )
     from jaxcnn.errors import writing
 
     console = Console(highlight=False)
@@ -154,7 +163,11 @@ def run(flags: StudyFlags) -> None:
             markup=False,
         )
     runs = study.run(plan, dataset, workdir, chunk=flags.chunk or None, observer=_observer(console))
-    table = comparison.markdown(plan, runs)
+    versions = ", ".join(f"{name} {version}" for name, version in records.versions().items())
+    table = (
+        f"{comparison.markdown(plan, runs)}\n{dataset.name} {dataset.version}, "
+        f"{recipe.epochs} epochs at batch {recipe.batch_size}, on {records.device()}, {versions}\n"
+    )
     with writing(workdir, "give --workdir a folder that can be written and has room"):
         (workdir / "table.md").write_text(table)
         comparison.write_csv(workdir / "curves.csv", runs)

@@ -23,9 +23,11 @@ def test_every_optimizer(name: str) -> None:
     assert ends[0] != ends[2]
     if name != "cocob":  # which ignores its learning rate
         assert ends[0] != ends[1]
-    # The first of them is the single run. A line search soon takes another turn at the last bit.
+    # The first of them is the single run. A line search soon takes another turn at the last bit,
+    # and singular vectors are found to fewer digits than the rest.
     calls = slice(0, 1) if name == "lbfgs" else slice(None)
-    np.testing.assert_allclose(found.mapped[0, calls], found.losses[calls], rtol=1e-2)
+    tolerance = 5e-2 if name == "galore" else 1e-2
+    np.testing.assert_allclose(found.mapped[0, calls], found.losses[calls], rtol=tolerance)
 
 
 def test_the_table_names_every_optimizer() -> None:
