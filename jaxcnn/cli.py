@@ -9,17 +9,20 @@ import io
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro import conf
 
 from jaxcnn import recipes
 from jaxcnn.errors import DivergedError, UserError
+
+if TYPE_CHECKING:
+    from jaxcnn.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -213,32 +216,21 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     # Imported here, see the module's docstring.
     from rich.console import Console
 
-    from jaxcnn import compilation, data, progress, records, training
+    from jaxcnn import compilation, progress, records, training
 
     console = Console(highlight=False)
 
     def say(line: str, style: str | None = None) -> None:
         console.print(line, style=style, soft_wrap=True, markup=False)
 
-    if ":" in recipe.optimizer:
-        # The module of the user, who looks for it where the command runs.
-        sys.path.append(str(Path.cwd()))
+    look_for_own([recipe.optimizer])
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(flags.workdir or f"runs/{recipe.network}-{started}").expanduser()
     records.check_workdir(workdir)
     training.check_recipe(recipe)  # before the data is loaded, which takes longer
     if flags.compilation_cache:
         compilation.enable_cache()
-    dataset = data.load(
-        recipe.network,
-        source=flags.data if flags.data in ("auto", "synthetic") else "real",
-        data_dir=flags.data_dir or None,
-        archive_dir=flags.archive_dir or None,
-        report=say,
-    )
-    if not dataset.is_real:
-        warning = f"NOT THE REAL DATA: training on {dataset.name}, drawn by this package"
-        say(f"*** {warning}, because {dataset.notice} ***", "bold red")
+    dataset = load_data(recipe.network, flags, say)
     say(
         f"data: {dataset.name} {dataset.version}, {len(dataset.train):,} training and "
         f"{len(dataset.test):,} test images"
@@ -266,6 +258,38 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
             "bold red",
         )
     say(f"results: {workdir}")
+
+
+def look_for_own(names: Sequence[str]) -> None:
+    """Lets the user's own optimizers, if any, be found where the command runs."""
+    if any(":" in name for name in names):
+        sys.path.append(str(Path.cwd()))
+
+
+def load_data(network: recipes.NetworkName, flags: Any, say: Callable[..., None]) -> "Dataset":
+    """Loads the data set of a command, and says loudly if it is not the real one.
+
+    Args:
+        network: whose data set.
+        flags: with `data`, `data_dir` and `archive_dir`.
+        say: prints a line, in a style if there is a second argument.
+
+    Raises:
+        UserError: the data cannot be had.
+    """
+    from jaxcnn import data
+
+    dataset = data.load(
+        network,
+        source=flags.data if flags.data in ("auto", "synthetic") else "real",
+        data_dir=flags.data_dir or None,
+        archive_dir=flags.archive_dir or None,
+        report=say,
+    )
+    if not dataset.is_real:
+        warning = f"NOT THE REAL DATA: training on {dataset.name}, drawn by this package"
+        say(f"*** {warning}, because {dataset.notice} ***", "bold red")
+    return dataset
 
 
 def _peek(flag: str, argv: Sequence[str]) -> str:

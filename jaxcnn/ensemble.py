@@ -25,6 +25,7 @@ from jaxcnn.errors import UserError
 from jaxcnn.recipes import Recipe
 from jaxcnn.training import (
     EVAL_BATCH_SIZE,
+    check_batch_size,
     check_optimizer,
     eval_batches,
     make_model,
@@ -169,11 +170,7 @@ def chunks(
             the optimizer cannot be used so.
     """
     size = len(dataset.train)
-    if recipe.batch_size > size:
-        raise UserError(
-            f"batch_size {recipe.batch_size} is larger than the {size} training images: take at "
-            "most that many"
-        )
+    check_batch_size(recipe, dataset.train)
     if not len(members):
         raise UserError("an ensemble without members: give at least one seed")
     model = make_model(recipe) if model is None else model

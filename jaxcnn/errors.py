@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What `writing` says of a workdir.
+WORKDIR_REMEDY = "give --workdir a folder that can be written and has room"
+
 
 class UserError(Exception):
     """A mistake in what the user asked for or in what the machine offers.

@@ -12,7 +12,7 @@ import jax
 
 import jaxcnn
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.errors import UserError, writing
+from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
 from jaxcnn.recipes import Recipe
 from jaxcnn.steps import Metrics
 from jaxcnn.training import EpochRecord, Result
@@ -20,7 +20,6 @@ from jaxcnn.training import EpochRecord, Result
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
 
-_REMEDY = "give --workdir a folder that can be written and has room"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 
@@ -58,7 +57,7 @@ class Records:
         # Imported here: only a run with a workdir needs it.
         from tensorboardX import SummaryWriter
 
-        with writing(self._workdir, _REMEDY):
+        with writing(self._workdir, WORKDIR_REMEDY):
             self._workdir.mkdir(parents=True, exist_ok=True)
             self._metrics = self._open.enter_context((self._workdir / METRICS).open("x"))
             self._events = self._open.enter_context(SummaryWriter(str(self._workdir)))
@@ -68,7 +67,7 @@ class Records:
 
     def epoch(self, record: EpochRecord) -> None:
         """Writes the record of an epoch."""
-        with writing(self._workdir / METRICS, _REMEDY):
+        with writing(self._workdir / METRICS, WORKDIR_REMEDY):
             print(json.dumps(record.asdict(), allow_nan=False), file=self._metrics, flush=True)
             for name, value in record.asdict().items():
                 if name not in ("epoch", "step") and value is not None:
@@ -76,7 +75,7 @@ class Records:
 
     def stop(self) -> None:
         """Closes the files."""
-        with writing(self._workdir, _REMEDY):
+        with writing(self._workdir, WORKDIR_REMEDY):
             self._open.close()
 
 
@@ -115,7 +114,7 @@ def write_result(
         "device": device(),
     }
     partial = workdir / f".{RESULT}"
-    with writing(workdir / RESULT, _REMEDY):
+    with writing(workdir / RESULT, WORKDIR_REMEDY):
         try:
             partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
             os.replace(partial, workdir / RESULT)

@@ -19,13 +19,12 @@ import numpy as np
 
 from jaxcnn import ensemble, optimizers
 from jaxcnn.data.dataset import Dataset, Split
-from jaxcnn.errors import UserError, writing
+from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
 from jaxcnn.recipes import Recipe
 
 RUNS = "runs.jsonl"
 SPECIFICATION = "study.json"
 
-_REMEDY = "give --workdir a folder that can be written and has room"
 
 Phase = Literal["tune", "final"]
 
@@ -141,7 +140,7 @@ def run(
         )
     lock = filelock.FileLock(workdir / ".lock", timeout=0)
     try:
-        with writing(workdir, _REMEDY):
+        with writing(workdir, WORKDIR_REMEDY):
             workdir.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire()
@@ -150,14 +149,13 @@ def run(
                     f"--workdir {workdir} is in use by another process: wait for it, or give "
                     "another folder"
                 ) from None
-        with lock:
-            done = load_runs(workdir / RUNS)
-            _claim(study, dataset, workdir, started=bool(done))
-            observer.start(len(done), *_images(study, dataset, done))
-            for fresh in _missing(study, dataset, done, chunk, observer):
-                _append(workdir / RUNS, fresh)
-                done += fresh
-            return done
+        done = load_runs(workdir / RUNS)
+        _claim(study, dataset, workdir, started=bool(done))
+        observer.start(len(done), *_images(study, dataset, done))
+        for fresh in _missing(study, dataset, done, chunk, observer):
+            _append(workdir / RUNS, fresh)
+            done += fresh
+        return done
     finally:
         lock.release(force=True)
         observer.stop()
@@ -207,7 +205,7 @@ def load_runs(path: Path) -> list[Run]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
-        with writing(path, _REMEDY), path.open("r+b") as file:
+        with writing(path, WORKDIR_REMEDY), path.open("r+b") as file:
             file.truncate(len(whole))
     runs = []
     for number, line in enumerate(whole.splitlines(), start=1):
@@ -310,7 +308,7 @@ def _claim(study: Study, dataset: Dataset, workdir: Path, started: bool) -> None
     asked = json.loads(json.dumps(_specification(study, dataset)))
     if not started:
         partial = path.with_suffix(".partial")
-        with writing(path, _REMEDY):
+        with writing(path, WORKDIR_REMEDY):
             partial.write_text(json.dumps(asked, indent=2, allow_nan=False) + "\n")
             os.replace(partial, path)
         return
@@ -351,7 +349,7 @@ def _append(path: Path, runs: list[Run]) -> None:
     lines = "".join(
         json.dumps(dataclasses.asdict(run), allow_nan=False) + "\n" for run in runs
     ).encode()
-    with writing(path, _REMEDY), path.open("ab") as file:
+    with writing(path, WORKDIR_REMEDY), path.open("ab") as file:
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())

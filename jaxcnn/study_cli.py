@@ -120,14 +120,13 @@ def run(flags: StudyFlags) -> None:
     from jaxcnn import (
         comparison,
         compilation,
-        data,
         learning_rates,
         plots,
         records,
         study,
         training,
     )
-    from jaxcnn.errors import writing
+    from jaxcnn.errors import WORKDIR_REMEDY, writing
 
     console = Console(highlight=False)
     changes = {"epochs": flags.epochs}
@@ -139,8 +138,7 @@ def run(flags: StudyFlags) -> None:
         flags.optimizers,
         lambda name: recipe.replace(optimizer=name).learning_rate,
     )
-    if any(":" in name for name in flags.optimizers):
-        sys.path.append(str(Path.cwd()))
+    cli.look_for_own(flags.optimizers)
     for name in flags.optimizers:
         training.check_recipe(recipe.replace(optimizer=name))  # mistakes show before any run
     target = flags.target or {"mnist": 0.98, "cifar10": 0.7}[flags.network]
@@ -148,27 +146,18 @@ def run(flags: StudyFlags) -> None:
     workdir = Path(flags.workdir or f"runs/study-{flags.network}").expanduser()
     if flags.compilation_cache:
         compilation.enable_cache()
-    dataset = data.load(
+    dataset = cli.load_data(
         flags.network,
-        source=flags.data,
-        data_dir=flags.data_dir or None,
-        archive_dir=flags.archive_dir or None,
-        report=lambda line: console.print(line, soft_wrap=True, markup=False),
+        flags,
+        lambda line, style=None: console.print(line, style=style, soft_wrap=True, markup=False),
     )
-    if not dataset.is_real:
-        console.print(
-            f"*** NOT THE REAL DATA: training on {dataset.name}, because {dataset.notice} ***",
-            style="bold red",
-            soft_wrap=True,
-            markup=False,
-        )
     runs = study.run(plan, dataset, workdir, chunk=flags.chunk or None, observer=_observer(console))
     versions = ", ".join(f"{name} {version}" for name, version in records.versions().items())
     table = (
         f"{comparison.markdown(plan, runs)}\n{dataset.name} {dataset.version}, "
         f"{recipe.epochs} epochs at batch {recipe.batch_size}, on {records.device()}, {versions}\n"
     )
-    with writing(workdir, "give --workdir a folder that can be written and has room"):
+    with writing(workdir, WORKDIR_REMEDY):
         (workdir / "table.md").write_text(table)
         comparison.write_csv(workdir / "curves.csv", runs)
         plots.write(plan, runs, workdir)

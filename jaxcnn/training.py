@@ -142,6 +142,19 @@ def check_optimizer(
     demands.extra_arguments(demands.with_plain_params(tx), params)
 
 
+def check_batch_size(recipe: Recipe, split: Split) -> None:
+    """Refuses batches larger than a whole split.
+
+    Raises:
+        UserError: they are.
+    """
+    if recipe.batch_size > len(split):
+        raise UserError(
+            f"batch_size {recipe.batch_size} is larger than the {len(split)} training "
+            "images: take at most that many"
+        )
+
+
 def check_recipe(recipe: Recipe) -> None:
     """Makes a recipe's optimizer and finds out whether its network can be trained with it.
 
@@ -181,11 +194,7 @@ def fit(
         UserError: the batch size exceeds the training split, or the optimizer cannot be used.
         DivergedError: the loss is no longer finite.
     """
-    if recipe.batch_size > len(dataset.train):
-        raise UserError(
-            f"batch_size {recipe.batch_size} is larger than the {len(dataset.train)} training "
-            "images: take at most that many"
-        )
+    check_batch_size(recipe, dataset.train)
     init_key, order_key = split_key(seed)
     model = make_model(recipe) if model is None else model
     source = make_feed(feed, dataset.train, recipe.batch_size, order_key)
