@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxcnn import compilation, data, recipes, records, training
+from jaxcnn import compilation, data, environment, recipes, training
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def main(flags: Flags) -> None:
         "test_accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "train_seconds_median": statistics.median(run["train_seconds"] for run in runs),
         "runs": runs,
-        "versions": records.versions(),
-        "device": records.device(),
+        "versions": environment.versions(),
+        "device": environment.device(),
     }
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     flags.out.write_text(json.dumps(summary, indent=2) + "\n")

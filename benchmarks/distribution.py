@@ -21,7 +21,7 @@ from pytorch_networks import NETWORKS
 from scipy import stats
 from torch.nn import functional
 
-from jaxcnn import compilation, data, recipes, records, training
+from jaxcnn import compilation, data, environment, recipes, training
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def main(flags: Flags) -> None:
         "dataset": dataset.name,
         "seeds": flags.seeds,
         **figures,
-        "versions": records.versions() | {"torch": torch.__version__},
-        "device": records.device(),
+        "versions": environment.versions() | {"torch": torch.__version__},
+        "device": environment.device(),
     }
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     flags.out.write_text(json.dumps(content, indent=2) + "\n")

@@ -23,7 +23,7 @@ from pytorch_networks import NETWORKS
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn import functional
 
-from jaxcnn import data, ensemble, recipes, records, training
+from jaxcnn import data, ensemble, environment, recipes, training
 
 BATCH_SIZE = 64
 
@@ -159,8 +159,8 @@ def main() -> None:
             content = {
                 "batch_size": BATCH_SIZE,
                 "rows": rows,
-                "device": records.device(),
-                "versions": records.versions() | {"torch": torch.__version__},
+                "device": environment.device(),
+                "versions": environment.versions() | {"torch": torch.__version__},
             }
             asked.out.parent.mkdir(parents=True, exist_ok=True)
             asked.out.write_text(json.dumps(content, indent=1) + "\n")

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import tyro
 
-from jaxcnn import records
+from jaxcnn import environment
 
 # A process of its own for each load: what one start costs a user.
 _PROGRAM = """
 import sys, time
-from jaxcnn import data
+from jaxcnn import data, environment
 name, data_dir, archive_dir, cache_dir = sys.argv[1:]
 began = time.perf_counter()
 dataset = data.load(
@@ -62,7 +62,11 @@ def main(flags: Flags) -> None:
                 "warm_median": statistics.median(times[1:]),
                 "warm_all": times[1:],
             }
-    content = {"seconds": seconds, "versions": records.versions(), "device": records.device()}
+    content = {
+        "seconds": seconds,
+        "versions": environment.versions(),
+        "device": environment.device(),
+    }
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     flags.out.write_text(json.dumps(content, indent=2) + "\n")
     print(json.dumps(seconds, indent=2))

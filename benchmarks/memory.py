@@ -20,8 +20,6 @@ import contenders
 import jax
 import torch
 
-from jaxcnn import records
-
 
 def peak_bytes() -> int:
     """Returns the peak so far, of this process or of what is allocated on the GPU."""
@@ -70,8 +68,8 @@ def main() -> None:
             rows.append({"network": network, "batch_size": batch_size, "peak_bytes": peaks})
             shown = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in peaks.items())
             print(f"{network} {batch_size}: {shown}", flush=True)
-    versions = {**records.versions(), "torch": torch.__version__}
-    content = {"rows": rows, "versions": versions, "device": records.device()}
+    versions = {**environment.versions(), "torch": torch.__version__}
+    content = {"rows": rows, "versions": versions, "device": environment.device()}
     if found.out:
         found.out.parent.mkdir(parents=True, exist_ok=True)
         found.out.write_text(json.dumps(content, indent=2) + "\n")

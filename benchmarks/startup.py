@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jaxcnn import records
+from jaxcnn import environment
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -51,7 +51,7 @@ print(between - began, time.perf_counter() - between)
 """
 
 
-def start(network: str, arguments: list[str], environment: dict[str, str]) -> float:
+def start(network: str, arguments: list[str], variables: dict[str, str]) -> float:
     """Starts an experiment and returns the seconds to its first steps' end."""
     with tempfile.TemporaryDirectory() as workdir:
         script = str(EXPERIMENTS / f"{network}.py")
@@ -72,7 +72,7 @@ def start(network: str, arguments: list[str], environment: dict[str, str]) -> fl
             check=True,
             capture_output=True,
             text=True,
-            env=environment,
+            env=variables,
         )
         return float(done.stdout.splitlines()[-1])
 
@@ -87,18 +87,18 @@ def main() -> None:
     found = parser.parse_args()
     seconds: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "JAXCNN_CACHE_DIR": f"{folder}/cache"}
+        variables = {**os.environ, "JAXCNN_CACHE_DIR": f"{folder}/cache"}
         for network, arguments in (
             ("mnist", ["--archive-dir", found.archive_dir, "--data-dir", f"{folder}/tfds"]),
             ("cifar10", ["--data-dir", found.data_dir]),
         ):
             arguments += ["--data", network]
-            start(network, arguments, environment)  # decodes the data
+            start(network, arguments, variables)  # decodes the data
             cold, warm = [], []
             for repeat in range(found.repeats):
                 programs = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/{network}-{repeat}"}
-                cold.append(start(network, arguments, environment | programs))
-                warm.append(start(network, arguments, environment | programs))
+                cold.append(start(network, arguments, variables | programs))
+                warm.append(start(network, arguments, variables | programs))
             seconds[network] = {
                 "cold_median": statistics.median(cold),
                 "warm_median": statistics.median(warm),
@@ -117,8 +117,8 @@ def main() -> None:
             "jax": statistics.median(jax for jax, _ in imports),
             "jaxcnn_beyond_jax": statistics.median(ours for _, ours in imports),
         },
-        "versions": records.versions(),
-        "device": records.device(),
+        "versions": environment.versions(),
+        "device": environment.device(),
     }
     found.out.parent.mkdir(parents=True, exist_ok=True)
     found.out.write_text(json.dumps(content, indent=2) + "\n")

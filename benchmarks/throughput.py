@@ -25,7 +25,7 @@ import jax
 import numpy as np
 import torch
 
-from jaxcnn import records
+from jaxcnn import environment
 
 # Seconds that a timed epoch of PyTorch's eager variant is to take, and its least and most steps.
 _SECONDS = 1.0
@@ -220,10 +220,10 @@ def main() -> None:
     content = {
         "rows": rows,
         "rounds": found.rounds,
-        "device": records.device(),
+        "device": environment.device(),
         "torch_device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": {"torch": torch.get_num_threads(), "cpus": len(os.sched_getaffinity(0))},
-        "versions": {**records.versions(), "torch": torch.__version__},
+        "versions": {**environment.versions(), "torch": torch.__version__},
         "flags": {
             "command": " ".join(sys.argv),
             "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),

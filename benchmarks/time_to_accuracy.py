@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn import data, recipes, records, training
+from jaxcnn import data, environment, recipes, training
 
 THRESHOLDS = {"mnist": (0.97, 0.98, 0.99), "cifar10": (0.70, 0.75, 0.7884, 0.82)}
 
@@ -76,8 +76,8 @@ def write(found: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, An
         "final_test_accuracy_mean": statistics.mean(final),
         "final_test_accuracy_std": statistics.stdev(final) if len(final) > 1 else None,
         "runs": runs,
-        "versions": records.versions(),
-        "device": records.device(),
+        "versions": environment.versions(),
+        "device": environment.device(),
     }
     found.out.parent.mkdir(parents=True, exist_ok=True)
     found.out.write_text(json.dumps(content, indent=1) + "\n")

@@ -7,6 +7,7 @@ import ast
 import contextlib
 import io
 import itertools
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro import conf
 
-from jaxcnn import recipes
-from jaxcnn.errors import DivergedError, UserError
+from jaxcnn import interrupts, recipes
+from jaxcnn.errors import DivergedError, StoppedError, UserError
 
 if TYPE_CHECKING:
     from jaxcnn.data import Dataset
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 class Flags:
     """Trains the network and scores it on the whole test set."""
 
-    recipe: recipes.RecipeName = "fast"
+    recipe: Annotated[str, conf.arg(metavar="reference|fast|best|FILE")] = "fast"
     """Where the other defaults come from: the original's hyperparameters (reference), the most
-    accuracy in minutes (fast), or the most accuracy (best)."""
+    accuracy in minutes (fast), the most accuracy (best), or a .toml file of your own."""
     epochs: int = 1
     """Passes over the training images."""
     batch_size: int = 1
@@ -70,6 +71,13 @@ class Flags:
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: a new folder below runs/)")
     ] = ""
     """Where results go."""
+    checkpoint_every: Annotated[str, conf.arg(metavar="N|Nsteps")] = "1"
+    """Epochs between two checkpoints, or steps as in 500steps; 0 for one at the end."""
+    keep: int = 2
+    """Latest checkpoints to keep; the best one stays too."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """Go on with a run of the same flags that the workdir holds: if there is one, never, or fail
+    without."""
     feed: Literal["device", "stream"] = "device"
     """Keep the training images on the device, or stream them from the host; same results."""
     compilation_cache: bool = True
@@ -106,7 +114,7 @@ def main(network: recipes.NetworkName, argv: Sequence[str] | None = None) -> Non
 
     Raises:
         SystemExit: with status 2 after a mistake of the user's, 1 after a diverged run, 130 after
-            Ctrl-C; one sentence on standard error says why.
+            Ctrl-C, 143 after SIGTERM; one sentence on standard error says why.
     """
     with ending_on_errors(network):
         flags, recipe = parse(network, sys.argv[1:] if argv is None else argv)
@@ -124,6 +132,7 @@ def ending_on_errors(name: str) -> Iterator[None]:
         SystemExit: see `main`.
     """
     program = Path(sys.argv[0]).name or name
+    interrupts.raise_on_sigterm()
     try:
         yield
     except UserError as error:
@@ -132,6 +141,9 @@ def ending_on_errors(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted\n")
         raise SystemExit(130) from None
+    except interrupts.Terminated:
+        sys.stderr.write(f"{program}: terminated\n")
+        raise SystemExit(143) from None
 
 
 def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, recipes.Recipe]:
@@ -144,13 +156,13 @@ def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, rec
     # The defaults of the other flags, and so what --help shows, depend on these two.
     for name in ("recipe", "optimizer"):
         value = _peek(f"--{name}", argv)
-        if name == "recipe" and value in recipes.RECIPES[network]:
-            defaults = recipes.get(network, value)
+        if name == "recipe" and value:
+            defaults = _find_recipe(network, value)
         elif name == "optimizer" and value:
             defaults = replace(defaults, optimizer=value)
     kind = _FLAGS[network]
     default = kind(
-        recipe=defaults.name,  # type: ignore[arg-type]
+        recipe=_peek("--recipe", argv) or "fast",
         epochs=defaults.epochs,
         batch_size=defaults.batch_size,
         optimizer=defaults.optimizer,
@@ -163,6 +175,8 @@ def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, rec
         ema=defaults.ema,
     )
     flags = call_tyro(kind, default, argv)
+    if not 1 <= flags.keep <= 10**6:
+        raise UserError(f"--keep takes a whole number from 1 to 1000000, got {flags.keep}")
     if not 0 <= flags.seed < 2**32:
         raise UserError(f"--seed takes a whole number from 0 to 4294967295, got {flags.seed}")
     changed = (
@@ -174,6 +188,16 @@ def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, rec
         optimizer_args={**defaults.optimizer_args, **parse_optimizer_args(flags.optimizer_args)},
     )
     return flags, recipe
+
+
+def _find_recipe(network: recipes.NetworkName, value: str) -> recipes.Recipe:
+    """Returns the recipe of a name or in a file."""
+    try:
+        if value.endswith(".toml"):
+            return recipes.load(network, value)
+        return recipes.get(network, value)
+    except ValueError as error:
+        raise UserError(f"--recipe: {error}, or a .toml file") from None
 
 
 def parse_optimizer_args(pairs: Sequence[str]) -> dict[str, Any]:
@@ -191,6 +215,8 @@ def parse_optimizer_args(pairs: Sequence[str]) -> dict[str, Any]:
             args[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             args[key] = value
+        if isinstance(args[key], float) and not math.isfinite(args[key]):
+            raise UserError(f"--optimizer-args takes finite numbers, got {pair!r}")
     return args
 
 
@@ -216,17 +242,18 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     # Imported here, see the module's docstring.
     from rich.console import Console
 
-    from jaxcnn import compilation, progress, records, training
+    from jaxcnn import checkpoint, compilation, environment, progress, records, training
 
     console = Console(highlight=False)
 
     def say(line: str, style: str | None = None) -> None:
         console.print(line, style=style, soft_wrap=True, markup=False)
 
+    every = checkpoint.Every.parse(flags.checkpoint_every)
     look_for_own([recipe.optimizer])
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(flags.workdir or f"runs/{recipe.network}-{started}").expanduser()
-    records.check_workdir(workdir)
+    records.check_workdir(workdir, flags.resume)
     training.check_recipe(recipe)  # before the data is loaded, which takes longer
     if flags.compilation_cache:
         compilation.enable_cache()
@@ -237,10 +264,25 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     )
     say(
         f"recipe: {recipe.name}, {recipe.epochs} epochs at batch {recipe.batch_size} with "
-        f"{recipe.optimizer} {recipe.learning_rate:g}, seed {flags.seed}, on {records.device()}"
+        f"{recipe.optimizer} {recipe.learning_rate:g}, seed {flags.seed}, on {environment.device()}"
     )
-    observers: list[training.Observer] = [records.Records(workdir), progress.make_progress(console)]
-    result = training.fit(recipe, dataset, seed=flags.seed, feed=flags.feed, observers=observers)
+    with interrupts.watched() as interrupted:
+        try:
+            result = training.fit(
+                recipe,
+                dataset,
+                seed=flags.seed,
+                feed=flags.feed,
+                observers=[records.Records(workdir), progress.make_progress(console)],
+                checkpoints=checkpoint.Policy(
+                    workdir / records.CHECKPOINTS, every, flags.keep, flags.resume, report=say
+                ),
+                interrupted=interrupted,
+            )
+        except StoppedError as error:
+            assert interrupted.received is not None
+            sys.stderr.write(f"{error}; the same flags with --workdir {workdir} go on from there\n")
+            raise SystemExit(128 + interrupted.received) from None
     settings = {"seed": flags.seed, "feed": flags.feed}
     records.write_result(workdir, result, recipe, dataset, settings)
     say(
@@ -287,7 +329,7 @@ def load_data(network: recipes.NetworkName, flags: Any, say: Callable[..., None]
         report=say,
     )
     if not dataset.is_real:
-        warning = f"NOT THE REAL DATA: training on {dataset.name}, drawn by this package"
+        warning = f"NOT THE REAL DATA: {dataset.name}, drawn by this package"
         say(f"*** {warning}, because {dataset.notice} ***", "bold red")
     return dataset
 
@@ -303,7 +345,7 @@ def _peek(flag: str, argv: Sequence[str]) -> str:
     return value
 
 
-def call_tyro(kind: type[Any], default: Any, argv: Sequence[str]) -> Any:
+def call_tyro(kind: Any, default: Any, argv: Sequence[str]) -> Any:
     """Calls tyro and folds what it says of a mistake, a box of several lines, into one sentence.
 
     Raises:
@@ -312,6 +354,8 @@ def call_tyro(kind: type[Any], default: Any, argv: Sequence[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
+            if default is None:  # a choice of commands
+                return tyro.cli(kind, args=list(argv), prog="jaxcnn")
             return tyro.cli(kind, default=default, args=list(argv))
     except SystemExit as stop:
         if not stop.code:  # --help

@@ -3,7 +3,9 @@
 Member i is the run that `jaxcnn.training.fit` would do with its seed and its hyperparameters.
 """
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -17,24 +19,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn import optimizers, state, steps
+from jaxcnn import checkpoint, optimizers, state, steps
 from jaxcnn.data.augment import make_augment, make_normalize
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.data.feed import permutation
-from jaxcnn.errors import UserError
+from jaxcnn.errors import StoppedError, UserError
 from jaxcnn.recipes import Recipe
 from jaxcnn.training import (
     EVAL_BATCH_SIZE,
-    check_batch_size,
     check_optimizer,
+    check_sizes,
+    checksum,
     eval_batches,
+    identity,
     make_model,
     optimizer_key,
     split_key,
+    stopped,
 )
 
 # What a member needs is estimated from a program of so many.
 _SAMPLE = 8
+# Steps after which a run asks whether it is to stop; few enough to answer in seconds.
+_PIECE = 256
 # Share of the free memory that a chunk chosen automatically may need.
 _SHARE = 0.8
 
@@ -148,6 +155,8 @@ def chunks(
     tx: optax.GradientTransformation | MakeTx | None = None,
     keep_states: bool = False,
     report: Callable[[int], None] = lambda images: None,
+    checkpoints: checkpoint.Policy | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Result]:
     """Trains an ensemble chunk by chunk, with one program for all, and yields each one's result.
 
@@ -164,68 +173,155 @@ def chunks(
             values, or a function that makes it of them. Default: the recipe's.
         keep_states: whether to return the states at the end.
         report: called with the number of images trained on, all members together.
+        checkpoints: where to save the chunks, each in a folder of its own, and to go on with them
+            if they are there. Default: nowhere.
+        interrupted: asked often whether to save and stop.
 
     Raises:
-        UserError: the batch size exceeds the training split, a chunk does not fit the memory, or
-            the optimizer cannot be used so.
+        UserError: the sizes do not fit, a chunk does not fit the memory, the optimizer cannot be
+            used so, or the checkpoints are those of other runs.
+        WriteError: a checkpoint cannot be written.
+        StoppedError: `interrupted` said so.
     """
-    size = len(dataset.train)
-    check_batch_size(recipe, dataset.train)
+    check_sizes(recipe, dataset)
     if not len(members):
         raise UserError("an ensemble without members: give at least one seed")
     model = make_model(recipe) if model is None else model
     data = (jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels))
     batches = eval_batches(evaluate_on or dataset.test, EVAL_BATCH_SIZE)
     programs = _compile(_Member.make(recipe, dataset, model, tx), data, batches, members, chunk)
+    run: dict[str, Any] = {}
+    if checkpoints:
+        run = identity(recipe, dataset, model=model, own_tx=tx is not None)
+        run |= {"chunk": programs.chunk, "evaluate_once": evaluate_once}
+        run["evaluate_on"] = checksum(evaluate_on or dataset.test)
     for first in range(0, len(members), programs.chunk):
         indices = np.arange(first, min(first + programs.chunk, len(members)))
         count = len(indices)
         # The last chunk is filled up with its last member.
         part = members.take(np.pad(indices, (0, programs.chunk - count), mode="edge"))
-        states = programs.init(part)
-        epochs: list[Any] = []
-        for epoch in range(1, recipe.epochs + 1):
-            states, metrics = programs.epoch(states, part, epoch)
-            if epoch == recipe.epochs or not evaluate_once:
-                metrics["eval"] = programs.score(states)
-            epochs.append(_first(count, jax.device_get(metrics)))
-            report(count * size)
-        kept = _first(count, states) if keep_states else None
-        yield _result(members.take(indices), epochs, kept)
+        with contextlib.ExitStack() as stack:
+            store = None
+            if checkpoints:
+                folder = checkpoints.folder / f"members-{first:06d}"
+                policy = dataclasses.replace(checkpoints, folder=folder)
+                own = {name: array.tolist() for name, array in part.hyperparameters.items()}
+                run |= {"seed": part.seeds.tolist(), "hyperparameters": own}
+                store = stack.enter_context(checkpoint.opened(policy, run))
+            trained = _train(
+                programs,
+                part,
+                recipe.epochs,
+                evaluate_once=evaluate_once,
+                report=functools.partial(_report_all, report, count),
+                store=store,
+                every=checkpoints.every if checkpoints else checkpoint.Every(0),
+                interrupted=interrupted,
+            )
+        kept = _first(count, trained["state"]) if keep_states else None
+        history = jax.tree.map(lambda array, count=count: array[:, :count], trained["history"])
+        yield _result(members.take(indices), history, programs.per_epoch, kept)
+
+
+def _train(
+    programs: "_Programs",
+    part: Members,
+    epochs: int,
+    *,
+    evaluate_once: bool,
+    report: Callable[[int], None],
+    store: checkpoint.Store | None,
+    every: checkpoint.Every,
+    interrupted: Callable[[], bool],
+) -> dict[str, Any]:
+    """Trains a chunk, or what is missing of it.
+
+    Returns:
+        "state" at the end, and "history": the metrics of every epoch, with leading axes epochs, E.
+    """
+    zeros = jax.tree.map(lambda leaf: jnp.full(len(part), leaf), steps.zero_train_metrics())
+    rows = {name: np.zeros((epochs, len(part)), leaf.dtype) for name, leaf in zeros.items()}
+    history = {"train": rows, "eval": {name: rows[name].copy() for name in steps.zero_metrics()}}
+    tree: dict[str, Any] = {"state": programs.init(part), "sums": zeros, "history": history}
+    step, saved = 0, None
+    if store and (found := store.resume(tree)):
+        tree, progress, saved = found
+        tree["history"] = jax.tree.map(np.array, tree["history"])
+        step = progress["step"]
+    per_epoch, total = programs.per_epoch, epochs * programs.per_epoch
+    period = every.steps(per_epoch)
+
+    def pause() -> None:
+        """Saves where it is due or asked for, and stops in the latter case."""
+        nonlocal saved
+        asked = interrupted()
+        if store and (asked or step == total or (period and step % period == 0)):
+            saved = store.save(step, tree, {"step": step})
+        if asked and step < total:
+            raise StoppedError(stopped(step, total, saved))
+
+    while step < total:
+        number, first = step // per_epoch + 1, step % per_epoch
+        for last in range(first + 1, per_epoch + 1):
+            due = period and (step + last - first) % period == 0
+            if not (due or last - first == _PIECE or last == per_epoch):
+                continue
+            tree["state"], tree["sums"] = programs.take(
+                tree["state"], tree["sums"], part, number, first, last
+            )
+            report(programs.images(last) - programs.images(first))
+            step, first = step + last - first, last
+            if last < per_epoch:
+                pause()
+        for name, values in jax.device_get(tree["sums"]).items():
+            tree["history"]["train"][name][number - 1] = values
+        if number == epochs or not evaluate_once:
+            for name, values in jax.device_get(programs.score(tree["state"])).items():
+                tree["history"]["eval"][name][number - 1] = values
+        tree["sums"] = zeros
+        pause()
+    return tree
+
+
+def _report_all(report: Callable[[int], None], count: int, images: int) -> None:
+    report(count * images)
 
 
 def _first(count: int, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[:count], tree)
 
 
-def _result(members: Members, epochs: list[Any], states: state.TrainState | None) -> Result:
+def _result(
+    members: Members, history: Any, per_epoch: int, states: state.TrainState | None
+) -> Result:
     """Turns the metrics of every epoch into curves, and finds out which runs have diverged."""
-    last = epochs[-1]
-    first = np.min([metrics["train"]["nonfinite_step"] for metrics in epochs], axis=0)
+    train, scored = history["train"], history["eval"]
+    step = per_epoch * np.arange(1, len(train["count"]) + 1)[:, None]
+    first = train["nonfinite_step"].min(axis=0)
     # The last update can spoil what no training loss has seen any more.
-    spoilt = ~np.isfinite(last["eval"]["loss_sum"]) & (first == steps.NEVER)
-    first = np.where(spoilt, last["step"], first)
-    history: dict[str, np.ndarray] = {}
-    for split in ("train", "eval"):
+    spoilt = ~np.isfinite(scored["loss_sum"][-1]) & (first == steps.NEVER)
+    first = np.where(spoilt, step[-1], first)
+    curves: dict[str, np.ndarray] = {}
+    for split, sums in history.items():
         for name, of in (("loss", "loss_sum"), ("accuracy", "correct")):
-            curve = np.full((len(epochs), len(members)), np.nan, np.float32)
-            for row, metrics in zip(curve, epochs, strict=True):
-                if split in metrics:
-                    ratio = metrics[split][of] / metrics[split]["count"]
-                    row[:] = np.where(metrics["step"] < first, ratio, np.nan)
-            history[f"{split}_{name}"] = curve
+            ratio = sums[of] / np.maximum(sums["count"], 1)
+            known = (sums["count"] > 0) & (step < first)
+            curves[f"{split}_{name}"] = np.where(known, ratio, np.nan).astype(np.float32)
     # The step that spoils the last epoch's score is that epoch's last.
     diverged_at = np.where(first == steps.NEVER, 0, first).astype(np.int32)
-    correct, total = last["eval"]["correct"], int(last["eval"]["count"][0])
-    return Result(members, history, correct, total, diverged_at, states)
+    correct, total = scored["correct"][-1], int(scored["count"][-1, 0])
+    return Result(members, curves, correct, total, diverged_at, states)
 
 
 @dataclass(frozen=True)
 class _Member:
     """What one member does, as functions of arrays."""
 
+    size: int
+    batch_size: int
     init: Callable[..., state.TrainState]
-    epoch: Callable[..., tuple[state.TrainState, Any]]
+    full: Callable[..., Any]
+    rest: Callable[..., Any]
     score: Callable[..., steps.Metrics]
 
     @classmethod
@@ -262,9 +358,8 @@ class _Member:
                 ) from error
             return start.replace(opt_state=opt_state)
 
-        def epoch(
-            train_state: state.TrainState, seed: jax.Array, values: Any, number: Any, data: Any
-        ) -> tuple[state.TrainState, Any]:
+        def prepare(seed: jax.Array, values: Any, number: Any, data: Any, count: int) -> Any:
+            """Returns what takes the step of a position in an epoch, on a batch of `count`."""
             images, labels = data
             init_key, order_key = split_key(seed)
             train_step = steps.make_train_step(
@@ -272,41 +367,78 @@ class _Member:
             )
             order = permutation(order_key, number, size)
 
-            def step(start: Any, count: int, carry: Any) -> Any:
+            def step(position: Any, carry: Any) -> Any:
                 train_state, sums = carry
+                start = position * recipe.batch_size
                 indices = jax.lax.dynamic_slice_in_dim(order, start, count)
                 batch = {"image": images[indices], "label": labels[indices]}
                 train_state, metrics = train_step(train_state, batch)
                 metrics = steps.with_nonfinite_step(metrics, train_state.step)
                 return train_state, steps.merge(sums, metrics)
 
-            zero = steps.with_nonfinite_step(steps.zero_metrics(), train_state.step)
-            carry = jax.lax.fori_loop(
-                0,
-                full,
-                lambda index, carry: step(index * recipe.batch_size, recipe.batch_size, carry),
-                (train_state, zero),
-            )
-            if left:
-                carry = step(full * recipe.batch_size, left, carry)
-            train_state, sums = carry
-            return train_state, {"train": sums, "step": train_state.step}
+            return step
+
+        def take_full(
+            train_state: Any, sums: Any, seed: Any, values: Any, number: Any, bounds: Any, data: Any
+        ) -> Any:
+            step = prepare(seed, values, number, data, recipe.batch_size)
+            first, last = bounds
+            return jax.lax.fori_loop(first, last, step, (train_state, sums))
+
+        def take_rest(
+            train_state: Any, sums: Any, seed: Any, values: Any, number: Any, bounds: Any, data: Any
+        ) -> Any:
+            step = prepare(seed, values, number, data, left)
+            return step(full, (train_state, sums))
 
         def score(train_state: state.TrainState, batches: Any) -> steps.Metrics:
             metrics: steps.Metrics = eval_steps(train_state.eval_variables, batches)
             return metrics
 
-        return cls(init, epoch, score)
+        return cls(size, recipe.batch_size, init, take_full, take_rest, score)
 
 
 @dataclass(frozen=True)
 class _Programs:
-    """A chunk's programs, compiled."""
+    """A chunk's programs, compiled.
+
+    Attributes:
+        chunk: members.
+        size: pictures of an epoch.
+        batch_size: of all steps of an epoch but the last one.
+        init: of the members.
+        full: takes steps of whole batches.
+        rest: takes the last step, if its batch is smaller.
+        score: of the states.
+    """
 
     chunk: int
+    size: int
+    batch_size: int
     init: Callable[[Members], Any]
-    epoch: Callable[[Any, Members, int], Any]
+    full: Callable[..., Any]
+    rest: Callable[..., Any] | None
     score: Callable[[Any], Any]
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return -(-self.size // self.batch_size)
+
+    def images(self, step: int) -> int:
+        """Returns how many pictures the first so many steps of an epoch have."""
+        return min(step * self.batch_size, self.size)
+
+    def take(
+        self, states: Any, sums: Any, part: Members, number: int, first: int, last: int
+    ) -> tuple[Any, Any]:
+        """Takes the steps from `first` to before `last` of an epoch."""
+        whole = min(last, self.size // self.batch_size)
+        if first < whole:
+            states, sums = self.full(states, sums, part, number, (first, whole))
+        if self.rest is not None and last == self.per_epoch:
+            states, sums = self.rest(states, sums, part, number, (whole, last))
+        return states, sums
 
 
 def _compile(
@@ -320,19 +452,39 @@ def _compile(
         one = arguments(members.take(np.zeros(size, int)))
         init = jax.jit(_for_each(member.init, size, 2))
         states = jax.eval_shape(init, *one)
-        epoch = (
-            jax.jit(_for_each(member.epoch, size, 3), donate_argnums=0)
-            .lower(states, *one, np.int32(0), data)
-            .compile()
+        sums = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((size,), leaf.dtype), steps.zero_train_metrics()
         )
+        zero = np.int32(0)
+
+        def compile_steps(take: Callable[..., Any]) -> Any:
+            mapped = jax.jit(_for_each(take, size, 4), donate_argnums=0)
+            return mapped.lower(states, sums, *one, zero, (zero, zero), data).compile()
+
+        full = compile_steps(member.full)
+        rest = compile_steps(member.rest) if member.size % member.batch_size else None
         score = jax.jit(_for_each(member.score, size, 1)).lower(states, batches).compile()
-        analyses: list[Any] = [program.memory_analysis() for program in (epoch, score)]
+        analyses: list[Any] = [program.memory_analysis() for program in (full, score)]
         needed = max(analysis.temp_size_in_bytes for analysis in analyses)
         needed += sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(states))
+
+        def call(program: Any) -> Any:
+            return lambda states, sums, part, number, bounds: program(
+                states,
+                sums,
+                *arguments(part),
+                np.int32(number),
+                tuple(map(np.int32, bounds)),
+                data,
+            )
+
         programs = _Programs(
             size,
+            member.size,
+            member.batch_size,
             lambda part: init(*arguments(part)),
-            lambda states, part, number: epoch(states, *arguments(part), np.int32(number), data),
+            call(full),
+            None if rest is None else call(rest),
             lambda states: score(states, batches),
         )
         return programs, needed

@@ -33,6 +33,10 @@ class DivergedError(UserError):
     """Training went wrong numerically: the loss is no longer finite."""
 
 
+class StoppedError(Exception):
+    """A run was asked to stop and has saved what it can; the message says where."""
+
+
 class WriteError(UserError):
     """A file or folder cannot be written: the disk is full, say, or read-only."""
 

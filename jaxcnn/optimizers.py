@@ -4,8 +4,10 @@ Any `optax.GradientTransformation` can also be given to `jaxcnn.training.fit` as
 """
 
 import difflib
+import hashlib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -130,6 +132,19 @@ def find(name: str) -> Factory:
             "an optax.GradientTransformation"
         )
     return found
+
+
+def code_digest(name: str) -> str:
+    """Returns the SHA-256 of the source of the module that an optimizer of one's own is in.
+
+    Args:
+        name: "module:factory".
+    """
+    try:
+        code = inspect.getsource(sys.modules[find(name).__module__])
+    except (OSError, TypeError, AttributeError, KeyError):
+        code = ""
+    return hashlib.sha256(code.encode()).hexdigest()
 
 
 def check_args(

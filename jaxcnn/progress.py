@@ -1,6 +1,7 @@
 """How a run shows itself: a bar on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -22,12 +23,13 @@ class LineProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._epochs = 0
+        self._epochs = self._resumed = 0
         self._began = 0.0
 
-    def start(self, *, epochs: int, images: int) -> None:
-        """Remembers when training began."""
+    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
+        """Remembers when training began, and with which epoch."""
         self._epochs = epochs
+        self._resumed = len(history)
         self._began = time.perf_counter()
 
     def advance(self, *, images: int, metrics: Metrics) -> None:
@@ -35,7 +37,8 @@ class LineProgress:
 
     def epoch(self, record: EpochRecord) -> None:
         """Prints the epoch's figures."""
-        left = (time.perf_counter() - self._began) / record.epoch * (self._epochs - record.epoch)
+        each = (time.perf_counter() - self._began) / (record.epoch - self._resumed)
+        left = each * (self._epochs - record.epoch)
         self._console.print(_epoch_line(record, self._epochs, left), soft_wrap=True)
 
     def stop(self) -> None:
@@ -57,15 +60,20 @@ class BarProgress(LineProgress):
         )
         self._task: TaskID | None = None
         self._images = 0
-        self._done = 0
+        self._done = self._before = 0
         self._pending: tuple[int, Metrics] | None = None
 
-    def start(self, *, epochs: int, images: int) -> None:
+    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
         """Opens the bar."""
-        super().start(epochs=epochs, images=images)
+        super().start(epochs=epochs, images=images, history=history)
         self._images = images
+        self._done = self._before = len(history) * images
         self._task = self._progress.add_task(
-            "", total=epochs * images, epoch=f"1/{epochs}", figures=""
+            "",
+            total=epochs * images,
+            completed=self._done,
+            epoch=f"{min(len(history) + 1, epochs)}/{epochs}",
+            figures="",
         )
         self._progress.start()
 
@@ -90,7 +98,7 @@ class BarProgress(LineProgress):
         sums: dict[str, Any] = jax.device_get(metrics)
         self._done += images
         elapsed = time.perf_counter() - self._began
-        rate = self._done / elapsed
+        rate = (self._done - self._before) / elapsed
         left = (self._epochs * self._images - self._done) / rate
         assert self._task is not None
         self._progress.update(

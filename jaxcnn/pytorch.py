@@ -11,6 +11,7 @@ function of the variance on both sides.
 """
 
 import functools
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.errors import UserError, writing
+from jaxcnn import workdir
+from jaxcnn.errors import UserError
 from jaxcnn.models import Cifar10CNN, MnistCNN
 
 Variables = dict[str, Any]
@@ -220,17 +222,12 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _write(tensors: dict[str, np.ndarray], path: Path) -> None:
     _check_suffix(path)
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path, "give a folder that is there, can be written and has room"):
-        try:
-            if path.suffix == ".safetensors":
-                from safetensors.numpy import save
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save
 
-                partial.write_bytes(save(tensors))
-            else:
-                torch = _torch(path)
-                with partial.open("wb") as file:
-                    torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, file)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        content = save(tensors)
+    else:
+        torch, file = _torch(path), io.BytesIO()
+        torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, file)
+        content = file.getvalue()
+    workdir.write(path, content, "give a folder that is there, can be written and has room")

@@ -4,9 +4,12 @@ This module imports nothing heavy, so that a command line can show its defaults 
 """
 
 import dataclasses
-import math
+import difflib
+import os
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jaxcnn import catalog
@@ -70,6 +73,7 @@ class Recipe:
     std: tuple[float, ...] = (0.3081,)
 
     def __post_init__(self) -> None:
+        _check(self, "name", isinstance(self.name, str), "a text")
         for field, kind in (
             ("network", NetworkName),
             ("schedule", ScheduleName),
@@ -77,31 +81,48 @@ class Recipe:
             ("initialization", InitializationName),
         ):
             _check(self, field, getattr(self, field) in get_args(kind), _one_of(get_args(kind)))
+        _check(self, "optimizer", isinstance(self.optimizer, str), "the name of an optimizer")
         catalog.get(self.optimizer)
+        named = isinstance(self.optimizer_args, Mapping) and all(
+            isinstance(name, str) for name in self.optimizer_args
+        )
+        _check(self, "optimizer_args", named, "values by their names")
         for field in ("epochs", "batch_size"):
             value = getattr(self, field)
-            # The step counter is an int32.
             whole = isinstance(value, int) and not isinstance(value, bool)
             _check(self, field, whole and 1 <= value <= 10**6, "a whole number from 1 to 1000000")
-        finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
-        _check(self, "learning_rate", finite, "a finite number above 0")
+        positive = _is_number(self.learning_rate) and self.learning_rate > 0
+        _check(self, "learning_rate", positive, "a finite number above 0")
         for field in ("weight_decay", "clip"):
-            finite = math.isfinite(getattr(self, field)) and getattr(self, field) >= 0
-            _check(self, field, finite, "a finite number, 0 or more")
+            value = getattr(self, field)
+            _check(self, field, _is_number(value) and value >= 0, "a finite number, 0 or more")
         for field in ("momentum", "warmup", "ema", "dropout"):
-            _check(self, field, 0 <= getattr(self, field) < 1, "a number from 0 to below 1")
+            value = getattr(self, field)
+            share = _is_number(value) and 0 <= value < 1
+            _check(self, field, share, "a number from 0 to below 1")
+        _check(self, "nesterov", isinstance(self.nesterov, bool), "true or false")
         channels = {"mnist": (1,), "cifar10": (1, 3)}[self.network]
-        for field, positive in (("mean", False), ("std", True)):
+        for field in ("mean", "std"):
             values = getattr(self, field)
-            good = len(values) in channels and all(
-                math.isfinite(value) and (value > 0 or not positive) for value in values
-            )
+            good = isinstance(values, tuple) and len(values) in channels
+            good = good and all(_is_number(value) for value in values)
+            good = good and (field == "mean" or all(value > 0 for value in values))
             _check(self, field, good, f"{_one_of(channels)} finite numbers")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the network tells apart."""
+        return {"mnist": tuple("0123456789"), "cifar10": _CIFAR10_CLASSES}[self.network]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Of the network's input, (H, W, C)."""
         return {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}[self.network]
+
+    def asdict(self) -> dict[str, Any]:
+        """Returns the hyperparameters by name, and the recipe's own name as "recipe"."""
+        fields = dict(vars(self))
+        return {"recipe": fields.pop("name"), **fields}
 
     def replace(self, **changes: Any) -> "Recipe":
         """Returns a copy with some fields changed.
@@ -128,10 +149,20 @@ def _check(recipe: Recipe, field: str, good: bool, takes: str) -> None:
         raise ValueError(f"{field} takes {takes}, got {getattr(recipe, field)!r}")
 
 
+def _is_number(value: Any) -> bool:
+    """Whether that is a finite number that a float32 can hold."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FLOAT32_MAX
+    )
+
+
 def _one_of(values: tuple[object, ...]) -> str:
     return " or ".join(", ".join(map(str, values)).rsplit(", ", 1))
 
 
+_FLOAT32_MAX = 3.4028234e38
+# In the order of their labels.
+_CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 # The mean and standard deviation of each channel over CIFAR-10's training images.
 _CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -195,3 +226,59 @@ def get(network: str, name: str) -> Recipe:
     if name not in RECIPES[network]:
         raise ValueError(f"recipe takes {_one_of(tuple(RECIPES[network]))}, got {name!r}")
     return RECIPES[network][name]
+
+
+def load(network: NetworkName, path: str | os.PathLike[str]) -> Recipe:
+    """Reads a recipe from a TOML file: fields of `Recipe` by name, and "base", a recipe's name.
+
+    What the file does not give comes from the base ("fast" by default). The recipe's name is the
+    file's.
+
+    Raises:
+        ValueError: the file cannot be read, or a field is unknown or out of range.
+    """
+    path = Path(path).expanduser()
+    try:
+        fields = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give a file") from None
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or "nested too deeply"
+        raise ValueError(f"{path} is no TOML file ({reason}); mend it") from None
+    base = fields.pop("base", "fast")
+    fields = {"network": network, **fields}
+    if fields["network"] != network:
+        raise ValueError(f"{path} is for the network {fields['network']!r} and not {network!r}")
+    try:
+        recipe = get(network, base) if isinstance(base, str) else get(network, repr(base))
+        return recipe.replace(**_fields(fields), name=path.stem)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def from_dict(values: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe that `Recipe.asdict` was called on, from those values or their JSON form.
+
+    Raises:
+        ValueError: a field is missing or out of range.
+    """
+    known = {field.name for field in dataclasses.fields(Recipe)} - {"name"}
+    if missing := sorted(known - values.keys()):
+        raise ValueError(f"{missing[0]} is missing")
+    fields = {name: value for name, value in values.items() if name in known}
+    return Recipe(name=values.get("recipe", ""), **_fields(fields))
+
+
+def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values as fields of `Recipe` take them."""
+    kinds = {field.name: field.type for field in dataclasses.fields(Recipe) if field.name != "name"}
+    for name in values:
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"a recipe has no {name!r}{hint}")
+    fields = dict(values)
+    for name in ("mean", "std"):
+        if isinstance(fields.get(name), list):
+            fields[name] = tuple(fields[name])
+    return fields

@@ -1,16 +1,14 @@
 """The files that a run leaves in its workdir."""
 
 import contextlib
-import importlib.metadata
 import json
-import os
-import platform
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax
-
-import jaxcnn
+from jaxcnn import environment, workdir
+from jaxcnn.checkpoint import Resume
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
 from jaxcnn.recipes import Recipe
@@ -19,73 +17,108 @@ from jaxcnn.training import EpochRecord, Result
 
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
+def check_workdir(folder: Path, resume: Resume = "auto") -> None:
+    """Refuses a workdir that a run cannot use, before any work is done.
 
-def check_workdir(workdir: Path) -> None:
-    """Refuses a workdir that already holds a run, before any work is done.
+    Args:
+        folder: the workdir.
+        resume: see `jaxcnn.checkpoint.Policy`; a run that has ended is never gone on with.
 
     Raises:
-        UserError: it holds a run, or is a file.
+        UserError: it is a file, or holds a run that cannot be gone on with, or none that must be.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file: give a folder that is new or empty")
-    for name in (RESULT, METRICS):
-        if (workdir / name).exists():
-            raise UserError(
-                f"--workdir {workdir} already holds a run ({name}): give another folder, or remove "
-                "that one"
-            )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--workdir {folder} is a file: give a folder that is new or empty")
+    if (folder / RESULT).exists():
+        raise UserError(
+            f"--workdir {folder} already holds a run that has ended ({RESULT}): give another "
+            "folder, or remove that one"
+        )
+    begun = (folder / CHECKPOINTS).is_dir()
+    if (folder / METRICS).exists() and (resume == "never" or not begun):
+        raise UserError(
+            f"--workdir {folder} already holds a run ({METRICS}): give another folder, or remove "
+            "that one"
+        )
+    if resume == "must" and not begun:
+        raise UserError(
+            f"--workdir {folder} holds no run to go on with: give the folder of one, or --resume "
+            "auto"
+        )
 
 
 class Records:
     """Writes `metrics.jsonl` (a line an epoch) and TensorBoard events while a run goes on."""
 
-    def __init__(self, workdir: Path) -> None:
-        self._workdir = workdir
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._open = contextlib.ExitStack()
         self._metrics: TextIO
         self._events: Any
 
-    def start(self, *, epochs: int, images: int) -> None:
-        """Creates the workdir and its files.
+    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
+        """Creates the workdir and its files; those of a resumed run get what it had done.
 
         Raises:
             WriteError: the workdir cannot be written.
         """
-        # Imported here: only a run with a workdir needs it.
-        from tensorboardX import SummaryWriter
+        # Imported here: only a run with a workdir needs it. Not SummaryWriter: its thread dies of a
+        # full disk, and whoever writes after that waits for ever.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        with writing(self._workdir, WORKDIR_REMEDY):
-            self._workdir.mkdir(parents=True, exist_ok=True)
-            self._metrics = self._open.enter_context((self._workdir / METRICS).open("x"))
-            self._events = self._open.enter_context(SummaryWriter(str(self._workdir)))
+        with writing(self._folder, WORKDIR_REMEDY):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # A killed run may have logged epochs that it had not saved yet.
+            lines = "".join(map(_line, history))
+            workdir.write(self._folder / METRICS, lines.encode())
+            self._metrics = self._open.enter_context((self._folder / METRICS).open("a"))
+            self._events = EventsWriter(str(self._folder / "events"))
+            self._open.callback(self._events.close)
+            if history:
+                restart = SessionLog(status=SessionLog.START)
+                step = history[-1].step + 1
+                event = Event(session_log=restart, step=step, wall_time=time.time())
+                self._events.write_event(event)
 
     def advance(self, *, images: int, metrics: Metrics) -> None:
         """A chunk was trained on."""
 
     def epoch(self, record: EpochRecord) -> None:
         """Writes the record of an epoch."""
-        with writing(self._workdir / METRICS, WORKDIR_REMEDY):
-            print(json.dumps(record.asdict(), allow_nan=False), file=self._metrics, flush=True)
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        with writing(self._folder / METRICS, WORKDIR_REMEDY):
+            self._metrics.write(_line(record))
+            self._metrics.flush()
             for name, value in record.asdict().items():
                 if name not in ("epoch", "step") and value is not None:
-                    self._events.add_scalar(name, value, record.step)
+                    summary = scalar(name, value)
+                    event = Event(summary=summary, step=record.step, wall_time=time.time())
+                    self._events.write_event(event)
+            self._events.flush()
 
     def stop(self) -> None:
         """Closes the files."""
-        with writing(self._workdir, WORKDIR_REMEDY):
+        with writing(self._folder, WORKDIR_REMEDY):
             self._open.close()
 
 
+def _line(record: EpochRecord) -> str:
+    return json.dumps(record.asdict(), allow_nan=False) + "\n"
+
+
 def write_result(
-    workdir: Path, result: Result, recipe: Recipe, dataset: Dataset, settings: dict[str, Any]
+    folder: Path, result: Result, recipe: Recipe, dataset: Dataset, settings: dict[str, Any]
 ) -> None:
     """Writes `result.json`, whole or not at all.
 
     Args:
-        workdir: of the run.
+        folder: the run's workdir.
         result: of `fit`.
         recipe: all hyperparameters; they stand at the top level, the recipe's name as "recipe".
         dataset: what was really trained on.
@@ -94,13 +127,11 @@ def write_result(
     Raises:
         WriteError: the file cannot be written.
     """
-    hyperparameters = dict(vars(recipe))
     content = {
         "dataset": dataset.name,
         "dataset_version": dataset.version,
         "dataset_is_real": dataset.is_real,
-        "recipe": hyperparameters.pop("name"),
-        **hyperparameters,
+        **recipe.asdict(),
         **settings,
         "test_accuracy": result.test_accuracy,
         "test_correct": result.test_correct,
@@ -110,38 +141,8 @@ def write_result(
         "eval_seconds": result.eval_seconds,
         "compile_seconds": result.compile_seconds,
         "images_per_second": result.images_per_second,
-        "versions": versions(),
-        "device": device(),
+        "versions": environment.versions(),
+        "device": environment.device(),
     }
-    partial = workdir / f".{RESULT}"
-    with writing(workdir / RESULT, WORKDIR_REMEDY):
-        try:
-            partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-            os.replace(partial, workdir / RESULT)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that decide a result, where installed."""
-    found = {"python": platform.python_version(), "jaxcnn": jaxcnn.__version__}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def device() -> str:
-    """Returns what the run's arrays live on, "cpu (AMD EPYC, 2 cores)" say."""
-    first = jax.devices()[0]
-    if first.platform != "cpu":
-        return f"{first.platform} ({first.device_kind}, {jax.device_count()} devices)"
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        pass  # not Linux
-    return f"cpu ({name}, {os.cpu_count()} cores)"
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    workdir.write(folder / RESULT, text.encode())

@@ -117,22 +117,23 @@ def make_train_steps(train_step: TrainStep) -> jax.stages.Wrapped:
         train_step: of `make_train_step`, or any function of that form.
 
     Returns:
-        `train_steps(state, batches, count) -> (state, metrics)`, jitted, with the state donated.
-        `batches` has an axis in front, K; the first `count` (int32[], at most K) are trained on,
-        in order, and their metrics are summed. With them comes `nonfinite_step` int32[]: the first
-        step, counted from 1, whose loss was not finite, or `NEVER`. One compiled program serves
-        every count.
+        `train_steps(state, batches, count, metrics=None) -> (state, metrics)`, jitted, with the
+        state donated. `batches` has an axis in front, K; the first `count` (int32[], at most K) are
+        trained on, in order, and their metrics are added, one after the other, to those given: so
+        the sums of an epoch do not depend on how it is cut. With them comes `nonfinite_step`
+        int32[]: the first step, counted from 1, whose loss was not finite, or `NEVER`. One compiled
+        program serves every count.
     """
 
     def train_steps(
-        state: TrainState, batches: Batch, count: jax.Array
+        state: TrainState, batches: Batch, count: jax.Array, metrics: Metrics | None = None
     ) -> tuple[TrainState, Metrics]:
         def body(index: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, sums = carry
             state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
             return state, merge(sums, with_nonfinite_step(metrics, state.step))
 
-        start = with_nonfinite_step(zero_metrics(), state.step)
+        start = zero_train_metrics() if metrics is None else metrics
         return jax.lax.fori_loop(0, count, body, (state, start))
 
     return jax.jit(train_steps, donate_argnums=0)
@@ -178,6 +179,11 @@ def zero_metrics() -> Metrics:
         "correct": jnp.zeros((), jnp.int32),
         "count": jnp.zeros((), jnp.int32),
     }
+
+
+def zero_train_metrics() -> Metrics:
+    """Returns metrics of no training step at all."""
+    return {**zero_metrics(), "nonfinite_step": jnp.full((), NEVER, jnp.int32)}
 
 
 def _metrics(

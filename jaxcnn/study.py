@@ -5,11 +5,8 @@ the runs that are missing there.
 """
 
 import dataclasses
-import hashlib
-import inspect
 import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxcnn import ensemble, optimizers
+from jaxcnn import ensemble, optimizers, workdir
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
 from jaxcnn.recipes import Recipe
@@ -111,7 +108,7 @@ class Observer:
 def run(
     study: Study,
     dataset: Dataset,
-    workdir: Path,
+    folder: Path,
     *,
     chunk: int | None = None,
     observer: Observer | None = None,
@@ -121,7 +118,7 @@ def run(
     Args:
         study: what is compared.
         dataset: what to train and test on.
-        workdir: of this study alone; it may hold a part of it.
+        folder: the workdir, of this study alone; it may hold a part of it.
         chunk: runs at once, see `jaxcnn.ensemble.chunks`.
         observer: told about progress.
 
@@ -129,35 +126,22 @@ def run(
         UserError: the workdir holds another study or is in use, or an optimizer cannot be used.
         WriteError: it cannot be written.
     """
-    # Imported here: only studies lock.
-    import filelock
-
     observer = observer or Observer()
     if not 0 < study.validation < len(dataset.train):
         raise UserError(
             f"--validation takes 1 to {len(dataset.train) - 1} of the training images, "
             f"got {study.validation}"
         )
-    lock = filelock.FileLock(workdir / ".lock", timeout=0)
     try:
-        with writing(workdir, WORKDIR_REMEDY):
-            workdir.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire()
-            except filelock.Timeout:
-                raise UserError(
-                    f"--workdir {workdir} is in use by another process: wait for it, or give "
-                    "another folder"
-                ) from None
-        done = load_runs(workdir / RUNS)
-        _claim(study, dataset, workdir, started=bool(done))
-        observer.start(len(done), *_images(study, dataset, done))
-        for fresh in _missing(study, dataset, done, chunk, observer):
-            _append(workdir / RUNS, fresh)
-            done += fresh
-        return done
+        with workdir.locked(folder):
+            done = load_runs(folder / RUNS)
+            _claim(study, dataset, folder, started=bool(done))
+            observer.start(len(done), *_images(study, dataset, done))
+            for fresh in _missing(study, dataset, done, chunk, observer):
+                _append(folder / RUNS, fresh)
+                done += fresh
+            return done
     finally:
-        lock.release(force=True)
         observer.stop()
 
 
@@ -302,15 +286,12 @@ def _images(study: Study, dataset: Dataset, runs: list[Run]) -> tuple[int, int]:
     return everything, sum(tuning if run.phase == "tune" else epochs * size for run in runs)
 
 
-def _claim(study: Study, dataset: Dataset, workdir: Path, started: bool) -> None:
+def _claim(study: Study, dataset: Dataset, folder: Path, started: bool) -> None:
     """Writes what the study is, or compares it with what the runs that are there belong to."""
-    path = workdir / SPECIFICATION
+    path = folder / SPECIFICATION
     asked = json.loads(json.dumps(_specification(study, dataset)))
     if not started:
-        partial = path.with_suffix(".partial")
-        with writing(path, WORKDIR_REMEDY):
-            partial.write_text(json.dumps(asked, indent=2, allow_nan=False) + "\n")
-            os.replace(partial, path)
+        workdir.write(path, (json.dumps(asked, indent=2, allow_nan=False) + "\n").encode())
         return
     try:
         there = json.loads(path.read_text())
@@ -322,7 +303,7 @@ def _claim(study: Study, dataset: Dataset, workdir: Path, started: bool) -> None
         ) from None
     if different:
         raise UserError(
-            f"--workdir {workdir} holds another study (its {', '.join(different)} differs): give "
+            f"--workdir {folder} holds another study (its {', '.join(different)} differs): give "
             "another folder, or the flags of that study to go on with it"
         )
 
@@ -337,11 +318,7 @@ def _specification(study: Study, dataset: Dataset) -> dict[str, Any]:
     }
     for name in study.learning_rates:
         if ":" in name:
-            try:
-                code = inspect.getsource(sys.modules[optimizers.find(name).__module__])
-            except (OSError, TypeError, AttributeError, KeyError):
-                code = ""
-            specification[f"code of {name}"] = hashlib.sha256(code.encode()).hexdigest()
+            specification[f"code of {name}"] = optimizers.code_digest(name)
     return specification | {"dataset": dataset.name, "dataset_version": dataset.version}
 
 

@@ -120,9 +120,9 @@ def run(flags: StudyFlags) -> None:
     from jaxcnn import (
         comparison,
         compilation,
+        environment,
         learning_rates,
         plots,
-        records,
         study,
         training,
     )
@@ -152,10 +152,11 @@ def run(flags: StudyFlags) -> None:
         lambda line, style=None: console.print(line, style=style, soft_wrap=True, markup=False),
     )
     runs = study.run(plan, dataset, workdir, chunk=flags.chunk or None, observer=_observer(console))
-    versions = ", ".join(f"{name} {version}" for name, version in records.versions().items())
+    versions = ", ".join(f"{name} {version}" for name, version in environment.versions().items())
     table = (
         f"{comparison.markdown(plan, runs)}\n{dataset.name} {dataset.version}, "
-        f"{recipe.epochs} epochs at batch {recipe.batch_size}, on {records.device()}, {versions}\n"
+        f"{recipe.epochs} epochs at batch {recipe.batch_size}, on {environment.device()}, "
+        f"{versions}\n"
     )
     with writing(workdir, WORKDIR_REMEDY):
         (workdir / "table.md").write_text(table)

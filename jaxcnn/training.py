@@ -1,8 +1,12 @@
 """`fit`: epochs of training with an evaluation after each."""
 
+import contextlib
+import dataclasses
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -11,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn import demands, optimizers, schedules, state, steps
+from jaxcnn import checkpoint, demands, environment, optimizers, schedules, state, steps
 from jaxcnn.data.augment import make_augment, make_normalize
 from jaxcnn.data.dataset import Dataset, FeedName, Split
 from jaxcnn.data.feed import make_feed
-from jaxcnn.errors import DivergedError, UserError
+from jaxcnn.errors import DivergedError, StoppedError, UserError
 from jaxcnn.models import Cifar10CNN, MnistCNN, count_parameters
 from jaxcnn.recipes import Recipe
 
@@ -89,12 +93,12 @@ class Result:
 class Observer(Protocol):
     """Is told how a run goes on. `jaxcnn.progress` and `jaxcnn.records` have some."""
 
-    def start(self, *, epochs: int, images: int) -> None:
-        """Training begins: so many epochs of so many images."""
+    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
+        """Training begins: so many epochs of so many images; a resumed run has done some."""
         ...
 
     def advance(self, *, images: int, metrics: steps.Metrics) -> None:
-        """A chunk of so many images was trained on; `metrics` are its sums, on the device."""
+        """So many images were trained on; `metrics` are the epoch's sums, on the device."""
         ...
 
     def epoch(self, record: EpochRecord) -> None:
@@ -142,17 +146,33 @@ def check_optimizer(
     demands.extra_arguments(demands.with_plain_params(tx), params)
 
 
-def check_batch_size(recipe: Recipe, split: Split) -> None:
-    """Refuses batches larger than a whole split.
+def check_sizes(recipe: Recipe, dataset: Dataset) -> int:
+    """Refuses data sets that cannot be trained on with a recipe.
+
+    Returns:
+        Optimizer steps of the whole run.
 
     Raises:
-        UserError: they are.
+        UserError: a split is empty, a batch larger than the training split, or the run longer than
+            its counters can count.
     """
-    if recipe.batch_size > len(split):
+    for name, split in (("training", dataset.train), ("test", dataset.test)):
+        if not len(split):
+            raise UserError(f"{dataset.name} has no {name} images: give it at least one")
+    size = len(dataset.train)
+    if recipe.batch_size > size:
         raise UserError(
-            f"batch_size {recipe.batch_size} is larger than the {len(split)} training "
-            "images: take at most that many"
+            f"batch_size {recipe.batch_size} is larger than the {size} training images: take at "
+            "most that many"
         )
+    total = recipe.epochs * -(-size // recipe.batch_size)
+    # The counters on the device are int32, and that of steps has a mark at the end.
+    if max(total, size) >= steps.NEVER:
+        raise UserError(
+            f"{recipe.epochs} epochs of {size} images at batch {recipe.batch_size} are {total} "
+            f"steps, more than the {steps.NEVER - 1} that can be counted: take fewer epochs"
+        )
+    return total
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -166,6 +186,85 @@ def check_recipe(recipe: Recipe) -> None:
     )
 
 
+@dataclass
+class _Done:
+    """What a run has done, beside its state.
+
+    Attributes:
+        history: of the epochs that have ended.
+        test_correct: right answers of the last evaluation.
+        test_total: pictures in it.
+        train_seconds: of all epochs.
+        eval_seconds: of all evaluations.
+        compile_seconds: of all processes that the run took.
+        epoch_seconds: of the epoch that has not ended.
+        versions: of the packages; see `jaxcnn.environment`.
+        device: likewise.
+    """
+
+    history: list[EpochRecord] = dataclasses.field(default_factory=list)
+    test_correct: int = 0
+    test_total: int = 0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    versions: dict[str, str] = dataclasses.field(default_factory=environment.versions)
+    device: str = dataclasses.field(default_factory=environment.device)
+
+    @classmethod
+    def load(cls, progress: dict[str, Any]) -> "_Done":
+        history = [EpochRecord(**record) for record in progress["history"]]
+        return cls(**{**progress, "history": history})
+
+
+def identity(
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    model: nn.Module,
+    own_tx: bool = False,
+    seeds: Any = 0,
+) -> dict[str, Any]:
+    """Returns all that decides what a run is, as JSON values; the versions are no part of it.
+
+    Args:
+        recipe: of the run.
+        dataset: likewise; of its pictures there is a checksum.
+        model: likewise; of one of your own the name counts.
+        own_tx: whether the optimizer is not the recipe's; of such there is nothing.
+        seeds: the seed, or what else tells this run from others.
+    """
+    run = {
+        **recipe.asdict(),
+        "seed": seeds,
+        "dataset": dataset.name,
+        "dataset_version": dataset.version,
+        "dataset_checksum": checksum(dataset.train, dataset.test),
+        "model": type(model).__qualname__,
+        "dtype": str(jnp.dtype(getattr(model, "dtype", None) or jnp.float32)),
+        "own_tx": own_tx,
+    }
+    if ":" in recipe.optimizer and not own_tx:
+        run["optimizer_code"] = optimizers.code_digest(recipe.optimizer)
+    return run
+
+
+def checksum(*splits: Split) -> str:
+    """Returns the CRC-32 of all pictures and labels, in hexadecimal digits."""
+    value = 0
+    for split in splits:
+        for array in (split.images, split.labels):
+            value = zlib.crc32(np.ascontiguousarray(array).data, value)
+    return f"{value:08x}"
+
+
+def stopped(step: int, total: int, saved: Path | None) -> str:
+    """Returns what a run that was asked to stop says."""
+    where = f"saved in {saved}" if saved else "nothing saved"
+    return f"stopped at step {step} of {total}, {where}"
+
+
 def fit(
     recipe: Recipe,
     dataset: Dataset,
@@ -175,11 +274,13 @@ def fit(
     seed: int = 0,
     feed: FeedName = "device",
     observers: Sequence[Observer] = (),
+    checkpoints: checkpoint.Policy | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Trains a network and evaluates it on the whole test split after every epoch.
 
     The outcome is a function of the arguments: on one machine, with the same versions, the same
-    seed gives the same bits, with either feed.
+    seed gives the same bits, with either feed, and however often the run was killed and resumed.
 
     Args:
         recipe: the hyperparameters.
@@ -189,68 +290,99 @@ def fit(
         seed: in 0..2**32 - 1.
         feed: "device" or "stream", see `jaxcnn.data.feed`.
         observers: told about progress.
+        checkpoints: where to save the run, and to go on with it if it is there. Default: nowhere.
+        interrupted: asked often whether to save and stop.
 
     Raises:
-        UserError: the batch size exceeds the training split, or the optimizer cannot be used.
+        UserError: the sizes do not fit, the optimizer cannot be used, or the checkpoints are those
+            of another run.
+        WriteError: a checkpoint cannot be written.
         DivergedError: the loss is no longer finite.
+        StoppedError: `interrupted` said so.
     """
-    check_batch_size(recipe, dataset.train)
+    total_steps = check_sizes(recipe, dataset)
     init_key, order_key = split_key(seed)
     model = make_model(recipe) if model is None else model
-    source = make_feed(feed, dataset.train, recipe.batch_size, order_key)
-    schedule = None
-    if tx is None:
-        total_steps = recipe.epochs * source.plan.steps
-        schedule = schedules.make_schedule(recipe, total_steps)
-        tx = optimizers.make_optimizer(recipe, total_steps, key=optimizer_key(init_key))
-    image_shape = dataset.train.images.shape[1:]
-    check_optimizer(tx, model, image_shape)
-    train_state = state.init(init_key, model, tx, image_shape)
-    normalize = make_normalize(recipe.mean, recipe.std)
+    with contextlib.ExitStack() as stack:
+        store = None
+        if checkpoints:  # first, so that a second process learns at once that it is the second
+            run = identity(recipe, dataset, model=model, own_tx=tx is not None, seeds=seed)
+            store = stack.enter_context(checkpoint.opened(checkpoints, run))
+        source = make_feed(feed, dataset.train, recipe.batch_size, order_key)
+        schedule = None
+        if tx is None:
+            schedule = schedules.make_schedule(recipe, total_steps)
+            tx = optimizers.make_optimizer(recipe, total_steps, key=optimizer_key(init_key))
+        image_shape = dataset.train.images.shape[1:]
+        check_optimizer(tx, model, image_shape)
+        train_state = state.init(init_key, model, tx, image_shape)
+        sums, done = steps.zero_train_metrics(), _Done()
+        saved: Path | None = None
+        if store and (found := store.resume({"state": train_state, "sums": sums})):
+            tree, progress, saved = found
+            train_state, sums, done = tree["state"], tree["sums"], _Done.load(progress)
+            _report_resumed(checkpoints, saved, done)
+        step = int(train_state.step)
+        per_epoch = source.plan.steps
 
-    began = time.perf_counter()
-    train_steps = _compile_train_steps(
-        steps.make_train_step(model, tx, normalize=normalize, augment=make_augment(recipe.augment)),
-        train_state,
-        source.plan.shapes,
-        image_shape,
-    )
-    test_batches = eval_batches(dataset.test, EVAL_BATCH_SIZE)
-    eval_steps = (
-        steps.make_eval_steps(steps.make_eval_step(model, normalize=normalize))
-        .lower(train_state.eval_variables, test_batches)
-        .compile()
-    )
-    compile_seconds = time.perf_counter() - began
+        def save() -> Path | None:
+            if store is None:
+                return None
+            score = done.history[-1].test_accuracy if step % per_epoch == 0 else None
+            return store.save(step, {"state": train_state, "sums": sums}, asdict(done), score)
 
-    history: list[EpochRecord] = []
-    train_seconds = eval_seconds = 0.0
-    test: dict[str, Any] = {}
-    try:
+        def stop_if_asked() -> None:
+            if interrupted():
+                raise StoppedError(stopped(step, total_steps, saved))
+
+        normalize = make_normalize(recipe.mean, recipe.std)
+        train_step = steps.make_train_step(
+            model, tx, normalize=normalize, augment=make_augment(recipe.augment)
+        )
+        began = time.perf_counter()
+        train_steps = _compile_train_steps(train_step, train_state, source.plan.shapes, image_shape)
+        test_batches = eval_batches(dataset.test, EVAL_BATCH_SIZE)
+        eval_steps = (
+            steps.make_eval_steps(steps.make_eval_step(model, normalize=normalize))
+            .lower(train_state.eval_variables, test_batches)
+            .compile()
+        )
+        done.compile_seconds += time.perf_counter() - began
+
+        every = checkpoints.every.steps(per_epoch) if checkpoints else 0
         for observer in observers:
-            observer.start(epochs=recipe.epochs, images=len(dataset.train))
-        for epoch in range(1, recipe.epochs + 1):
+            stack.callback(observer.stop)
+        for observer in observers:
+            observer.start(epochs=recipe.epochs, images=len(dataset.train), history=done.history)
+        stop_if_asked()
+        while step < total_steps:
+            epoch, first = step // per_epoch + 1, step % per_epoch
+            cuts = range(every - (step - first) % every, per_epoch, every) if every else ()
             began = time.perf_counter()
-            sums: Any = None
-            for chunk in source.epoch(epoch):
-                program = train_steps[chunk.batches["label"].shape]
-                train_state, metrics = program(train_state, chunk.batches, np.int32(chunk.count))
-                if sums is not None:
-                    # Of the chunks before: looking at them does not keep the device waiting.
-                    _stop_if_diverged(sums, recipe, schedule)
-                sums = metrics if sums is None else steps.merge(sums, metrics)
+            for chunk in source.epoch(epoch, first, cuts):
+                program, before = train_steps[chunk.batches["label"].shape], sums
+                train_state, sums = program(
+                    train_state, chunk.batches, np.int32(chunk.count), before
+                )
+                step += chunk.count
+                # Looking at the sums of the chunk before does not keep the device waiting.
+                _stop_if_diverged(before, recipe, schedule)
                 for observer in observers:
-                    observer.advance(images=chunk.count * chunk.batch_size, metrics=metrics)
+                    observer.advance(images=chunk.count * chunk.batch_size, metrics=sums)
+                due = every and step % every == 0
+                if step % per_epoch and (due or interrupted()):
+                    _stop_if_diverged(sums, recipe, schedule)  # waits for the chunk's end
+                    done.epoch_seconds += time.perf_counter() - began
+                    saved = save()
+                    stop_if_asked()
+                    began = time.perf_counter()
             train = jax.device_get(sums)  # waits for the epoch's end
             _stop_if_diverged(train, recipe, schedule)
-            seconds = time.perf_counter() - began
-            train_seconds += seconds
+            seconds = done.epoch_seconds + time.perf_counter() - began
 
             began = time.perf_counter()
             test = jax.device_get(eval_steps(train_state.eval_variables, test_batches))
-            eval_seconds += time.perf_counter() - began
-
-            step = epoch * source.plan.steps
+            done.eval_seconds += time.perf_counter() - began
             if not np.isfinite(test["loss_sum"]):
                 # The last step's update has done it.
                 _stop_if_diverged({"nonfinite_step": jnp.int32(step)}, recipe, schedule)
@@ -265,23 +397,42 @@ def fit(
                 seconds=seconds,
                 images_per_second=len(dataset.train) / seconds,
             )
-            history.append(record)
+            done.history.append(record)
+            done.test_correct, done.test_total = int(test["correct"]), int(test["count"])
+            done.train_seconds += seconds
+            done.epoch_seconds = 0.0
+            sums = steps.zero_train_metrics()
             for observer in observers:
                 observer.epoch(record)
-    finally:
-        for observer in observers:
-            observer.stop()
+            if (every and step % every == 0) or step == total_steps or interrupted():
+                saved = save()
+            if step < total_steps:
+                stop_if_asked()
     return Result(
         state=train_state,
-        history=tuple(history),
-        test_correct=int(test["correct"]),
-        test_total=int(test["count"]),
+        history=tuple(done.history),
+        test_correct=done.test_correct,
+        test_total=done.test_total,
         parameters=count_parameters(train_state.params),
-        train_seconds=train_seconds,
-        eval_seconds=eval_seconds,
-        compile_seconds=compile_seconds,
-        images_per_second=recipe.epochs * len(dataset.train) / train_seconds,
+        train_seconds=done.train_seconds,
+        eval_seconds=done.eval_seconds,
+        compile_seconds=done.compile_seconds,
+        images_per_second=recipe.epochs * len(dataset.train) / done.train_seconds,
     )
+
+
+def _report_resumed(checkpoints: checkpoint.Policy | None, saved: Path, done: _Done) -> None:
+    assert checkpoints is not None
+    checkpoints.report(f"going on from {saved}")
+    here = {**environment.versions(), "device": environment.device()}
+    there = {**done.versions, "device": done.device}
+    changed = [
+        f"{name} {there.get(name)} then and {here.get(name)} now"
+        for name in here
+        if there.get(name) != here.get(name)
+    ]
+    if changed:
+        checkpoints.report(f"the last bits may differ from an unbroken run's: {', '.join(changed)}")
 
 
 def evaluate(recipe: Recipe, variables: Any, split: Split) -> tuple[int, int, float]:
@@ -359,5 +510,6 @@ def _compile_train_steps(
             "image": jax.ShapeDtypeStruct((*shape, *image_shape), jnp.uint8),
             "label": jax.ShapeDtypeStruct(shape, jnp.int32),
         }
-        programs[shape] = train_steps.lower(train_state, batches, np.int32(0)).compile()
+        sums = steps.zero_train_metrics()
+        programs[shape] = train_steps.lower(train_state, batches, np.int32(0), sums).compile()
     return programs

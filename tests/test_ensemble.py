@@ -1,4 +1,7 @@
 import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcnn import ensemble, recipes, training
+from jaxcnn import checkpoint, ensemble, recipes, training
 from jaxcnn.data import Dataset
-from jaxcnn.errors import UserError
+from jaxcnn.errors import StoppedError, UserError
 from jaxcnn.training import fit
 
 # Optax's own arithmetic mixes dtypes.
@@ -154,6 +157,77 @@ def test_elsewhere_as_many_run_at_once_as_fit(
     monkeypatch.setattr(ensemble, "_free_memory", lambda: 60 * 2**20)
     ensemble.fit(recipe, tiny_mnist, MEMBERS)
     assert 1 <= sizes[-1] < 4
+
+
+def assert_same(result: ensemble.Result, other: ensemble.Result) -> None:
+    for name, curve in result.history.items():
+        np.testing.assert_array_equal(curve, other.history[name])
+    np.testing.assert_array_equal(result.correct, other.correct)
+    np.testing.assert_array_equal(result.diverged_at, other.diverged_at)
+    assert result.total == other.total
+    assert_same_states(result.states, other.states)
+
+
+def assert_same_states(states: Any, others: Any) -> None:
+    for one, two in zip(jax.tree.leaves(states), jax.tree.leaves(others), strict=True):
+        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, two = jax.random.key_data(one), jax.random.key_data(two)
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_an_ensemble_that_is_stopped_again_and_again_ends_with_the_same_bits(
+    chunk: int, tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensemble, "_PIECE", 3)  # an epoch has 7 steps
+    members = ensemble.grid([0, 3], learning_rate=[0.02, 1e30])  # one of the rates diverges
+    options = {"chunk": chunk, "keep_states": True}
+    straight = ensemble.fit(MNIST, tiny_mnist, members, **options)
+    assert (straight.diverged_at > 0).tolist() == [False, False, True, True]
+    policy = checkpoint.Policy(tmp_path, checkpoint.Every(5, "steps"))
+    stops = 0
+    while True:
+        asked = itertools.count()
+        try:
+            result = ensemble.fit(
+                MNIST,
+                tiny_mnist,
+                members,
+                checkpoints=policy,
+                interrupted=lambda asked=asked, most=3 + stops % 3: next(asked) > most,
+                **options,
+            )
+        except StoppedError as error:
+            assert "saved in" in str(error)
+            stops += 1
+        else:
+            break
+    assert stops >= 2
+    assert_same(result, straight)
+    # All is there: nothing is trained again.
+    seen: list[int] = []
+    again = ensemble.fit(
+        MNIST, tiny_mnist, members, checkpoints=policy, report=seen.append, **options
+    )
+    assert_same(again, straight)
+    assert seen == []
+
+
+def test_another_ensemble_is_not_gone_on_with(tiny_mnist: Dataset, tmp_path: Path) -> None:
+    recipe, policy = MNIST.replace(epochs=1), checkpoint.Policy(tmp_path)
+    ensemble.fit(recipe, tiny_mnist, ensemble.grid([0]), checkpoints=policy)
+    for options, named in (
+        ({"members": ensemble.grid([1])}, r"seed \[0\] there and \[1\] here"),
+        ({"members": ensemble.grid([0], momentum=[0.5])}, "hyperparameters"),
+        ({"evaluate_on": tiny_mnist.train}, "evaluate_on"),
+        ({"evaluate_once": True}, "evaluate_once False there and True here"),
+    ):
+        with pytest.raises(UserError, match=named):
+            ensemble.fit(
+                recipe.replace(optimizer="sgd"),
+                tiny_mnist,
+                **{"members": ensemble.grid([0]), "checkpoints": policy, **options},
+            )
 
 
 def test_mistakes(tiny_mnist: Dataset) -> None:

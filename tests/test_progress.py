@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import jax.numpy as jnp
@@ -52,3 +53,27 @@ def test_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
     lines.start(epochs=41, images=10)
     lines.epoch(RECORD)
     assert "1:00:00 left" in out.getvalue()
+
+
+def test_a_resumed_run_is_timed_by_what_it_has_done_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0.0, 90.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    out = io.StringIO()
+    lines = progress.LineProgress(Console(file=out, width=200, highlight=False))
+    lines.start(epochs=41, images=10, history=[RECORD] * 20)
+    lines.epoch(dataclasses.replace(RECORD, epoch=21))
+    assert "0:30:00 left" in out.getvalue()
+
+
+def test_the_bar_of_a_resumed_run_starts_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    out = io.StringIO()
+    bar = progress.BarProgress(Console(file=out, force_terminal=True, width=120, highlight=False))
+    bar.start(epochs=4, images=200, history=[RECORD])
+    bar.advance(images=100, metrics=metrics())
+    bar.advance(images=100, metrics=metrics())
+    bar.stop()
+    assert "epoch 2/4" in out.getvalue()
+    assert " 38 %" in out.getvalue()

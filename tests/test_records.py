@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,37 @@ def test_metrics_and_events(tmp_path: Path) -> None:
     assert seen["learning_rate"] == (600, pytest.approx(0.01))
 
 
+def test_a_resumed_run_has_every_epoch_once(tmp_path: Path) -> None:
+    files = records.Records(tmp_path)
+    files.start(epochs=3, images=60_000)
+    for epoch in (1, 2):
+        files.epoch(dataclasses.replace(RECORD, epoch=epoch, step=600 * epoch))
+    # Killed here: not even closed. The second epoch had been logged, but not saved.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "st')
+    again = records.Records(tmp_path)
+    again.start(epochs=3, images=60_000, history=[RECORD])
+    for epoch in (2, 3):
+        again.epoch(dataclasses.replace(RECORD, epoch=epoch, step=600 * epoch))
+    again.stop()
+    files.stop()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_a_full_disk_is_an_error_at_once(tmp_path: Path) -> None:
+    files = records.Records(tmp_path)
+    files.start(epochs=100, images=60_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        with pytest.raises(WriteError, match="size limit; give --workdir"):
+            list(map(files.epoch, [RECORD] * 100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        files.stop()
+
+
 def test_result(tmp_path: Path, tiny_mnist: Dataset) -> None:
     recipe = recipes.get("mnist", "fast")
     records.write_result(tmp_path, RESULT, recipe, tiny_mnist, {"seed": 3, "feed": "device"})
@@ -101,12 +133,25 @@ def test_a_failed_result_leaves_nothing(
 
 
 @pytest.mark.parametrize("name", ["result.json", "metrics.jsonl"])
-def test_a_workdir_that_holds_a_run_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_workdir_that_holds_a_foreign_or_finished_run_is_refused(
+    tmp_path: Path, name: str
+) -> None:
     records.check_workdir(tmp_path)
     records.check_workdir(tmp_path / "new")
     (tmp_path / name).touch()
-    with pytest.raises(UserError, match=f"already holds a run .{name}.*another folder"):
+    with pytest.raises(UserError, match=f"already holds a run .*{name}.*another folder"):
         records.check_workdir(tmp_path)
+
+
+def test_an_unfinished_run_is_gone_on_with_unless_forbidden(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no run to go on with"):
+        records.check_workdir(tmp_path, "must")
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "checkpoints").mkdir()
+    records.check_workdir(tmp_path)
+    records.check_workdir(tmp_path, "must")
+    with pytest.raises(UserError, match="already holds a run"):
+        records.check_workdir(tmp_path, "never")
 
 
 def test_a_file_is_no_workdir(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
 import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcnn import recipes, training
-from jaxcnn.data import Dataset, feed
-from jaxcnn.errors import DivergedError, UserError
+from jaxcnn import checkpoint, environment, recipes, training
+from jaxcnn.data import Dataset, Split, feed
+from jaxcnn.errors import DivergedError, StoppedError, UserError
 from jaxcnn.models import Cifar10CNN, MnistCNN
 from jaxcnn.steps import Metrics
 from jaxcnn.training import EpochRecord, fit
@@ -24,7 +28,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[object] = []
 
-    def start(self, *, epochs: int, images: int) -> None:
+    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
         self.calls.append(("start", epochs, images))
 
     def advance(self, *, images: int, metrics: Metrics) -> None:
@@ -97,8 +101,8 @@ def test_batch_norm_network_with_either_feed_in_several_chunks(
     assert recorder.calls == [
         ("start", 1, 90),
         ("advance", 48, 48),
-        ("advance", 32, 32),
-        ("advance", 10, 10),
+        ("advance", 32, 80),  # the epoch's sums
+        ("advance", 10, 90),
         ("epoch", 1),
         "stop",
     ]
@@ -124,6 +128,179 @@ def test_a_diverged_run_says_so(tiny_mnist: Dataset) -> None:
     with pytest.raises(DivergedError, match=r"at step 2, where the learning rate is 1e\+30"):
         fit(MNIST.replace(learning_rate=1e30), tiny_mnist, observers=[recorder])
     assert recorder.calls[-1] == "stop"
+
+
+def stop_after(chunks: int) -> Callable[[], bool]:
+    """Says yes once it has been asked more often than that."""
+    asked = itertools.count()
+    return lambda: next(asked) > chunks
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cuts an epoch into chunks of two batches."""
+    monkeypatch.setattr(feed, "_CHUNK_STEPS", 2)
+    monkeypatch.setattr(feed, "_CHUNK_BYTES", 1)
+
+
+def equal(state: Any, other: Any) -> None:
+    for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, two = jax.random.key_data(one), jax.random.key_data(two)
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("network", ["mnist", "cifar10"])
+@pytest.mark.parametrize("feeds", [("device", "stream"), ("stream", "device")])
+def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
+    network: str,
+    feeds: tuple[str, str],
+    tiny_mnist: Dataset,
+    tiny_cifar10: Dataset,
+    tmp_path: Path,
+) -> None:
+    dataset = {"mnist": tiny_mnist, "cifar10": tiny_cifar10}[network]
+    batch_size = {"mnist": 64, "cifar10": 16}[network]  # 6 steps an epoch
+    recipe = recipes.get(network, "fast").replace(epochs=2, batch_size=batch_size, optimizer="sgd")
+    straight = fit(recipe, dataset)
+    said: list[str] = []
+    policy = checkpoint.Policy(tmp_path, checkpoint.Every(0), report=said.append)
+    stops = 0
+    while True:
+        options = {"feed": feeds[stops % 2], "interrupted": stop_after(2)}
+        try:
+            result = fit(recipe, dataset, checkpoints=policy, **options)
+        except StoppedError as error:
+            assert "saved in" in str(error)
+            stops += 1
+        else:
+            break
+    assert stops >= 2
+    assert len(said) == stops
+    equal(result.state, straight.state)
+    assert timeless(result) == timeless(straight)
+    assert (result.test_correct, result.test_total) == (straight.test_correct, len(dataset.test))
+    assert result.train_seconds == pytest.approx(sum(r.seconds for r in result.history))
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("every", ["1", "2", "3steps", "0"])
+def test_checkpoints_come_as_often_as_asked_and_change_nothing(
+    every: str, first: training.Result, tiny_mnist: Dataset, tmp_path: Path
+) -> None:
+    policy = checkpoint.Policy(tmp_path, checkpoint.Every.parse(every), keep=100)
+    result = fit(MNIST, tiny_mnist, checkpoints=policy)  # 7 steps an epoch
+    expected = {"1": [7, 14], "2": [14], "3steps": [3, 6, 9, 12, 14], "0": [14]}
+    found = checkpoint.listed(tmp_path)
+    assert [one.step for one in found] == expected[every]
+    assert timeless(result) == timeless(first)
+    equal(result.state, first.state)
+    for one in found:
+        history = one.verify()["progress"]["history"]
+        assert len(history) == one.step // 7
+        # From every one of them the run goes on to the same end.
+        folder = tmp_path / f"from-{one.step}"
+        folder.mkdir()
+        one.folder.rename(folder / one.folder.name)
+        again = fit(MNIST, tiny_mnist, checkpoints=dataclasses.replace(policy, folder=folder))
+        assert timeless(again) == timeless(first)
+        equal(again.state, first.state)
+
+
+def test_the_accuracy_is_the_score_of_a_checkpoint(tiny_mnist: Dataset, tmp_path: Path) -> None:
+    result = fit(MNIST, tiny_mnist, checkpoints=checkpoint.Policy(tmp_path))
+    for one, record in zip(checkpoint.listed(tmp_path), result.history, strict=True):
+        assert one.read()["score"] == record.test_accuracy
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"epochs": 3}, "epochs 2 there and 3 here"),
+        ({"optimizer": "adam"}, "optimizer sgd there and adam here"),
+        ({"dropout": 0.1}, "dropout 0.5 there and 0.1 here"),
+    ],
+)
+def test_another_recipe_is_not_gone_on_with(
+    change: dict, named: str, tiny_mnist: Dataset, tmp_path: Path
+) -> None:
+    policy = checkpoint.Policy(tmp_path)
+    with pytest.raises(StoppedError, match="nothing saved"):
+        fit(MNIST, tiny_mnist, checkpoints=policy, interrupted=lambda: True)
+    with pytest.raises(UserError, match=named):
+        fit(MNIST.replace(**change), tiny_mnist, checkpoints=policy)
+
+
+def test_nor_other_data_networks_dtypes_seeds_and_optimizers(
+    tiny_mnist: Dataset, tmp_path: Path
+) -> None:
+    class Smaller(MnistCNN):
+        pass
+
+    recipe, policy = MNIST.replace(epochs=1), checkpoint.Policy(tmp_path)
+    fit(recipe, tiny_mnist, checkpoints=policy)
+    images = tiny_mnist.train.images.copy()
+    images[5, 5, 5] ^= 1
+    other = dataclasses.replace(tiny_mnist, train=Split(images, tiny_mnist.train.labels))
+    half = MnistCNN(dropout_rate=0.5, initialization="pytorch", dtype=jnp.bfloat16)
+    for change, named in (
+        ({"dataset": other}, "dataset_checksum"),
+        ({"model": Smaller()}, "model MnistCNN there and .*Smaller here"),
+        ({"model": half}, "dtype float32 there and bfloat16 here"),
+        ({"seed": 1}, "seed 0 there and 1 here"),
+        ({"tx": optax.sgd(0.1)}, "own_tx False there and True here"),
+    ):
+        options = {"dataset": tiny_mnist, "checkpoints": policy, **change}
+        with pytest.raises(UserError, match=named):
+            fit(recipe, **options)
+
+
+def test_a_newer_package_is_mentioned(
+    tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    policy = checkpoint.Policy(tmp_path, report=said.append)
+    fit(MNIST, tiny_mnist, checkpoints=policy)
+    monkeypatch.setattr(environment, "device", lambda: "abacus")
+    fit(MNIST, tiny_mnist, checkpoints=policy)
+    assert "going on from" in said[0]
+    assert "device cpu" in said[1]
+    assert "then and abacus now" in said[1]
+
+
+def sized(dataset: Dataset, train: int, test: int) -> Dataset:
+    """A part of a data set."""
+
+    def take(split: Split, size: int) -> Split:
+        return Split(split.images[:size], split.labels[:size])
+
+    return dataclasses.replace(
+        dataset, train=take(dataset.train, train), test=take(dataset.test, test)
+    )
+
+
+def test_sizes_that_cannot_be(tiny_mnist: Dataset) -> None:
+    with pytest.raises(UserError, match="mnist has no training images"):
+        fit(MNIST, sized(tiny_mnist, 0, 70))
+    with pytest.raises(UserError, match="mnist has no test images"):
+        fit(MNIST, sized(tiny_mnist, 330, 0))
+    long = MNIST.replace(epochs=10**6, batch_size=1)
+    million = np.broadcast_to(tiny_mnist.train.labels[:1], 10**6)
+    images = np.broadcast_to(tiny_mnist.train.images[:1], (10**6, 28, 28, 1))
+    with pytest.raises(UserError, match="steps, more than the 2147483646 that can be counted"):
+        fit(long, dataclasses.replace(tiny_mnist, train=Split(images, million)))
+
+
+@pytest.mark.loose_promotion
+@pytest.mark.parametrize("network", ["mnist", "cifar10"])
+def test_one_image_is_enough(network: str, tiny_mnist: Dataset, tiny_cifar10: Dataset) -> None:
+    dataset = sized({"mnist": tiny_mnist, "cifar10": tiny_cifar10}[network], 1, 1)
+    recipe = recipes.get(network, "fast").replace(epochs=2, batch_size=1)
+    result = fit(recipe, dataset)
+    assert [record.step for record in result.history] == [1, 2]
+    assert result.test_total == 1
+    assert all(np.isfinite(record.train_loss) for record in result.history)
 
 
 def test_make_model() -> None:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,6 +27,8 @@ _CIFAR_RECORD = 1 + 3 * _CIFAR_SIDE * _CIFAR_SIDE  # a label, then the planes re
 _CIFAR_TRAIN = re.compile(r"cifar-10-batches-bin/data_batch_([1-5])\.bin")
 # The largest official member holds 10,000 records.
 _CIFAR_LARGEST_MEMBER = 10_000 * _CIFAR_RECORD
+# The six batches, and room for the tar's headers.
+_CIFAR_LARGEST = 6 * _CIFAR_LARGEST_MEMBER + 2**20
 # The largest official IDX file holds 60,000 images of 28 x 28.
 _IDX_LARGEST = 60_000 * 28 * 28
 
@@ -204,7 +207,10 @@ def read_cifar(path: str | os.PathLike[str]) -> CifarArchive:
     """
     members: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with (
+            gzip.open(path, "rb") as file,
+            tarfile.open(fileobj=cast("Any", _Bounded(file, path)), mode="r|") as archive,
+        ):
             for member, name in _official_members(archive):
                 if member.size > _CIFAR_LARGEST_MEMBER:
                     raise DataError(f"{path}: {name} is larger than the official file: replace it")
@@ -224,6 +230,27 @@ def read_cifar(path: str | os.PathLike[str]) -> CifarArchive:
             "test": [_parse_cifar(path, "test_batch.bin", members["test_batch.bin"])],
         },
     )
+
+
+class _Bounded:
+    """A file that must not be longer than any official archive: a small one can unpack to much."""
+
+    def __init__(self, file: gzip.GzipFile, path: object) -> None:
+        self._file = file
+        self._path = path
+        self._left = _CIFAR_LARGEST
+
+    def read(self, size: int) -> bytes:
+        """Reads at most so many bytes.
+
+        Raises:
+            DataError: more were read than the official archive has.
+        """
+        content = self._file.read(min(size, self._left + 1))
+        self._left -= len(content)
+        if self._left < 0:
+            raise DataError(f"{self._path} unpacks to more than the official archive: replace it")
+        return content
 
 
 def _official_members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str]]:

@@ -1,12 +1,10 @@
 """A cache of decoded arrays: written once, verified at every start, memory-mapped after."""
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,11 @@ import filelock
 import numpy as np
 import platformdirs
 
+from jaxcnn import manifest
 from jaxcnn.errors import DataError, writing
 
 # Part of every manifest: raised when the layout changes, so that older caches are rebuilt.
-_FORMAT = 1
-_MANIFEST = "manifest.json"
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -131,25 +129,18 @@ def staging(parent: Path, prefix: str) -> Iterator[Path]:
 def _open(folder: Path, fingerprint: dict[str, Any]) -> tuple[Arrays | None, str]:
     """Returns the verified arrays, or None and what is wrong with them (empty: nothing there)."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        content = manifest["content"]
-        if manifest["sha256"] != _digest(content):
-            return None, f"{_MANIFEST} was altered"
-        if content["format"] != _FORMAT or content["fingerprint"] != fingerprint:
+        content = manifest.read(folder)
+        if content.get("format") != _FORMAT or content.get("fingerprint") != fingerprint:
             return None, "it was made from another version of the data"
-        files = {name: folder / f"{name}.npy" for name in content["sha256"]}
-        with ThreadPoolExecutor() as threads:
-            digests = dict(zip(files, threads.map(_sha256, files.values()), strict=True))
-        for name, digest in digests.items():
-            if digest != content["sha256"][name]:
-                return None, f"{name}.npy was cut short or altered"
+        manifest.verify(folder)
         arrays = {
-            name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in files.items()
+            Path(name).stem: np.load(folder / name, mmap_mode="r", allow_pickle=False)
+            for name in content["files"]
         }
         return Arrays(arrays, tuple(content["class_names"])), ""
-    except FileNotFoundError as error:
-        return None, f"{Path(error.filename).name} is missing" if folder.exists() else ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except manifest.DamagedError as error:
+        return None, str(error) if folder.exists() else ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return None, f"it cannot be read ({type(error).__name__})"
 
 
@@ -164,17 +155,6 @@ def _write(folder: Path, fingerprint: dict[str, Any], built: Arrays) -> None:
     content = {
         "format": _FORMAT,
         "fingerprint": fingerprint,
-        "class_names": built.class_names,
-        "sha256": {name: _sha256(folder / f"{name}.npy") for name in built.arrays},
+        "class_names": list(built.class_names),
     }
-    manifest = {"sha256": _digest(content), "content": content}
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    manifest.seal(folder, content)

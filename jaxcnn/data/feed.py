@@ -4,7 +4,7 @@ Both hand over chunks: some hundred shuffled batches stacked along a new front a
 compiled program trains on the chunks of either, so the results agree to the last bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,8 +44,14 @@ class Feed(Protocol):
         """How an epoch is cut into chunks."""
         ...
 
-    def epoch(self, epoch: int) -> Iterator[Chunk]:
-        """Yields every picture of the split once, in an order that depends on `epoch`."""
+    def epoch(self, epoch: int, first: int = 0, cuts: Container[int] = ()) -> Iterator[Chunk]:
+        """Yields every picture of the split once, in an order that depends on `epoch`.
+
+        Args:
+            epoch: counted from 1.
+            first: how many batches to leave out at the beginning: a resumed run had them.
+            cuts: numbers of batches of the epoch after which a chunk ends.
+        """
         ...
 
 
@@ -79,21 +85,30 @@ class Plan:
     batch_size: int
     image_bytes: int
 
-    def __iter__(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yields (start, stop, K, B): pictures [start, stop) of the order, as K batches of B."""
-        full = self.size // self.batch_size
+    def chunks(
+        self, first: int = 0, cuts: Container[int] = ()
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """Yields (start, stop, K, B): pictures [start, stop) of the order, as K batches of B.
+
+        Args:
+            first: how many batches to leave out at the beginning.
+            cuts: numbers of batches after which a chunk ends, be it full or not.
+        """
+        full, left = divmod(self.size, self.batch_size)
         length = _CHUNK_BYTES // (self.batch_size * self.image_bytes)
         length = min(full, max(length, _CHUNK_STEPS))
-        for first in range(0, full, length or 1):
-            last = min(first + length, full)
+        while first < full:
+            furthest = min(first + length, full)
+            last = next((n for n in range(first + 1, furthest) if n in cuts), furthest)
             yield first * self.batch_size, last * self.batch_size, length, self.batch_size
-        if left := self.size - full * self.batch_size:
+            first = last
+        if left and first == full:
             yield full * self.batch_size, self.size, 1, left
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """The different (K, B) of an epoch's chunks: one program is compiled for each."""
-        return list(dict.fromkeys((length, batch_size) for _, _, length, batch_size in self))
+        return list(dict.fromkeys((length, size) for _, _, length, size in self.chunks()))
 
     @property
     def steps(self) -> int:
@@ -111,10 +126,10 @@ class DeviceFeed:
         self.plan = Plan(len(split), batch_size, split.images[0].nbytes)
         self._permutation = jax.jit(permutation, static_argnums=2)
 
-    def epoch(self, epoch: int) -> Iterator[Chunk]:
-        """Yields the chunks of an epoch."""
+    def epoch(self, epoch: int, first: int = 0, cuts: Container[int] = ()) -> Iterator[Chunk]:
+        """Yields the chunks of an epoch, see `Feed`."""
         order = self._permutation(self._key, epoch, len(self._labels))
-        for start, stop, length, batch_size in self.plan:
+        for start, stop, length, batch_size in self.plan.chunks(first, cuts):
             batches = _take(self._images, self._labels, order, start, length, batch_size)
             yield Chunk(batches, (stop - start) // batch_size, batch_size)
 
@@ -140,13 +155,13 @@ class StreamFeed:
         self._key = key
         self.plan = Plan(len(split), batch_size, split.images[0].nbytes)
 
-    def epoch(self, epoch: int) -> Iterator[Chunk]:
-        """Yields the chunks of an epoch."""
+    def epoch(self, epoch: int, first: int = 0, cuts: Container[int] = ()) -> Iterator[Chunk]:
+        """Yields the chunks of an epoch, see `Feed`."""
         # Imported here: only this feed needs it, and it takes longer to import than jax.
         import grain
 
         order = np.asarray(permutation(self._key, epoch, len(self._split)))
-        plan = list(self.plan)
+        plan = list(self.plan.chunks(first, cuts))
 
         def read(chunk: int) -> dict[str, np.ndarray]:
             start, _, length, batch_size = plan[chunk]

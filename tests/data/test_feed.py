@@ -78,7 +78,7 @@ def test_chunks_stay_small_but_have_some_steps() -> None:
 def test_a_plan_covers_the_split(size: int, batch_size: int, image_bytes: int) -> None:
     plan = feed.Plan(size, min(batch_size, size), image_bytes)
     position = steps = 0
-    for start, stop, length, batch in plan:
+    for start, stop, length, batch in plan.chunks():
         assert start == position < stop
         assert (stop - start) % batch == 0
         assert 1 <= (stop - start) // batch <= length

@@ -1,0 +1,347 @@
+"""Checkpoints of a run: saved whole or not at all, verified before anything is restored.
+
+A save that has returned is on the disk, in a folder that got its name last. Its manifest has a
+digest of every file and, beside the arrays, all that is needed to go on with the run.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxcnn import manifest, trees, workdir
+from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
+
+# Part of every manifest: raised when the layout changes.
+_FORMAT = 1
+_ARRAYS = "arrays"
+# What the run is; for the time before its first checkpoint, which says it too.
+_RUN = "run.json"
+_NAME = re.compile(r"step-(\d{10})")
+
+Resume = Literal["auto", "never", "must"]
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often to save: every so many epochs or optimizer steps; 0 for at the end only."""
+
+    count: int = 1
+    unit: Literal["epochs", "steps"] = "epochs"
+
+    @classmethod
+    def parse(cls, text: str) -> "Every":
+        """Reads "2" or "2epochs", and "500steps".
+
+        Raises:
+            UserError: it is neither.
+        """
+        match = re.fullmatch(r"([0-9]{1,9}) ?(epochs?|steps?)?", text)
+        if not match:
+            raise UserError(
+                f"--checkpoint-every takes a number of epochs, or of steps as in 500steps; 0 for "
+                f"at the end only; got {text!r}"
+            )
+        unit = match[2] or "epochs"
+        return cls(int(match[1]), "steps" if unit.startswith("step") else "epochs")
+
+    def steps(self, steps_an_epoch: int) -> int:
+        """Returns after how many steps a save is due again; 0 for never."""
+        return self.count * (1 if self.unit == "steps" else steps_an_epoch)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Where checkpoints go, when, and what happens to a run that is there.
+
+    Attributes:
+        folder: of one run's checkpoints alone.
+        every: how often to save.
+        keep: how many of the latest to keep; the best one stays too.
+        resume: "auto" goes on with a run that is there or begins one; "never" and "must" do one.
+        report: called with a line of text about what is resumed or found damaged.
+    """
+
+    folder: Path
+    every: Every = Every()
+    keep: int = 2
+    resume: Resume = "auto"
+    report: Callable[[str], None] = lambda line: None
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise UserError(f"--keep takes a whole number from 1, got {self.keep}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that holds one.
+
+    Attributes:
+        folder: of its files.
+        step: optimizer steps taken by then.
+    """
+
+    folder: Path
+    step: int
+
+    def read(self) -> dict[str, Any]:
+        """Returns what its manifest says: "run", "progress", "score" and "leaves".
+
+        Raises:
+            DamagedError: that is missing or was altered.
+        """
+        return _checked(manifest.read(self.folder))
+
+    def verify(self) -> dict[str, Any]:
+        """Returns the same once every file has been read and found as it was written.
+
+        Raises:
+            DamagedError: one is not; the message names it.
+        """
+        return _checked(manifest.verify(self.folder))
+
+    def restore(self, like: Any) -> Any:
+        """Verifies every file and returns the arrays.
+
+        Args:
+            like: a tree of arrays, or of their shapes and dtypes, as it was saved.
+
+        Returns:
+            That tree with the arrays that were saved, bit by bit.
+
+        Raises:
+            DamagedError: a file is missing or was altered, or the arrays are not those saved.
+            UserError: what was saved has other names, shapes or dtypes than `like`.
+        """
+        return trees.read(self.folder / _ARRAYS, like, self.verify()["leaves"])
+
+
+def listed(folder: Path) -> list[Checkpoint]:
+    """Returns the checkpoints in a folder, the oldest first; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    found = ((path, _NAME.fullmatch(path.name)) for path in folder.iterdir())
+    checkpoints = [Checkpoint(path, int(match[1])) for path, match in found if match]
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+
+
+def best(folder: Path) -> Checkpoint | None:
+    """Returns the checkpoint with the highest score, the latest of several, if one has a score."""
+    scored: list[tuple[float, int, Checkpoint]] = []
+    for checkpoint in listed(folder):
+        with contextlib.suppress(manifest.DamagedError):
+            score = checkpoint.read()["score"]
+            if score is not None:
+                scored.append((score, checkpoint.step, checkpoint))
+    return max(scored, key=lambda entry: entry[:2])[2] if scored else None
+
+
+def sound(folder: Path, report: Callable[[str], None]) -> Iterator[Checkpoint]:
+    """Yields the checkpoints that verify, the newest first, and reports the damaged ones."""
+    for checkpoint in reversed(listed(folder)):
+        try:
+            checkpoint.verify()
+        except manifest.DamagedError as error:
+            report(f"the checkpoint {checkpoint.folder} is damaged and not used: {error}")
+        else:
+            yield checkpoint
+
+
+class Store:
+    """The checkpoints of one run, open for writing. See `opened`."""
+
+    def __init__(self, policy: Policy, run: Mapping[str, Any]) -> None:
+        self._policy = policy
+        self._run = _as_json(run)
+
+    def claim(self) -> None:
+        """Makes the folder this run's, or finds out whether the run there may be gone on with.
+
+        Raises:
+            UserError: it may not: the run there is another one, or the policy is against it.
+            WriteError: the folder cannot be written.
+        """
+        folder, path = self._policy.folder, self._policy.folder / _RUN
+        begun = path.exists() or bool(listed(folder))
+        if begun and self._policy.resume == "never":
+            raise UserError(
+                f"{folder} holds a run already: give another --workdir, or --resume auto to go on "
+                "with it"
+            )
+        if not begun and self._policy.resume == "must":
+            raise UserError(
+                f"{folder} holds no run to go on with: give the --workdir of one, or --resume auto"
+            )
+        known = _known_run(folder)
+        if known is None:
+            content = json.dumps(self._run, indent=1) + "\n"
+            workdir.write(path, content.encode())
+        else:
+            _check_same(known, self._run, folder)
+
+    def resume(self, like: Any) -> tuple[Any, dict[str, Any], Path] | None:
+        """Restores the newest sound checkpoint, and sets aside damaged ones after it.
+
+        Returns:
+            The tree that was saved, its progress and its folder; None where none was saved yet.
+
+        Raises:
+            UserError: all of them are damaged.
+        """
+        folder, report = self._policy.folder, self._policy.report
+        there = listed(folder)
+        for checkpoint in reversed(there):
+            try:
+                progress = checkpoint.read()["progress"]
+                tree = checkpoint.restore(like)
+            except manifest.DamagedError as error:
+                report(f"the checkpoint {checkpoint.folder} is damaged and not used: {error}")
+                continue
+            for newer in there[there.index(checkpoint) + 1 :]:
+                _set_aside(newer.folder)
+            return tree, progress, checkpoint.folder
+        if there:
+            raise UserError(
+                f"no checkpoint in {folder} is sound: remove the folder to begin anew, or give "
+                "another --workdir"
+            )
+        return None
+
+    def save(
+        self, step: int, tree: Any, progress: Mapping[str, Any], score: float | None = None
+    ) -> Path:
+        """Saves a checkpoint, on the disk once this returns, and removes what is not kept.
+
+        Args:
+            step: optimizer steps taken.
+            tree: of arrays.
+            progress: what else is needed to go on, as JSON values.
+            score: higher is better; the best checkpoint is kept.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            WriteError: it cannot be written; those before it are as they were.
+        """
+        folder = self._policy.folder / f"step-{step:010d}"
+        partial = folder.with_name(f"{folder.name}.partial")
+        content = {
+            "format": _FORMAT,
+            "step": step,
+            "run": self._run,
+            "progress": dict(progress),
+            "score": score,
+        }
+        with writing(folder, WORKDIR_REMEDY):
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                leaves = trees.write(partial / _ARRAYS, tree)
+                manifest.seal(partial, {**content, "leaves": leaves})
+                for path in (*partial.rglob("*"), partial):
+                    workdir.sync(path)
+                if folder.exists():
+                    _remove(folder)
+                partial.rename(folder)
+                workdir.sync(folder.parent)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            self._thin_out()
+        return folder
+
+    def _thin_out(self) -> None:
+        there = listed(self._policy.folder)
+        kept = {checkpoint.step for checkpoint in there[-self._policy.keep :]}
+        first = best(self._policy.folder)
+        for checkpoint in there:
+            if checkpoint.step not in kept and checkpoint != first:
+                _remove(checkpoint.folder)
+
+
+@contextlib.contextmanager
+def opened(policy: Policy, run: Mapping[str, Any]) -> Iterator[Store]:
+    """Opens a run's checkpoints for this process alone.
+
+    Args:
+        policy: where they are.
+        run: what the run is, as JSON values: a run with other values is not gone on with.
+
+    Raises:
+        UserError: another process writes there, or `Store.claim` is against it.
+        WriteError: the folder cannot be written.
+    """
+    with workdir.locked(policy.folder):
+        for pattern in ("step-*.partial", "step-*.removed"):  # left by a process that was killed
+            for path in policy.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
+        store = Store(policy, run)
+        store.claim()
+        yield store
+
+
+def _known_run(folder: Path) -> dict[str, Any] | None:
+    """Returns what the run in a folder is, as far as anything sound says so."""
+    for checkpoint in reversed(listed(folder)):
+        with contextlib.suppress(manifest.DamagedError):
+            run: dict[str, Any] = checkpoint.read()["run"]
+            return run
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        content = json.loads((folder / _RUN).read_text())
+        return content if isinstance(content, dict) else None
+    return None
+
+
+def _check_same(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:
+    """Refuses to go on with another run, and names the differences."""
+    different = [
+        f"{name} {there.get(name)} there and {here.get(name)} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if different:
+        raise UserError(
+            f"{folder} holds another run ({'; '.join(different)}): give another --workdir, or the "
+            "flags of that run to go on with it"
+        )
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    kinds = {"run": dict, "progress": dict, "leaves": list, "step": int}
+    if content.get("format") != _FORMAT:
+        raise manifest.DamagedError(f"{manifest.NAME} is of another version of this package")
+    if not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
+        raise manifest.DamagedError(f"{manifest.NAME} is no checkpoint's")
+    return content
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what reading it back from JSON will give; of what JSON has not, the name."""
+
+    def name(value: Any) -> str:
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+    plain: dict[str, Any] = json.loads(json.dumps(dict(values), default=name))
+    return plain
+
+
+def _set_aside(folder: Path) -> None:
+    """Takes a damaged checkpoint off the list, for its owner to look at."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    with writing(folder, WORKDIR_REMEDY):
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+
+
+def _remove(folder: Path) -> None:
+    """Takes a checkpoint off the list first, so that none is ever half there."""
+    removed = folder.with_name(f"{folder.name}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    folder.rename(removed)
+    shutil.rmtree(removed)

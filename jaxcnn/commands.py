@@ -1,0 +1,163 @@
+"""The command `jaxcnn`: what can be done with a trained network."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro import conf
+
+from jaxcnn import cli
+from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jaxcnn.picture import Picture
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Scores a trained network on the whole test set."""
+
+    workdir: Annotated[str, conf.Positional, conf.arg(metavar="WORKDIR")]
+    """Of the run that trained it."""
+    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
+    """Which one to take. The best one is chosen by the test images, which flatters its score."""
+    data_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
+    """Where TFDS keeps prepared data sets."""
+    archive_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
+    """A folder with the official archives, for machines without network."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Says what pictures of your own show, and how they were prepared."""
+
+    workdir: Annotated[str, conf.Positional, conf.arg(metavar="WORKDIR")]
+    """Of the run that trained the network."""
+    pictures: Annotated[
+        tuple[str, ...],
+        conf.Positional,
+        conf.arg(metavar="PICTURE ...", help_behavior_hint="(at least one)"),
+    ]
+    """PNG, JPEG, BMP, GIF, WebP, TIFF or PPM files of any size, colour or grey; digits dark on
+    light or light on dark."""
+    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
+    """Which one to take."""
+    prepared: Annotated[str, conf.arg(metavar="DIR")] = ""
+    """A folder for the prepared pictures as PNG files."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command and ends the process on an error.
+
+    Args:
+        argv: the arguments; those of the process if None.
+
+    Raises:
+        SystemExit: with status 2 after a mistake of the user's, 130 after Ctrl-C, 143 after
+            SIGTERM; one sentence on standard error says why.
+    """
+    with cli.ending_on_errors("jaxcnn"):
+        flags = cli.call_tyro(_Command, None, sys.argv[1:] if argv is None else argv)
+        # Imported here, so that --help and mistakes answer at once.
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        if isinstance(flags, Evaluate):
+            _evaluate(flags, console)
+        else:
+            _predict(flags, console)
+
+
+_Command = (
+    Annotated[Evaluate, conf.subcommand("evaluate")]
+    | Annotated[Predict, conf.subcommand("predict")]
+)
+
+
+def _evaluate(flags: Evaluate, console: "Console") -> None:
+    from jaxcnn import trained, training
+
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, style=style, soft_wrap=True, markup=False)
+
+    network = trained.load(flags.workdir, flags.checkpoint, report=say)
+    name = str(network.run["dataset"])
+    source = "synthetic" if name.startswith("synthetic-") else "real"
+    dataset = cli.load_data(network.recipe.network, _with_source(flags, source), say)
+    say(f"checkpoint: {network.checkpoint.folder}")
+    if training.checksum(dataset.train, dataset.test) != network.run["dataset_checksum"]:
+        say(f"the data are not those that it was trained on ({name})", "bold red")
+    correct, total, loss = training.evaluate(network.recipe, network.variables, dataset.test)
+    say(
+        f"test set of {dataset.name}: {correct:,} right of {total:,} total, ratio "
+        f"{correct / total:.2%}, loss {loss:.4f}",
+        "bold",
+    )
+    if flags.checkpoint == "best":
+        say("chosen by these very test images among several, which flatters it")
+
+
+def _predict(flags: Predict, console: "Console") -> None:
+    import numpy as np
+
+    from jaxcnn import picture, trained
+
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, style=style, soft_wrap=True, markup=False)
+
+    if not flags.pictures:
+        raise UserError("jaxcnn predict takes the path of at least one picture")
+    network = trained.load(flags.workdir, flags.checkpoint, report=say)
+    names = network.recipe.class_names
+    pictures = [picture.prepare(path, network.recipe.network) for path in flags.pictures]
+    rows = network.probabilities(np.stack([prepared.image for prepared in pictures]))
+    for path, prepared, row in zip(flags.pictures, pictures, rows, strict=True):
+        _show(prepared, console)
+        say(f"prepared: {'; '.join(prepared.steps)}")
+        first, *others = np.argsort(-row)[:3]
+        rest = ", ".join(f"{names[index]} {row[index]:.1%}" for index in others)
+        say(f"{path}: {names[first]} ({row[first]:.1%}; then {rest})", "bold")
+    if flags.prepared:
+        _keep(Path(flags.prepared).expanduser(), flags.pictures, pictures)
+        say(f"prepared pictures: {flags.prepared}")
+
+
+def _show(prepared: "Picture", console: "Console") -> None:
+    """Prints a picture: two pixels a character cell where there are colours."""
+    from rich.text import Text
+
+    if not (console.is_terminal and console.color_system in ("256", "truecolor")):
+        for row in prepared.lines():
+            console.print(row, soft_wrap=True, markup=False)
+        return
+    image = prepared.image.repeat(3 // prepared.image.shape[-1], axis=-1)
+    for top, bottom in zip(image[::2], image[1::2], strict=True):
+        line = Text()
+        for upper, lower in zip(top, bottom, strict=True):
+            line.append("\u2580", style=f"rgb({_rgb(upper)}) on rgb({_rgb(lower)})")
+        console.print(line, soft_wrap=True)
+
+
+def _rgb(pixel: Any) -> str:
+    return ",".join(str(int(value)) for value in pixel)
+
+
+def _keep(folder: Path, paths: Sequence[str], pictures: "Sequence[Picture]") -> None:
+    from PIL import Image
+
+    with writing(folder, WORKDIR_REMEDY.replace("--workdir", "--prepared")):
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (path, prepared) in enumerate(zip(paths, pictures, strict=True), start=1):
+            image = Image.fromarray(prepared.image.squeeze())
+            image.save(folder / f"{number:03d}-{Path(path).stem}.png")
+
+
+def _with_source(flags: Any, source: str) -> Any:
+    """Returns what `cli.load_data` reads."""
+    from types import SimpleNamespace
+
+    return SimpleNamespace(data=source, data_dir=flags.data_dir, archive_dir=flags.archive_dir)

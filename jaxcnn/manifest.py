@@ -1,0 +1,106 @@
+"""A manifest: what a folder of files holds, and a digest of each, so that damage is noticed."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+NAME = "manifest.json"
+
+
+class DamagedError(Exception):
+    """Files are not what their manifest states; the message names the first such file."""
+
+
+def seal(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes the manifest of all files that are in a folder.
+
+    Args:
+        folder: of the files.
+        content: what else the manifest is to say, as JSON values; see `verify`.
+
+    Raises:
+        OSError: the folder cannot be read or written.
+    """
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+    whole = {**content, "files": _digests(folder, names)}
+    text = json.dumps({"sha256": _digest(whole), "content": whole}, indent=1, allow_nan=False)
+    (folder / NAME).write_text(text + "\n")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Returns the content of a folder's manifest, with "files"; only the manifest is verified.
+
+    Raises:
+        DamagedError: it is missing or was altered.
+    """
+    try:
+        manifest = json.loads((folder / NAME).read_text())
+        content: dict[str, Any] = manifest["content"]
+        if manifest["sha256"] != _digest(content):
+            raise DamagedError(f"{NAME} was altered")
+        if not all(_is_entry(*entry) for entry in content["files"].items()):
+            raise DamagedError(f"{NAME} is none")
+    except FileNotFoundError:
+        raise DamagedError(f"{NAME} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DamagedError(f"{NAME} cannot be read") from None
+    return content
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Reads every file of a folder and compares it with the manifest.
+
+    Returns:
+        The content of the manifest.
+
+    Raises:
+        DamagedError: a file is missing or was altered.
+    """
+    content = read(folder)
+    stated: dict[str, list[Any]] = content["files"]
+    for name, (size, _) in stated.items():
+        # Cheaper than a digest, and says more.
+        try:
+            there = (folder / name).stat().st_size
+        except OSError:
+            raise DamagedError(f"{name} is missing") from None
+        if there != size:
+            raise DamagedError(f"{name} has {there} bytes instead of {size}")
+    try:
+        found = _digests(folder, list(stated))
+    except OSError as error:
+        raise DamagedError(f"{error.filename} cannot be read") from None
+    for name, expected in stated.items():
+        if found[name] != expected:
+            raise DamagedError(f"{name} was altered")
+    return content
+
+
+def _digests(folder: Path, names: list[str]) -> dict[str, list[Any]]:
+    """Returns size in bytes and SHA-256 of each file."""
+
+    def digest(name: str) -> list[Any]:
+        with (folder / name).open("rb") as file:
+            return [
+                (folder / name).stat().st_size,
+                hashlib.file_digest(file, "sha256").hexdigest(),
+            ]
+
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(names, threads.map(digest, names), strict=True))
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    """Whether that is a file below the folder, with its size and digest."""
+    path = PurePosixPath(name)
+    below = not path.is_absolute() and ".." not in path.parts
+    return below and isinstance(entry, list) and [type(value) for value in entry] == [int, str]
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,165 @@
+"""A picture of the user's own, made into one that a network knows."""
+
+import os
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jaxcnn.errors import UserError
+
+# Pillow's readers of these are its own code; some others start foreign programs.
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_LARGEST = 50_000_000  # pixels
+_DIGIT = 28
+# MNIST's digits fill a box of 20 x 20 pixels, their centre of mass in the middle of 28 x 28
+# (LeCun et al., http://yann.lecun.com/exdb/mnist/).
+_BOX = 20
+_SHADES = " .:-=+*#%@"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, prepared.
+
+    Attributes:
+        image: uint8[28, 28, 1] or uint8[32, 32, 3].
+        steps: what was done to it, in words.
+    """
+
+    image: np.ndarray
+    steps: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Returns it in characters, the brighter the denser; two a pixel, for they are narrow."""
+        grey = self.image.mean(-1)
+        shades = (grey * (len(_SHADES) - 1) / 255).round().astype(int)
+        return ["".join(2 * _SHADES[shade] for shade in row).rstrip() for row in shades]
+
+
+def prepare(path: str | os.PathLike[str], network: str) -> Picture:
+    """Reads a picture and makes it such as those that a network was trained on.
+
+    A digit becomes light on dark, as large and in the place that MNIST's have; of a photograph the
+    middle square is taken.
+
+    Args:
+        path: of a PNG, JPEG, BMP, GIF, WebP, TIFF or PPM file of any size, colour or grey.
+        network: "mnist" or "cifar10".
+
+    Raises:
+        UserError: it is no picture, too large, or nothing is drawn on it.
+    """
+    picture = _read(path)
+    size = f"{picture.width} x {picture.height}"
+    return _digit(picture, size, path) if network == "mnist" else _photograph(picture, size)
+
+
+def _read(path: str | os.PathLike[str]) -> Image.Image:
+    if not os.path.isfile(path):  # noqa: PTH113 - the path may be any text
+        raise UserError(f"{path} is not there: give the path of a picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow warns of decompression bombs, among others
+            with Image.open(path, formats=_FORMATS) as picture:
+                if picture.width * picture.height > _LARGEST:
+                    raise UserError(
+                        f"{path} has {picture.width} x {picture.height} pixels: give a picture of "
+                        f"at most {_LARGEST // 10**6} million"
+                    )
+                picture.load()
+                upright: Image.Image = ImageOps.exif_transpose(picture)
+                return _eight_bit(upright)
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever the damage leads to
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as a picture ({reason}): give a whole "
+            f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file"
+        ) from error
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """Returns it as RGB or, with what is see-through, as RGBA."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        values = np.asarray(picture, np.float64)
+        low, high = np.nanmin(values), np.nanmax(values)
+        if not np.isfinite([low, high]).all():
+            raise ValueError("not all of its pixels are numbers")
+        values = (values - low) * 255 / max(high - low, 1e-12)
+        picture = Image.fromarray(values.round().astype(np.uint8))
+    clear = "A" in picture.getbands() or "transparency" in picture.info
+    return picture.convert("RGBA" if clear else "RGB")
+
+
+def _digit(picture: Image.Image, size: str, path: object) -> Picture:
+    steps = [f"{size} pixels to grey"]
+    ink = _grey(picture)
+    edge = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
+    ground = float(np.median(edge))
+    as_mnist = ink.shape == (_DIGIT, _DIGIT) and ground == 0 and ink.max() > 0
+    if as_mnist:
+        return Picture(
+            ink.round().astype(np.uint8)[..., None], ("28 x 28, light on dark: as it is",)
+        )
+    above, below = np.clip(ink - ground, 0, None), np.clip(ground - ink, 0, None)
+    if below.sum() > above.sum():
+        steps.append("dark on light, so inverted")
+        ink = below
+    else:
+        ink = above
+    if ink.max() < 16:
+        raise UserError(f"{path} shows nothing that stands out: give a picture of one digit")
+    # Paper and cameras make the ground uneven; a pen is far from it.
+    ink = np.clip(ink / ink.max() - 0.2, 0, None) / 0.8
+    rows, columns = (np.flatnonzero((ink > 0.2).any(axis)) for axis in (1, 0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    ink = ink[top:bottom, left:right]
+    height, width = ink.shape
+    scale = _BOX / max(height, width)
+    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    filter_ = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+    small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize(target, filter_))
+    small = np.clip(small / max(small.max(), 1e-6), 0, 1)
+    steps.append(f"cut to {width} x {height}, scaled to {target[0]} x {target[1]}")
+    total = small.sum()
+    centre = [
+        float((small.sum(1 - axis) * (np.arange(small.shape[axis]) + 0.5)).sum() / total)
+        for axis in (0, 1)
+    ]
+    corner = [
+        int(np.clip(round(_DIGIT / 2 - middle), 0, _DIGIT - side))
+        for middle, side in zip(centre, small.shape, strict=True)
+    ]
+    image = np.zeros((_DIGIT, _DIGIT, 1), np.uint8)
+    rows_there = slice(corner[0], corner[0] + small.shape[0])
+    columns_there = slice(corner[1], corner[1] + small.shape[1])
+    image[rows_there, columns_there, 0] = (small * 255).round()
+    steps.append("centre of mass in the middle of 28 x 28")
+    return Picture(image, tuple(steps))
+
+
+def _grey(picture: Image.Image) -> np.ndarray:
+    """Returns luminance, float64[H, W] in 0..255; what shines through differs from the rest."""
+    grey = np.asarray(picture.convert("L"), np.float64)
+    if picture.mode == "RGBA":
+        alpha = np.asarray(picture.getchannel("A"), np.float64) / 255
+        shown = (grey * alpha).sum() / max(alpha.sum(), 1e-9)
+        grey = grey * alpha + (0.0 if shown > 127 else 255.0) * (1 - alpha)
+    return grey
+
+
+def _photograph(picture: Image.Image, size: str) -> Picture:
+    if picture.mode == "RGBA":
+        ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(ground, picture)
+    picture = picture.convert("RGB")
+    if picture.size == (32, 32):
+        return Picture(np.asarray(picture), ("32 x 32: as it is",))
+    side = min(picture.size)
+    image = ImageOps.fit(picture, (32, 32), Image.Resampling.LANCZOS)
+    return Picture(
+        np.asarray(image), (f"the middle {side} x {side} of {size} pixels", "scaled to 32 x 32")
+    )

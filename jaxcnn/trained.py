@@ -1,0 +1,123 @@
+"""A trained network, taken from a run's workdir."""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn import checkpoint, optimizers, recipes, state, steps
+from jaxcnn.data.augment import make_normalize
+from jaxcnn.errors import UserError
+from jaxcnn.manifest import DamagedError
+from jaxcnn.recipes import Recipe
+from jaxcnn.training import make_model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its parameters, and what it was trained with.
+
+    Attributes:
+        recipe: of the run.
+        run: all that decides it, see `jaxcnn.training.identity`.
+        model: the network.
+        variables: what its `apply` takes, those to evaluate at.
+        checkpoint: where they come from.
+    """
+
+    recipe: Recipe
+    run: dict[str, Any]
+    model: nn.Module
+    variables: Any
+    checkpoint: checkpoint.Checkpoint
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Returns the probability of each class, float32[N, 10].
+
+        Args:
+            images: uint8[N, H, W, C].
+        """
+        normalize = make_normalize(self.recipe.mean, self.recipe.std)
+
+        @jax.jit
+        def apply(variables: Any, images: jax.Array) -> jax.Array:
+            logits: Any = self.model.apply(variables, normalize(images), train=False)
+            return jax.nn.softmax(logits)
+
+        return np.asarray(apply(self.variables, jnp.asarray(images)))
+
+
+def load(
+    workdir: str | os.PathLike[str],
+    which: str = "latest",
+    report: Callable[[str], None] = lambda line: None,
+) -> Trained:
+    """Takes a network from a workdir; every file is verified first.
+
+    Args:
+        workdir: of a run, or its folder of checkpoints.
+        which: "latest", the newest sound one; "best", on the test images, whose score of it is
+            therefore flattering; or a number of steps.
+        report: called with a line of text about checkpoints that are damaged.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or it is of a network or an optimizer
+            given in code.
+    """
+    folder = Path(workdir).expanduser()
+    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    there = checkpoint.listed(folder)
+    if not there:
+        raise UserError(
+            f"{folder} holds no checkpoint: give the workdir of a run that has saved one"
+        )
+    if which == "latest":
+        for found in reversed(there):
+            try:
+                return _restore(found)
+            except DamagedError as error:
+                report(f"the checkpoint {found.folder} is damaged and not used: {error}")
+        raise UserError(f"no checkpoint in {folder} is sound: train anew in another folder")
+    chosen = checkpoint.best(folder) if which == "best" else None
+    if which.isdecimal():
+        chosen = next((found for found in there if found.step == int(which)), None)
+    if chosen is None:
+        known = ", ".join(str(found.step) for found in there)
+        raise UserError(
+            f"{folder} has no checkpoint {which!r}: take latest, best (if an epoch has ended), or "
+            f"one of the steps {known}"
+        )
+    try:
+        return _restore(chosen)
+    except DamagedError as error:
+        raise UserError(
+            f"the checkpoint {chosen.folder} is damaged ({error}): take another one"
+        ) from None
+
+
+def _restore(found: checkpoint.Checkpoint) -> Trained:
+    run = found.verify()["run"]
+    if run.get("own_tx") is not False or run.get("model") not in ("MnistCNN", "Cifar10CNN"):
+        raise UserError(
+            f"{found.folder} was trained with a network or an optimizer given in code: restore it "
+            "there, with jaxcnn.checkpoint"
+        )
+    try:
+        recipe = recipes.from_dict(run)
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"its recipe is none ({error})") from error
+    model = make_model(recipe)
+    # The number of steps decides values and no shapes.
+    tx = optimizers.make_optimizer(recipe, 100, key=jax.random.key(0, impl="threefry2x32"))
+    init = functools.partial(state.init, model=model, tx=tx, input_shape=recipe.image_shape)
+    like = jax.eval_shape(init, jax.random.key(0, impl="threefry2x32"))
+    sums = jax.eval_shape(steps.zero_train_metrics)
+    restored = found.restore({"state": like, "sums": sums})["state"]
+    return Trained(recipe, run, model, restored.eval_variables, found)

@@ -1,0 +1,162 @@
+"""Trees of arrays on disk, written and read by Orbax.
+
+What Orbax does not promise is added here: what is read has the names, shapes, dtypes and bits of
+what was written, or an error says that it has not.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn import manifest
+from jaxcnn.errors import WORKDIR_REMEDY, UserError, WriteError
+
+
+def write(folder: Path, tree: Any) -> list[list[Any]]:
+    """Writes the arrays of a tree and returns once they are written.
+
+    Args:
+        folder: that is made for them.
+        tree: of arrays, PRNG keys among them.
+
+    Returns:
+        For `read`: path, shape, dtype and SHA-256 of each array, as JSON values.
+
+    Raises:
+        OSError: they cannot be written.
+        WriteError: likewise, for a reason that is no `OSError`.
+    """
+    # Imported here: it takes longer than the rest of this package.
+    import orbax.checkpoint as ocp
+
+    named = _named(tree)
+    plain = {name: _plain(leaf) for name, leaf in named.items()}
+    arrays = {position: plain[name] for name, position in _positions(plain).items()}
+    try:
+        with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
+            checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(arrays))
+    except OSError:
+        raise
+    except Exception as error:  # whatever its C++ side says
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(folder)) from error
+        reason = _one_line(error)
+        raise WriteError(f"cannot write {folder}: {reason}; {WORKDIR_REMEDY}") from error
+    return [
+        [name, list(leaf.shape), str(leaf.dtype), _sha256(plain[name])]
+        for name, leaf in named.items()
+    ]
+
+
+def read(folder: Path, like: Any, leaves: Sequence[Sequence[Any]]) -> Any:
+    """Reads the arrays of a tree.
+
+    Args:
+        folder: in which they are.
+        like: a tree of arrays, or of shapes and dtypes, of the form that was written.
+        leaves: what `write` returned.
+
+    Returns:
+        That tree with the arrays that were written, bit by bit.
+
+    Raises:
+        DamagedError: they cannot be read or are not those.
+        UserError: what was written has other names, shapes or dtypes than `like`.
+    """
+    named = _named(like)
+    there = {name: f"{dtype}{list(shape)}" for name, shape, dtype, _ in leaves}
+    wanted = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named.items()}
+    for name in sorted(there.keys() | wanted.keys()):
+        if there.get(name) != wanted.get(name):
+            raise UserError(
+                f"{folder} holds {there.get(name, 'nothing')} as {name}, and this network with "
+                f"this optimizer needs {wanted.get(name, 'nothing')}: give what it was saved with"
+            )
+    arrays = _restore(folder, {name: _plain(leaf) for name, leaf in named.items()})
+    for name, _, _, digest in leaves:
+        if _sha256(arrays[name]) != digest:
+            raise manifest.DamagedError(f"{folder.name} gives other numbers for {name}")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _as_written(arrays[_name(path)], leaf), like
+    )
+
+
+def _restore(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads arrays by Orbax."""
+    import orbax.checkpoint as ocp
+
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    positions = _positions(like)
+    wanted = {
+        position: jax.ShapeDtypeStruct(
+            like[name].shape,
+            like[name].dtype,
+            sharding=getattr(like[name], "sharding", None) or here,
+        )
+        for name, position in positions.items()
+    }
+    try:
+        with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
+            arrays = checkpointer.restore(folder.absolute(), args=ocp.args.StandardRestore(wanted))
+    except Exception as error:  # whatever its C++ side says
+        raise manifest.DamagedError(f"{folder.name} cannot be read ({_one_line(error)})") from error
+    empty = {n: jnp.zeros(x.shape, x.dtype) for n, x in like.items() if n not in positions}
+    return {name: arrays[position] for name, position in positions.items()} | empty
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {_name(path): leaf for path, leaf in leaves}
+    assert len(named) == len(leaves), "two leaves of one name"
+    return named
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _positions(named: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the name that each array has for Orbax: not all paths are good file names.
+
+    Arrays of no numbers, which it refuses, are left out.
+    """
+    return {name: f"{index:05d}" for index, name in enumerate(sorted(named)) if named[name].size}
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf: Any) -> Any:
+    """Returns the numbers of a PRNG key, or their shape; every other leaf as it is."""
+    if not _is_key(leaf):
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.eval_shape(jax.random.key_data, leaf)
+    return jax.random.key_data(leaf)
+
+
+def _as_written(array: jax.Array, leaf: Any) -> jax.Array:
+    if not _is_key(leaf):
+        return array
+    impls: list[Any] = []
+    jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), leaf)
+    return jax.random.wrap_key_data(array, impl=impls[0])
+
+
+def _sha256(array: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(np.asarray(array)).tobytes()).hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

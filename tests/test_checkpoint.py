@@ -1,0 +1,250 @@
+import dataclasses
+import itertools
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn import checkpoint, trees
+from jaxcnn.checkpoint import Every, Policy
+from jaxcnn.errors import UserError, WriteError
+from jaxcnn.manifest import DamagedError
+
+RUN = {"epochs": 3, "mean": (0.1, 0.2)}
+
+
+def tree(value: float = 0.0) -> dict[str, Any]:
+    return {"a": jnp.full((3, 2), value, jnp.float32), "b": jnp.arange(4)}
+
+
+def steps(folder: Path) -> list[int]:
+    return [found.step for found in checkpoint.listed(folder)]
+
+
+def test_every() -> None:
+    assert Every.parse("2") == Every.parse("2epochs") == Every.parse("2 epoch") == Every(2)
+    assert Every.parse("500steps") == Every(500, "steps")
+    assert (Every(2).steps(7), Every(5, "steps").steps(7), Every(0).steps(7)) == (14, 5, 0)
+    for text in ("", "x", "-1", "1.5", "2 hours", "steps", "9" * 10, "\u0663"):
+        with pytest.raises(UserError, match="--checkpoint-every takes"):
+            Every.parse(text)
+
+
+def test_saved_and_resumed(tmp_path: Path) -> None:
+    policy = Policy(tmp_path / "run")
+    with checkpoint.opened(policy, RUN) as store:
+        assert store.resume(tree()) is None
+        saved = store.save(7, tree(1.5), {"seconds": 0.1}, 0.5)
+    with checkpoint.opened(policy, RUN) as store:
+        found, progress, folder = store.resume(tree())
+    np.testing.assert_array_equal(found["a"], tree(1.5)["a"])
+    assert (progress, folder) == ({"seconds": 0.1}, saved)
+
+
+def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
+    with checkpoint.opened(Policy(tmp_path, keep=2), RUN) as store:
+        for step, score in enumerate([0.1, 0.9, 0.3, None, 0.2, 0.4], start=1):
+            store.save(step, tree(step), {}, score)
+    assert steps(tmp_path) == [2, 5, 6]
+    assert checkpoint.best(tmp_path).step == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
+        "run.json",
+        "step-0000000002",
+        "step-0000000005",
+        "step-0000000006",
+    ]
+    with pytest.raises(UserError, match="--keep takes"):
+        Policy(tmp_path, keep=0)
+
+
+def test_another_run_is_refused_by_name(tmp_path: Path) -> None:
+    for save in (False, True):  # before and after the first checkpoint
+        with checkpoint.opened(Policy(tmp_path), RUN) as store:
+            if save:
+                store.save(1, tree(), {})
+        other = {**RUN, "epochs": 5}
+        with (
+            pytest.raises(UserError, match=r"another run \(epochs 3 there and 5 here\)"),
+            checkpoint.opened(Policy(tmp_path), other),
+        ):
+            pass
+        with (
+            pytest.raises(UserError, match="seed None there and 0 here"),
+            checkpoint.opened(Policy(tmp_path), {**RUN, "seed": 0}),
+        ):
+            pass
+
+
+def test_resume_never_and_must(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="holds no run to go on with"),
+        checkpoint.opened(Policy(tmp_path, resume="must"), RUN),
+    ):
+        pass
+    with checkpoint.opened(Policy(tmp_path, resume="never"), RUN) as store:
+        store.save(1, tree(), {})
+    with (
+        pytest.raises(UserError, match="holds a run already"),
+        checkpoint.opened(Policy(tmp_path, resume="never"), RUN),
+    ):
+        pass
+    with checkpoint.opened(Policy(tmp_path, resume="must"), RUN) as store:
+        assert store.resume(tree())
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    with (
+        checkpoint.opened(Policy(tmp_path), RUN),
+        pytest.raises(UserError, match="in use by another process"),
+        checkpoint.opened(Policy(tmp_path), RUN),
+    ):
+        pass
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoints 1, 2 and 3."""
+    folder = tmp_path_factory.mktemp("sound")
+    with checkpoint.opened(Policy(folder, keep=3), RUN) as store:
+        for step in (1, 2, 3):
+            store.save(step, tree(step), {"step": step}, 0.1)
+    return folder
+
+
+def files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink], ids=["flipped", "cut", "deleted"])
+def test_damage_to_any_file_is_named_and_the_one_before_is_used(
+    damage: Any, sound: Path, tmp_path: Path
+) -> None:
+    names = [
+        path.relative_to(sound / "step-0000000003") for path in files(sound / "step-0000000003")
+    ]
+    assert len(names) > 5
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number)
+        shutil.copytree(sound, folder)
+        path = folder / "step-0000000003" / name
+        if not path.stat().st_size and damage is not Path.unlink:
+            continue
+        damage(path)
+        newest = checkpoint.listed(folder)[-1]
+        with pytest.raises(DamagedError, match=name.name):
+            newest.restore(tree())
+        said: list[str] = []
+        assert [found.step for found in checkpoint.sound(folder, said.append)] == [2, 1]
+        with checkpoint.opened(Policy(folder, report=said.append), RUN) as store:
+            found, progress, _ = store.resume(tree())
+        np.testing.assert_array_equal(found["a"], tree(2)["a"])
+        assert progress == {"step": 2}
+        assert len(said) == 2
+        assert all(name.name in line and "step-0000000003 is damaged" in line for line in said)
+        assert steps(folder) == [1, 2]
+        assert (folder / "step-0000000003.damaged").is_dir()
+
+
+def test_nothing_sound_is_no_new_beginning(sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(sound, folder)
+    for found in checkpoint.listed(folder):
+        flip(next(path for path in files(found.folder) if path.stat().st_size))
+    with (
+        checkpoint.opened(Policy(folder), RUN) as store,
+        pytest.raises(UserError, match=r"no checkpoint in .* is sound"),
+    ):
+        store.resume(tree())
+    assert steps(folder) == [1, 2, 3]
+
+
+def test_what_a_killed_process_left_is_cleared_away(sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(sound, folder)
+    (folder / "step-0000000003").rename(folder / "step-0000000003.removed")
+    (folder / "step-0000000004.partial" / "arrays").mkdir(parents=True)
+    with checkpoint.opened(Policy(folder), RUN):
+        assert steps(folder) == [1, 2]
+        assert not [path for path in folder.iterdir() if path.suffix in (".partial", ".removed")]
+
+
+def test_a_checkpoint_of_another_version_is_not_used(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_FORMAT", 2)
+    with pytest.raises(DamagedError, match="another version"):
+        checkpoint.listed(sound)[0].verify()
+
+
+@pytest.mark.parametrize("call", range(1, 12))
+def test_a_save_that_fails_anywhere_keeps_the_one_before(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with checkpoint.opened(Policy(tmp_path, keep=1), RUN) as store:
+        store.save(1, tree(1), {})
+        counter, fsync = itertools.count(1), os.fsync
+
+        def fail(descriptor: int) -> None:
+            if next(counter) == call:
+                raise OSError(28, "No space left on device")
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(WriteError, match="the disk is full"):
+            store.save(2, tree(2), {})
+        monkeypatch.undo()
+        # The last wait, for the new name, comes when everything else is there.
+        assert steps(tmp_path)[:1] == [1]
+        for found in checkpoint.listed(tmp_path):
+            found.verify()
+        assert not list(tmp_path.glob("*.partial"))
+        store.save(2, tree(2), {})
+    assert steps(tmp_path) == [2]
+
+
+def test_a_file_size_limit_is_an_error_at_once(tmp_path: Path) -> None:
+    large = {"a": jnp.asarray(np.random.default_rng(0).random(500_000), jnp.float32)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with checkpoint.opened(Policy(tmp_path), RUN) as store:
+        store.save(1, large, {})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+        try:
+            with pytest.raises(WriteError, match="give --workdir"):
+                store.save(2, large, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert steps(tmp_path) == [1]
+    checkpoint.listed(tmp_path)[0].restore(large)
+
+
+def test_values_that_are_no_json_are_named(tmp_path: Path) -> None:
+    policy = Policy(tmp_path)
+    for _ in range(2):
+        with checkpoint.opened(policy, {"mask": trees.write, "pair": (1, 2)}):
+            pass
+    with (
+        pytest.raises(UserError, match="mask write there and read here"),
+        checkpoint.opened(policy, {"mask": trees.read, "pair": (1, 2)}),
+    ):
+        pass
+
+
+def test_policies_are_values() -> None:
+    assert dataclasses.replace(Policy(Path("a")), keep=5).keep == 5

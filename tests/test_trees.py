@@ -1,0 +1,81 @@
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcnn import trees
+from jaxcnn.errors import UserError, WriteError
+from jaxcnn.manifest import DamagedError
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+TREE = {
+    "float": jnp.array([1.5, -0.0, jnp.inf, jnp.nan]),
+    "half": jnp.ones((2, 3), jnp.bfloat16),
+    "whole": jnp.int32(7),
+    "truth": jnp.array([True, False]),
+    "empty": jnp.zeros((0, 4)),
+    "key": jax.random.key(3, impl="threefry2x32"),
+    "keys": jax.random.split(jax.random.key(4, impl="rbg"), 2),
+    "odd/name .": Pair(jnp.arange(3), (jnp.zeros(()), None, ())),
+    "host": np.arange(4, dtype=np.uint32),
+}
+
+
+def assert_equal(tree: Any, other: Any) -> None:
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for one, two in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        assert (one.shape, one.dtype) == (two.shape, two.dtype)
+        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, two = jax.random.key_data(one), jax.random.key_data(two)
+        assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    leaves = trees.write(tmp_path / "arrays", TREE)
+    assert_equal(trees.read(tmp_path / "arrays", TREE, leaves), TREE)
+    shapes = jax.eval_shape(lambda tree: tree, TREE)
+    assert_equal(trees.read(tmp_path / "arrays", shapes, leaves), TREE)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"whole": jnp.float32(7)}, r"holds int32\[\] as whole, .* needs float32\[\]"),
+        ({"half": jnp.ones((2, 3))}, r"holds bfloat16\[2, 3\] as half, .* needs float32\[2, 3\]"),
+        ({"truth": jnp.array([True])}, r"holds bool\[2\] as truth, .* needs bool\[1\]"),
+        ({"more": jnp.zeros(2)}, r"holds nothing as more"),
+        ({"key": jax.random.key(3, impl="rbg")}, r"key<fry>\[\] as key, .* needs key<rbg>\[\]"),
+    ],
+)
+def test_another_form_is_refused(tmp_path: Path, change: dict, said: str) -> None:
+    leaves = trees.write(tmp_path / "arrays", TREE)
+    with pytest.raises(UserError, match=said):
+        trees.read(tmp_path / "arrays", TREE | change, leaves)
+    less = {name: leaf for name, leaf in TREE.items() if name != "whole"}
+    with pytest.raises(UserError, match=r"as whole, .* needs nothing"):
+        trees.read(tmp_path / "arrays", less, leaves)
+
+
+def test_other_numbers_are_noticed(tmp_path: Path) -> None:
+    trees.write(tmp_path / "arrays", {"a": jnp.zeros(3)})
+    leaves = trees.write(tmp_path / "others", {"a": jnp.ones(3)})
+    with pytest.raises(DamagedError, match="other numbers for a"):
+        trees.read(tmp_path / "arrays", {"a": jnp.zeros(3)}, leaves)
+
+
+def test_what_cannot_be_read_or_written(tmp_path: Path) -> None:
+    tree = {"a": jnp.zeros(3)}
+    leaves = trees.write(tmp_path / "arrays", tree)
+    with pytest.raises(DamagedError, match="nowhere cannot be read"):
+        trees.read(tmp_path / "nowhere", tree, leaves)
+    (tmp_path / "file").touch()
+    with pytest.raises((OSError, WriteError)):
+        trees.write(tmp_path / "file" / "arrays", tree)
