@@ -131,8 +131,9 @@ class Recipe:
         some a constant schedule), unless they are given too: those of another optimizer would be
         off by orders of magnitude.
         """
-        if changes.get("optimizer", self.optimizer) != self.optimizer:
-            defaults = catalog.get(changes["optimizer"])
+        optimizer = changes.get("optimizer", self.optimizer)
+        if optimizer != self.optimizer and isinstance(optimizer, str):
+            defaults = catalog.get(optimizer)
             brought = {
                 "learning_rate": defaults.learning_rate,
                 "weight_decay": defaults.weight_decay,

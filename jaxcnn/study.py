@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxcnn import ensemble, optimizers, workdir
+from jaxcnn.data.cache import short_digest
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
 from jaxcnn.recipes import Recipe
@@ -195,11 +196,14 @@ def load_runs(path: Path) -> list[Run]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             fields = json.loads(line)
+            if fields.pop("digest") != short_digest(json.dumps(fields)):
+                raise ValueError("altered")
             lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
             runs.append(Run(**fields | lists))
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UserError(
-                f"{path}, line {number}, is no run of a study: remove that line or the folder"
+                f"{path}, line {number}, is no run of a study, or was altered: remove that line to "
+                "have the run done again, or the folder"
             ) from None
     return runs
 
@@ -323,10 +327,13 @@ def _specification(study: Study, dataset: Dataset) -> dict[str, Any]:
 
 
 def _append(path: Path, runs: list[Run]) -> None:
-    lines = "".join(
-        json.dumps(dataclasses.asdict(run), allow_nan=False) + "\n" for run in runs
-    ).encode()
     with writing(path, WORKDIR_REMEDY), path.open("ab") as file:
-        file.write(lines)
+        file.write(b"".join(map(_line, runs)))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _line(run: Run) -> bytes:
+    """Returns a run as a line of JSON, with a digest of the rest: `load_runs` notices damage."""
+    fields = json.loads(json.dumps(dataclasses.asdict(run), allow_nan=False))
+    return (json.dumps({**fields, "digest": short_digest(json.dumps(fields))}) + "\n").encode()
