@@ -29,7 +29,7 @@ def seal(folder: Path, content: Mapping[str, Any]) -> None:
     )
     whole = {**content, "files": _digests(folder, names)}
     text = json.dumps({"sha256": _digest(whole), "content": whole}, indent=1, allow_nan=False)
-    (folder / NAME).write_text(text + "\n")
+    (folder / NAME).write_text(text)  # without a new line, so that every byte counts
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -213,9 +213,14 @@ class _Done:
     device: str = dataclasses.field(default_factory=environment.device)
 
     @classmethod
-    def load(cls, progress: dict[str, Any]) -> "_Done":
-        history = [EpochRecord(**record) for record in progress["history"]]
-        return cls(**{**progress, "history": history})
+    def load(cls, progress: dict[str, Any], saved: Path) -> "_Done":
+        try:
+            history = [EpochRecord(**record) for record in progress["history"]]
+            return cls(**{**progress, "history": history})
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{saved} does not say how far its run had come: give another --workdir"
+            ) from None
 
 
 def identity(
@@ -320,7 +325,7 @@ def fit(
         saved: Path | None = None
         if store and (found := store.resume({"state": train_state, "sums": sums})):
             tree, progress, saved = found
-            train_state, sums, done = tree["state"], tree["sums"], _Done.load(progress)
+            train_state, sums, done = tree["state"], tree["sums"], _Done.load(progress, saved)
             _report_resumed(checkpoints, saved, done)
         step = int(train_state.step)
         per_epoch = source.plan.steps

@@ -6,9 +6,13 @@ what was written, or an error says that it has not.
 
 import contextlib
 import errno
+import gc
 import hashlib
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +44,17 @@ def write(folder: Path, tree: Any) -> list[list[Any]]:
     named = _named(tree)
     plain = {name: _plain(leaf) for name, leaf in named.items()}
     arrays = {position: plain[name] for name, position in _positions(plain).items()}
-    try:
+
+    def save() -> None:
         with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
             checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(arrays))
-    except OSError:
-        raise
-    except Exception as error:  # whatever its C++ side says
+
+    _, failure = _quietly(save)
+    if failure:
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
-            if os.strerror(number) in str(error):
-                raise OSError(number, os.strerror(number), str(folder)) from error
-        reason = _one_line(error)
-        raise WriteError(f"cannot write {folder}: {reason}; {WORKDIR_REMEDY}") from error
+            if os.strerror(number) in failure:
+                raise OSError(number, os.strerror(number), str(folder))
+        raise WriteError(f"cannot write {folder}: {failure}; {WORKDIR_REMEDY}")
     return [
         [name, list(leaf.shape), str(leaf.dtype), _sha256(plain[name])]
         for name, leaf in named.items()
@@ -104,11 +108,14 @@ def _restore(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
         )
         for name, position in positions.items()
     }
-    try:
+
+    def restore() -> Any:
         with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
-            arrays = checkpointer.restore(folder.absolute(), args=ocp.args.StandardRestore(wanted))
-    except Exception as error:  # whatever its C++ side says
-        raise manifest.DamagedError(f"{folder.name} cannot be read ({_one_line(error)})") from error
+            return checkpointer.restore(folder.absolute(), args=ocp.args.StandardRestore(wanted))
+
+    arrays, failure = _quietly(restore)
+    if failure:
+        raise manifest.DamagedError(f"{folder.name} cannot be read ({failure})")
     empty = {n: jnp.zeros(x.shape, x.dtype) for n, x in like.items() if n not in positions}
     return {name: arrays[position] for name, position in positions.items()} | empty
 
@@ -158,5 +165,39 @@ def _sha256(array: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(np.asarray(array)).tobytes()).hexdigest()
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _quietly(call: Callable[[], Any]) -> tuple[Any, str]:
+    """Returns what a call of Orbax returns, and why it failed if it did.
+
+    After a failure, tasks that were under way end in a loop that is closed. Python prints a
+    traceback for each of them when it is thrown away; that is made to happen here, unheard.
+    """
+    hook = sys.unraisablehook
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
+    before = [logger.disabled for logger in loggers]
+
+    def ignore_closed_loops(raised: Any) -> None:
+        if "Event loop is closed" not in str(raised.exc_value):
+            hook(raised)
+
+    for logger in loggers:
+        logger.disabled = True
+    sys.unraisablehook = ignore_closed_loops
+    try:
+        try:
+            return call(), ""
+        except Exception as error:  # whatever its C++ side says
+            reason = " ".join(f"{error}".split())
+            text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ""
+            failure = text or _cut(reason) or type(error).__name__
+        gc.collect()  # the error and its frames are gone by now
+        time.sleep(0.1)  # for threads that are still writing
+        return None, failure
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
+        sys.unraisablehook = hook
+
+
+def _cut(reason: str) -> str:
+    """Returns the beginning and the end of a long text: the end has the system's own words."""
+    return reason if len(reason) < 300 else f"{reason[:100]} ... {reason[-150:]}"

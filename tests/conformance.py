@@ -7,8 +7,8 @@ of optax and optax.contrib and its default learning rate.
 """
 
 import argparse
-import io
 import sys
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import catalog, demands, optimizers, recipes, state, steps
+from jaxcnn import catalog, demands, optimizers, recipes, state, steps, trees
 from jaxcnn.data import Dataset
 from jaxcnn.data.augment import make_normalize
 from tests.stripes import striped_split
@@ -90,13 +90,16 @@ def examine(name: str) -> Finding:
         return tx, state.init(key, model, tx, SHAPE), steps.make_train_steps(train_step)
 
     tx, current, train_steps = make(jax.random.key(0))
-    losses, saved = [], b""
-    for call in range(4):
-        current, sums = train_steps(current, batches, np.int32(10))
-        losses.append(float(sums["loss_sum"] / sums["count"]))
-        if call == 2:
-            saved = save(current)
-    restored, _ = train_steps(restore(saved, current), batches, np.int32(10))
+    losses: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        leaves: Any = None
+        for call in range(4):
+            current, sums = train_steps(current, batches, np.int32(10))
+            losses.append(float(sums["loss_sum"] / sums["count"]))
+            if call == 2:
+                leaves = trees.write(Path(folder) / "saved", current)
+        saved = trees.read(Path(folder) / "saved", current, leaves)
+    restored, _ = train_steps(saved, batches, np.int32(10))
 
     def run(key: jax.Array, rate: jax.Array) -> jax.Array:
         """A whole run as one function: the losses of its four calls."""
@@ -119,27 +122,6 @@ def examine(name: str) -> Finding:
         restored=equal(restored, current),
         mapped=np.asarray(jax.jit(jax.vmap(run))(keys, rates)),
     )
-
-
-def save(tree: Any) -> bytes:
-    """Writes the leaves of a state."""
-    buffer = io.BytesIO()
-    np.savez(buffer, *[np.asarray(leaf) for leaf in jax.tree.leaves(_raw(tree))])
-    return buffer.getvalue()
-
-
-def restore(saved: bytes, like: Any) -> Any:
-    """Reads what `save` has written into a tree of the same structure."""
-    with np.load(io.BytesIO(saved), allow_pickle=False) as arrays:
-        leaves = [jnp.asarray(arrays[name]) for name in arrays.files]
-    for old, new in zip(jax.tree.leaves(_raw(like)), leaves, strict=True):
-        assert (old.shape, old.dtype) == (new.shape, new.dtype)
-
-    def wrap(old: Any, new: jax.Array) -> jax.Array:
-        key = jax.dtypes.issubdtype(old.dtype, jax.dtypes.prng_key)
-        return jax.random.wrap_key_data(new) if key else new
-
-    return jax.tree.map(wrap, like, jax.tree.unflatten(jax.tree.structure(like), leaves))
 
 
 def equal(tree: Any, other: Any) -> bool:

@@ -1,13 +1,19 @@
 """The experiments as a user starts them."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from jaxcnn import checkpoint, data
 from tests.conftest import REPOSITORY
+
+LONG = "--data synthetic --epochs 40 --batch-size 1000".split()
 
 
 def start(network: str, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -56,3 +62,97 @@ def test_real_mnist_for_one_epoch_with_either_feed(tmp_path: Path, real_data: Pa
     for times in ("seconds", "images_per_second"):
         assert metrics[0].pop(times) != metrics[1].pop(times)
     assert metrics[0] == metrics[1]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder for the stand-in, so that it is drawn once."""
+    folder = str(tmp_path_factory.mktemp("cache"))
+    data.load("mnist", source="synthetic", cache_dir=folder)
+    return folder
+
+
+def begin(workdir: Path, cache: str, *argv: str) -> subprocess.Popen[str]:
+    """Starts a long run and waits for its first epoch."""
+    script = str(REPOSITORY / "experiments" / "mnist.py")
+    process = subprocess.Popen(
+        [sys.executable, "-u", script, *LONG, "--workdir", str(workdir), *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAXCNN_CACHE_DIR": cache},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            return process
+    raise AssertionError(process.communicate()[1])
+
+
+def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, cache: str) -> None:
+    workdir = tmp_path / "run"
+    steps = []
+    for name, status in (("SIGTERM", 143), ("SIGINT", 130)):
+        process = begin(workdir, cache, "--checkpoint-every", "0")
+        if name == "SIGTERM":
+            second = start("mnist", *LONG, "--workdir", str(workdir))
+            assert second.returncode == 2
+            assert "in use by another process" in second.stderr
+        process.send_signal(signal.Signals[name])
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == status
+        saved = checkpoint.listed(workdir / "checkpoints")[-1]
+        saved.verify()
+        assert f"saved in {saved.folder}; the same flags with --workdir {workdir}" in err
+        assert "Traceback" not in err
+        assert not (workdir / "result.json").exists()
+        steps.append(saved.step)
+    assert 0 < steps[0] < steps[1] < 40 * 60
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    epochs = [json.loads(line)["epoch"] for line in lines]
+    assert epochs == list(range(1, steps[1] // 60 + 1))
+    other = start("mnist", *LONG, "--workdir", str(workdir), "--seed", "1")
+    assert other.returncode == 2
+    assert "seed 0 there and 1 here" in other.stderr
+
+
+@pytest.fixture(params=["limit", "tmpfs"])
+def scarce(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A workdir that is soon full, and what the shell has to do for that."""
+    if request.param == "limit":
+        yield tmp_path / "run", "ulimit -f 700;"  # KiB
+        return
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder / "run", ""
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
+    scarce: tuple[Path, str], cache: str
+) -> None:
+    workdir, limit = scarce
+    argv = ["--epochs", "9", "--optimizer", "adam", "--keep", "9", "--no-compilation-cache"]
+    script = str(REPOSITORY / "experiments" / "mnist.py")
+    command = [sys.executable, script, *LONG, *argv, "--workdir", str(workdir)]
+    done = subprocess.run(
+        ["bash", "-c", f'{limit} exec "$@"', "bash", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "JAXCNN_CACHE_DIR": cache},
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "cannot write" in done.stderr
+    assert "give --workdir" in done.stderr
+    assert not (workdir / "result.json").exists()
+    saved = checkpoint.listed(workdir / "checkpoints")
+    assert len(saved) >= (0 if limit else 1)
+    for one in saved:
+        one.verify()
+    assert not list((workdir / "checkpoints").glob("*.partial"))

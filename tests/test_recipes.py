@@ -1,12 +1,15 @@
 import dataclasses
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcnn import catalog, recipes
+from tests.official import CIFAR_NAMES
 
 
 @pytest.mark.parametrize(("network", "batch_size"), [("mnist", 64), ("cifar10", 4)])
@@ -99,3 +102,65 @@ def test_unknown_names() -> None:
 def test_recipes_import_without_jax() -> None:
     code = "import sys, jaxcnn.recipes; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_file_changes_the_recipe_that_it_is_based_on(tmp_path: Path) -> None:
+    text = 'base = "reference"\nepochs = 3\nmean = [0.5]\noptimizer = "adam"\n'
+    path = write(tmp_path / "mine.toml", text + "[optimizer_args]\nb1 = 0.8\n")
+    expected = recipes.get("cifar10", "reference").replace(
+        optimizer="adam", epochs=3, mean=(0.5,), optimizer_args={"b1": 0.8}, name="mine"
+    )
+    assert recipes.load("cifar10", path) == expected
+    assert recipes.load("mnist", write(tmp_path / "empty.toml", "")).epochs == (
+        recipes.get("mnist", "fast").epochs
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epochs = 'many'", "epochs takes a whole number"),
+        ("epochs = true", "epochs takes a whole number"),
+        ("epoch = 3", r"a recipe has no 'epoch' .did you mean epochs"),
+        ("learning_rate = '1'", "learning_rate takes a finite number"),
+        ("learning_rate = inf", "learning_rate takes a finite number"),
+        ("learning_rate = 1e300", "learning_rate takes a finite number"),
+        ("optimizer = 5", "optimizer takes the name"),
+        ("optimizer_args = 5", "optimizer_args takes values by their names"),
+        ("mean = 0.5", "mean takes 1 finite numbers"),
+        ("std = [0]", "std takes 1 finite numbers"),
+        ("nesterov = 1", "nesterov takes true or false"),
+        ("network = 'cifar10'", "is for the network 'cifar10'"),
+        ("base = 'slow'", "recipe takes reference, fast or best"),
+        ("base = 5", "recipe takes reference, fast or best"),
+        ("epochs", "is no TOML file"),
+        ("a = " + "[" * 5000, "is no TOML file"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path / "bad.toml", text)
+    with pytest.raises(ValueError, match=said) as caught:
+        recipes.load("mnist", path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="cannot be read"):
+        recipes.load("mnist", tmp_path / "none.toml")
+
+
+def test_a_recipe_comes_back_from_json() -> None:
+    for named in recipes.RECIPES.values():
+        for recipe in named.values():
+            assert recipes.from_dict(json.loads(json.dumps(recipe.asdict()))) == recipe
+    fields = recipes.get("mnist", "fast").asdict()
+    del fields["clip"]
+    with pytest.raises(ValueError, match="clip is missing"):
+        recipes.from_dict(fields)
+
+
+def test_classes() -> None:
+    assert recipes.get("mnist", "fast").class_names == tuple("0123456789")
+    assert recipes.get("cifar10", "fast").class_names == CIFAR_NAMES

@@ -1,6 +1,8 @@
 import gzip
+import io
 import re
 import socket
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -89,6 +91,33 @@ def test_members_outside_the_official_folder_are_ignored(
     write_tar(path, {"../../evil.bin": b"x", "/etc/test_batch.bin": b"x", **members})
     assert len(archives.read_cifar(path).batches["train"]) == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.tar.gz"]
+
+
+def test_links_are_not_followed(tmp_path: Path, tiny_cifar10: Dataset) -> None:
+    path = tmp_path / "c.tar.gz"
+    write_tar(path, cifar_members(splits(tiny_cifar10)))
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        with tarfile.open(tmp_path / "linked.tar.gz", "w:gz") as archive:
+            for name, content in cifar_members(splits(tiny_cifar10)).items():
+                member = tarfile.TarInfo(name)
+                if name.endswith("test_batch.bin"):
+                    member.type, member.linkname = kind, "/etc/passwd"
+                    content = b""
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        with pytest.raises(DataError, match="lacks a file"):
+            archives.read_cifar(tmp_path / "linked.tar.gz")
+
+
+def test_a_small_archive_that_unpacks_to_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "_CIFAR_LARGEST", 2**20)
+    path = tmp_path / "bomb.tar.gz"
+    write_tar(path, {"padding": bytes(20 * 2**20)})
+    assert path.stat().st_size < 50_000
+    with pytest.raises(DataError, match="unpacks to more than the official archive"):
+        archives.read_cifar(path)
 
 
 def test_gather_takes_the_folder_first_and_downloads_the_rest(

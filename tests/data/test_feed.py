@@ -56,6 +56,27 @@ def test_both_feeds_give_the_same_chunks(batch_size: int, monkeypatch: pytest.Mo
                 assert one.batches[key].dtype == other.batches[key].dtype
 
 
+@pytest.mark.parametrize("name", ["device", "stream"])
+@pytest.mark.parametrize(("first", "cuts"), [(0, (2, 5)), (3, ()), (5, (7, 8)), (46, ()), (47, ())])
+def test_an_epoch_can_begin_and_be_cut_anywhere(
+    name: str, first: int, cuts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(feed, "_CHUNK_STEPS", 4)
+    source = feed.make_feed(name, numbered(300), 6 if first < 46 else 64, jax.random.key(0))
+    first = min(first, source.plan.steps)
+    chunks = list(source.epoch(2, first, cuts))
+    ends = np.cumsum([chunk.count for chunk in chunks]) + first
+    assert set(cuts) <= set(ends.tolist())
+    rest = [
+        np.array(chunk.batches["label"][index]) for chunk in chunks for index in range(chunk.count)
+    ]
+    expected = [labels for _, labels in batches(source, 2)][first:]
+    assert len(rest) == len(expected)
+    for one, other in zip(rest, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_the_order_depends_on_key_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         source = feed.make_feed("device", numbered(50), 10, jax.random.key(seed))
