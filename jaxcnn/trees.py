@@ -117,7 +117,15 @@ def _restore(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     if failure:
         raise manifest.DamagedError(f"{folder.name} cannot be read ({failure})")
     empty = {n: jnp.zeros(x.shape, x.dtype) for n, x in like.items() if n not in positions}
-    return {name: arrays[position] for name, position in positions.items()} | empty
+    return {name: _uncommitted(arrays[at]) for name, at in positions.items()} | empty
+
+
+def _uncommitted(array: jax.Array) -> jax.Array:
+    """Returns an array of one device as a computation would have: not bound to that device.
+
+    A jitted function is compiled once more for arguments that are.
+    """
+    return array if len(array.sharding.device_set) > 1 else jnp.asarray(np.asarray(array))
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -45,6 +45,15 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert_equal(trees.read(tmp_path / "arrays", shapes, leaves), TREE)
 
 
+def test_what_is_read_runs_the_same_programs(tmp_path: Path) -> None:
+    tree = {"a": jnp.zeros(3)}
+    add = jax.jit(lambda tree: {"a": tree["a"] + 1})
+    add(tree)
+    leaves = trees.write(tmp_path / "arrays", tree)
+    add(trees.read(tmp_path / "arrays", tree, leaves))
+    assert add._cache_size() == 1
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
