@@ -9,6 +9,7 @@ import io
 import itertools
 import math
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ class Flags:
     resume: Literal["auto", "never", "must"] = "auto"
     """Go on with a run of the same flags that the workdir holds: if there is one, never, or fail
     without."""
+    report: Literal["auto", "never"] = "auto"
+    """Leave a page with pictures of the run in the workdir, report.html."""
     feed: Literal["device", "stream"] = "device"
     """Keep the training images on the device, or stream them from the host; same results."""
     compilation_cache: bool = True
@@ -283,7 +286,8 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
             assert interrupted.received is not None
             sys.stderr.write(f"{error}; the same flags with --workdir {workdir} go on from there\n")
             raise SystemExit(128 + interrupted.received) from None
-    settings = {"seed": flags.seed, "feed": flags.feed}
+    command = shlex.join([Path(sys.executable).name, *sys.argv])
+    settings = {"seed": flags.seed, "feed": flags.feed, "command": command}
     records.write_result(workdir, result, recipe, dataset, settings)
     say(
         f"trained in {result.train_seconds:.1f} s ({result.images_per_second:,.0f} images/s), "
@@ -299,6 +303,10 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
             f"*** {dataset.name} is a stand-in: this says nothing about {recipe.network} ***",
             "bold red",
         )
+    if flags.report != "never":
+        from jaxcnn import report, trained
+
+        say(f"report: {report.write(trained.load(workdir), dataset, workdir)}")
     say(f"results: {workdir}")
 
 

@@ -12,9 +12,15 @@ from jaxcnn import cli
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
+    from jaxcnn.data import Dataset
     from jaxcnn.picture import Picture
+    from jaxcnn.trained import Trained
+
+    Say = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,24 @@ class Evaluate:
     """Of the run that trained it."""
     checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
     """Which one to take. The best one is chosen by the test images, which flatters its score."""
+    data_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
+    """Where TFDS keeps prepared data sets."""
+    archive_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
+    """A folder with the official archives, for machines without network."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Draws the pictures of a run anew, and the page that shows them."""
+
+    workdir: Annotated[str, conf.Positional, conf.arg(metavar="WORKDIR")]
+    """Of the run."""
+    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
+    """Which one to take."""
+    out: Annotated[
+        str, conf.arg(metavar="DIR", help_behavior_hint="(default: the run's workdir)")
+    ] = ""
+    """Where the page and its pictures go."""
     data_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
     """Where TFDS keeps prepared data sets."""
     archive_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
@@ -68,21 +92,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         console = Console(highlight=False)
         if isinstance(flags, Evaluate):
             _evaluate(flags, console)
+        elif isinstance(flags, Report):
+            _report(flags, console)
         else:
             _predict(flags, console)
 
 
 _Command = (
     Annotated[Evaluate, conf.subcommand("evaluate")]
+    | Annotated[Report, conf.subcommand("report")]
     | Annotated[Predict, conf.subcommand("predict")]
 )
 
 
-def _evaluate(flags: Evaluate, console: "Console") -> None:
+def _load(flags: Evaluate | Report, say: "Say") -> "tuple[Trained, Dataset]":
+    """Loads a network and the data that it was trained on, and says so if those differ."""
     from jaxcnn import trained, training
-
-    def say(line: str, style: str | None = None) -> None:
-        console.print(line, style=style, soft_wrap=True, markup=False)
 
     network = trained.load(flags.workdir, flags.checkpoint, report=say)
     name = str(network.run["dataset"])
@@ -91,6 +116,21 @@ def _evaluate(flags: Evaluate, console: "Console") -> None:
     say(f"checkpoint: {network.checkpoint.folder}")
     if training.checksum(dataset.train, dataset.test) != network.run["dataset_checksum"]:
         say(f"the data are not those that it was trained on ({name})", "bold red")
+    return network, dataset
+
+
+def _say_on(console: "Console") -> "Say":
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, style=style, soft_wrap=True, markup=False)
+
+    return say
+
+
+def _evaluate(flags: Evaluate, console: "Console") -> None:
+    from jaxcnn import training
+
+    say = _say_on(console)
+    network, dataset = _load(flags, say)
     correct, total, loss = training.evaluate(network.recipe, network.variables, dataset.test)
     say(
         f"test set of {dataset.name}: {correct:,} right of {total:,} total, ratio "
@@ -101,14 +141,21 @@ def _evaluate(flags: Evaluate, console: "Console") -> None:
         say("chosen by these very test images among several, which flatters it")
 
 
+def _report(flags: Report, console: "Console") -> None:
+    from jaxcnn import report
+
+    say = _say_on(console)
+    network, dataset = _load(flags, say)
+    folder = Path(flags.out or flags.workdir).expanduser()
+    say(f"report: {report.write(network, dataset, folder)}")
+
+
 def _predict(flags: Predict, console: "Console") -> None:
     import numpy as np
 
     from jaxcnn import picture, trained
 
-    def say(line: str, style: str | None = None) -> None:
-        console.print(line, style=style, soft_wrap=True, markup=False)
-
+    say = _say_on(console)
     if not flags.pictures:
         raise UserError("jaxcnn predict takes the path of at least one picture")
     network = trained.load(flags.workdir, flags.checkpoint, report=say)

@@ -1,4 +1,4 @@
-"""Runs of many optimizers, each in two processes.
+"""Runs of many optimizers, and of an ensemble, each in two processes.
 
 python -m tests.resuming FOLDER stop      # stops every run in the middle of an epoch
 python -m tests.resuming FOLDER           # goes on with them, or begins them, to the end
@@ -9,11 +9,13 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from jaxcnn import checkpoint, training
+from jaxcnn import checkpoint, ensemble, training
 from jaxcnn.data import feed
+from jaxcnn.data.dataset import FeedName
 from jaxcnn.errors import StoppedError
 from tests import conformance
 
@@ -22,21 +24,31 @@ from tests import conformance
 OPTIMIZERS = "sgd adamw muon schedule_free_adamw lookahead sam lbfgs noisy_sgd".split()
 
 
+ENSEMBLE = "ensemble/members-000000"
+
+
 def run(folder: Path, stop: bool) -> None:
-    """Runs them all; their checkpoints are in folders of their names."""
-    feed._CHUNK_BYTES, feed._CHUNK_STEPS = 1, 3  # an epoch has ten steps
-    data = conformance.dataset()
-    for name in OPTIMIZERS:
-        recipe = conformance.RECIPE.replace(optimizer=name, epochs=2, ema=0.9 * (name == "sgd"))
+    """Runs them all, and an ensemble; their checkpoints are in folders of their names."""
+    # An epoch has ten steps.
+    feed._CHUNK_BYTES, feed._CHUNK_STEPS, ensemble._PIECE = 1, 3, 3
+    data, model = conformance.dataset(), conformance.SmallCNN()
+    for name in (*OPTIMIZERS, "ensemble"):
         asked = itertools.count()
+        options: dict[str, Any] = {
+            "model": model,
+            "checkpoints": checkpoint.Policy(folder / name, checkpoint.Every(0)),
+            "interrupted": lambda asked=asked: stop and next(asked) > 1,
+        }
         try:
-            training.fit(
-                recipe,
-                data,
-                model=conformance.SmallCNN(),
-                checkpoints=checkpoint.Policy(folder / name, checkpoint.Every(0)),
-                interrupted=lambda asked=asked: stop and next(asked) > 1,
-            )
+            if name == "ensemble":
+                recipe = conformance.RECIPE.replace(epochs=2)
+                members = ensemble.grid([0, 1], learning_rate=[0.001, 0.01])
+                ensemble.fit(recipe, data, members, chunk=4, **options)
+            else:
+                ema = 0.9 * (name == "sgd")
+                recipe = conformance.RECIPE.replace(optimizer=name, epochs=2, ema=ema)
+                streamed: FeedName = "stream" if name == "adamw" else "device"
+                training.fit(recipe, data, feed=streamed, **options)
         except StoppedError as error:
             sys.stdout.write(f"{error}\n")
 
@@ -44,9 +56,9 @@ def run(folder: Path, stop: bool) -> None:
 def outcomes(folder: Path) -> dict[str, object]:
     """Returns step, digests and losses of the last checkpoint of each."""
     found: dict[str, object] = {}
-    for name in OPTIMIZERS:
+    for name in (*OPTIMIZERS, ENSEMBLE):
         content = checkpoint.listed(folder / name)[-1].verify()
-        records = content["progress"]["history"]
+        records = content["progress"].get("history", [])
         losses = [(record["train_loss"], record["test_loss"]) for record in records]
         found[name] = json.dumps([content["step"], content["leaves"], losses])
     return found

@@ -149,7 +149,19 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tiny_mnist: Dataset) -> list[dict]:
 def test_a_run(tmp_path: Path, tiny: list[dict], capsys: pytest.CaptureFixture[str]) -> None:
     workdir = tmp_path / "run"
     argv = ["--epochs", "2", "--data", "mnist", "--workdir", str(workdir), "--seed", "5"]
-    cli.main("mnist", [*argv, "--no-compilation-cache", "--archive-dir", "/a", "--data-dir", "/d"])
+    cli.main(
+        "mnist",
+        [
+            *argv,
+            "--no-compilation-cache",
+            "--report",
+            "never",
+            "--archive-dir",
+            "/a",
+            "--data-dir",
+            "/d",
+        ],
+    )
     assert tiny[0]["source"] == "real"
     assert (tiny[0]["archive_dir"], tiny[0]["data_dir"]) == ("/a", "/d")
     out, _ = capsys.readouterr()
@@ -167,7 +179,7 @@ def test_a_run(tmp_path: Path, tiny: list[dict], capsys: pytest.CaptureFixture[s
 def test_a_stand_in_is_announced_loudly(
     tmp_path: Path, tiny: list[dict], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["--epochs", "1", "--data", "synthetic", "--no-compilation-cache"]
+    argv = ["--epochs", "1", "--data", "synthetic", "--no-compilation-cache", "--report", "never"]
     cli.main("mnist", [*argv, "--workdir", str(tmp_path / "run")])
     lines = capsys.readouterr().out.splitlines()
     assert "NOT THE REAL DATA" in lines[0]
@@ -182,7 +194,15 @@ def test_a_stand_in_is_announced_loudly(
 def test_a_diverged_run_ends_with_status_1(
     tmp_path: Path, tiny: list[dict], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["--optimizer", "sgd", "--learning-rate", "1e30", "--no-compilation-cache"]
+    argv = [
+        "--optimizer",
+        "sgd",
+        "--learning-rate",
+        "1e30",
+        "--no-compilation-cache",
+        "--report",
+        "never",
+    ]
     with pytest.raises(SystemExit) as caught:
         cli.main("mnist", [*argv, "--workdir", str(tmp_path / "run")])
     assert caught.value.code == 1

@@ -14,10 +14,11 @@ def start(*arguments: str) -> str:
     ).stdout
 
 
-def test_every_kind_of_optimizer_goes_on_in_another_process(tmp_path: Path) -> None:
+def test_every_kind_of_optimizer_and_an_ensemble_go_on_in_another_process(tmp_path: Path) -> None:
     said = start(str(tmp_path / "broken"), "stop")
-    assert said.count("stopped at step") == len(resuming.OPTIMIZERS)
-    for name in resuming.OPTIMIZERS:
+    names = (*resuming.OPTIMIZERS, resuming.ENSEMBLE)
+    assert said.count("stopped at step") == len(names)
+    for name in names:
         (stopped,) = checkpoint.listed(tmp_path / "broken" / name)
         assert 0 < stopped.step < 10  # in the middle of the first epoch
     start(str(tmp_path / "broken"))
