@@ -318,7 +318,10 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
         raise manifest.DamagedError(f"{manifest.NAME} is of another version of this package")
     good = all(isinstance(content.get(name), kind) for name, kind in kinds.items())
     good = good and isinstance(content.get("score", ""), float | int | None)
-    good = good and all(isinstance(leaf, list) and len(leaf) == 4 for leaf in content["leaves"])
+    good = good and all(
+        isinstance(leaf, list) and [type(value) for value in leaf] == [str, list, str, str]
+        for leaf in content["leaves"]
+    )
     if not good:
         raise manifest.DamagedError(f"{manifest.NAME} is no checkpoint's")
     return content

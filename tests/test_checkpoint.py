@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 import os
 import resource
 import shutil
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn import checkpoint, trees
+from jaxcnn import checkpoint, manifest, trees
 from jaxcnn.checkpoint import Every, Policy
 from jaxcnn.errors import UserError, WriteError
 from jaxcnn.manifest import DamagedError
@@ -160,6 +161,28 @@ def test_damage_to_any_file_is_named_and_the_one_before_is_used(
         assert all(name.name in line and "step-0000000003 is damaged" in line for line in said)
         assert steps(folder) == [1, 2]
         assert (folder / "step-0000000003.damaged").is_dir()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"score": "high"},
+        {"step": None},
+        {"leaves": 5},
+        {"leaves": [["a", 5, "float32", ""]]},
+        {"leaves": [["a"]]},
+        {"progress": []},
+    ],
+)
+def test_a_manifest_that_is_no_checkpoint_s(sound: Path, tmp_path: Path, change: dict) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(sound, folder)
+    path = folder / "step-0000000003" / "manifest.json"
+    content = json.loads(path.read_text())["content"] | change
+    path.write_text(json.dumps({"sha256": manifest._digest(content), "content": content}))
+    with pytest.raises(DamagedError, match="is no checkpoint's"):
+        checkpoint.listed(folder)[-1].verify()
+    assert checkpoint.best(folder).step == 2
 
 
 def test_nothing_sound_is_no_new_beginning(sound: Path, tmp_path: Path) -> None:
