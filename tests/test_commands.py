@@ -67,7 +67,7 @@ def test_predict(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "evaluate, predict"),
+        ([], "evaluate, report, predict"),
         (["score"], "score"),
         (["evaluate"], "WORKDIR"),
         (["evaluate", "/nowhere"], "holds no checkpoint"),
