@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jaxcnn import manifest, trees, workdir
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
@@ -24,6 +24,7 @@ _RUN = "run.json"
 _NAME = re.compile(r"step-(\d{10})")
 
 Resume = Literal["auto", "never", "must"]
+Used = TypeVar("Used")
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,26 @@ def best(folder: Path) -> Checkpoint | None:
 
 def sound(folder: Path, report: Callable[[str], None]) -> Iterator[Checkpoint]:
     """Yields the checkpoints that verify, the newest first, and reports the damaged ones."""
+    return (found for found, _ in usable(folder, Checkpoint.verify, report))
+
+
+def usable(
+    folder: Path, use: Callable[[Checkpoint], Used], report: Callable[[str], None]
+) -> Iterator[tuple[Checkpoint, Used]]:
+    """Yields the checkpoints that can be used, the newest first, and what using them gives.
+
+    Args:
+        folder: of the checkpoints.
+        use: restores one, say; it raises `DamagedError` where that cannot be.
+        report: called with a line of text about each that is damaged.
+    """
     for checkpoint in reversed(listed(folder)):
         try:
-            checkpoint.verify()
+            used = use(checkpoint)
         except manifest.DamagedError as error:
             report(f"the checkpoint {checkpoint.folder} is damaged and not used: {error}")
         else:
-            yield checkpoint
+            yield checkpoint, used
 
 
 class Store:
@@ -193,15 +207,13 @@ class Store:
         Raises:
             UserError: all of them are damaged.
         """
-        folder, report = self._policy.folder, self._policy.report
+        folder = self._policy.folder
         there = listed(folder)
-        for checkpoint in reversed(there):
-            try:
-                progress = checkpoint.read()["progress"]
-                tree = checkpoint.restore(like)
-            except manifest.DamagedError as error:
-                report(f"the checkpoint {checkpoint.folder} is damaged and not used: {error}")
-                continue
+
+        def use(checkpoint: Checkpoint) -> tuple[Any, dict[str, Any]]:
+            return checkpoint.restore(like), checkpoint.read()["progress"]
+
+        for checkpoint, (tree, progress) in usable(folder, use, self._policy.report):
             for newer in there[there.index(checkpoint) + 1 :]:
                 _set_aside(newer.folder)
             return tree, progress, checkpoint.folder

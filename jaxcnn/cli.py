@@ -24,6 +24,8 @@ from jaxcnn import interrupts, recipes
 from jaxcnn.errors import DivergedError, StoppedError, UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from jaxcnn.data import Dataset
 
 
@@ -249,9 +251,7 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
 
     console = Console(highlight=False)
 
-    def say(line: str, style: str | None = None) -> None:
-        console.print(line, style=style, soft_wrap=True, markup=False)
-
+    say = say_on(console)
     every = checkpoint.Every.parse(flags.checkpoint_every)
     look_for_own([recipe.optimizer])
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -308,6 +308,15 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
 
         say(f"report: {report.write(trained.load(workdir), dataset, workdir)}")
     say(f"results: {workdir}")
+
+
+def say_on(console: "Console") -> Callable[..., None]:
+    """Returns what prints a line, in a style if there is a second argument."""
+
+    def say(line: str, style: str | None = None) -> None:
+        console.print(line, style=style, soft_wrap=True, markup=False)
+
+    return say
 
 
 def look_for_own(names: Sequence[str]) -> None:

@@ -119,17 +119,10 @@ def _load(flags: Evaluate | Report, say: "Say") -> "tuple[Trained, Dataset]":
     return network, dataset
 
 
-def _say_on(console: "Console") -> "Say":
-    def say(line: str, style: str | None = None) -> None:
-        console.print(line, style=style, soft_wrap=True, markup=False)
-
-    return say
-
-
 def _evaluate(flags: Evaluate, console: "Console") -> None:
     from jaxcnn import training
 
-    say = _say_on(console)
+    say = cli.say_on(console)
     network, dataset = _load(flags, say)
     correct, total, loss = training.evaluate(network.recipe, network.variables, dataset.test)
     say(
@@ -144,7 +137,7 @@ def _evaluate(flags: Evaluate, console: "Console") -> None:
 def _report(flags: Report, console: "Console") -> None:
     from jaxcnn import report
 
-    say = _say_on(console)
+    say = cli.say_on(console)
     network, dataset = _load(flags, say)
     folder = Path(flags.out or flags.workdir).expanduser()
     say(f"report: {report.write(network, dataset, folder)}")
@@ -155,7 +148,7 @@ def _predict(flags: Predict, console: "Console") -> None:
 
     from jaxcnn import picture, trained
 
-    say = _say_on(console)
+    say = cli.say_on(console)
     if not flags.pictures:
         raise UserError("jaxcnn predict takes the path of at least one picture")
     network = trained.load(flags.workdir, flags.checkpoint, report=say)

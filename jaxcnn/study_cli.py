@@ -146,11 +146,7 @@ def run(flags: StudyFlags) -> None:
     workdir = Path(flags.workdir or f"runs/study-{flags.network}").expanduser()
     if flags.compilation_cache:
         compilation.enable_cache()
-    dataset = cli.load_data(
-        flags.network,
-        flags,
-        lambda line, style=None: console.print(line, style=style, soft_wrap=True, markup=False),
-    )
+    dataset = cli.load_data(flags.network, flags, cli.say_on(console))
     runs = study.run(plan, dataset, workdir, chunk=flags.chunk or None, observer=_observer(console))
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions().items())
     table = (

@@ -44,14 +44,18 @@ class Trained:
         Args:
             images: uint8[N, H, W, C].
         """
+        return np.asarray(self._apply(self.variables, jnp.asarray(images)))
+
+    @functools.cached_property
+    def _apply(self) -> jax.stages.Wrapped:
+        """From variables and images to probabilities, compiled once for each shape."""
         normalize = make_normalize(self.recipe.mean, self.recipe.std)
 
-        @jax.jit
         def apply(variables: Any, images: jax.Array) -> jax.Array:
             logits: Any = self.model.apply(variables, normalize(images), train=False)
             return jax.nn.softmax(logits)
 
-        return np.asarray(apply(self.variables, jnp.asarray(images)))
+        return jax.jit(apply)
 
 
 def load(
@@ -79,11 +83,8 @@ def load(
             f"{folder} holds no checkpoint: give the workdir of a run that has saved one"
         )
     if which == "latest":
-        for found in reversed(there):
-            try:
-                return _restore(found)
-            except DamagedError as error:
-                report(f"the checkpoint {found.folder} is damaged and not used: {error}")
+        for _, network in checkpoint.usable(folder, _restore, report):
+            return network
         raise UserError(f"no checkpoint in {folder} is sound: train anew in another folder")
     chosen = checkpoint.best(folder) if which == "best" else None
     if which.isdecimal():
@@ -103,7 +104,7 @@ def load(
 
 
 def _restore(found: checkpoint.Checkpoint) -> Trained:
-    run = found.verify()["run"]
+    run = found.read()["run"]  # `restore` verifies the rest
     if run.get("own_tx") is not False or run.get("model") not in ("MnistCNN", "Cifar10CNN"):
         raise UserError(
             f"{found.folder} was trained with a network or an optimizer given in code: restore it "

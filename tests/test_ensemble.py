@@ -1,7 +1,6 @@
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jaxcnn import checkpoint, ensemble, recipes, training
 from jaxcnn.data import Dataset
 from jaxcnn.errors import StoppedError, UserError
 from jaxcnn.training import fit
+from tests.test_training import equal
 
 # Optax's own arithmetic mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
@@ -165,14 +165,7 @@ def assert_same(result: ensemble.Result, other: ensemble.Result) -> None:
     np.testing.assert_array_equal(result.correct, other.correct)
     np.testing.assert_array_equal(result.diverged_at, other.diverged_at)
     assert result.total == other.total
-    assert_same_states(result.states, other.states)
-
-
-def assert_same_states(states: Any, others: Any) -> None:
-    for one, two in zip(jax.tree.leaves(states), jax.tree.leaves(others), strict=True):
-        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
-            one, two = jax.random.key_data(one), jax.random.key_data(two)
-        np.testing.assert_array_equal(one, two)
+    equal(result.states, other.states)
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
