@@ -81,6 +81,9 @@ class Flags:
     resume: Literal["auto", "never", "must"] = "auto"
     """Go on with a run of the same flags that the workdir holds: if there is one, never, or fail
     without."""
+    tta: bool = False
+    """Test-time augmentation: also score the average answer for several views of each test image,
+    a figure of its own."""
     report: Literal["auto", "never"] = "auto"
     """Leave a page with pictures of the run in the workdir, report.html."""
     feed: Literal["device", "stream"] = "device"
@@ -106,6 +109,8 @@ class Cifar10Flags(Flags):
     """The real data or nothing (cifar10), a synthetic stand-in of the same shape (synthetic), or
     the real data where it can be had (auto)."""
 
+
+WITH_TTA = " with test-time augmentation"
 
 _FLAGS: dict[str, type[Flags]] = {"mnist": MnistFlags, "cifar10": Cifar10Flags}
 
@@ -287,7 +292,12 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
             sys.stderr.write(f"{error}; the same flags with --workdir {workdir} go on from there\n")
             raise SystemExit(128 + interrupted.received) from None
     command = shlex.join([Path(sys.executable).name, *sys.argv])
-    settings = {"seed": flags.seed, "feed": flags.feed, "command": command}
+    settings: dict[str, Any] = {"seed": flags.seed, "feed": flags.feed, "command": command}
+    if flags.tta:
+        correct, total, _ = training.evaluate(
+            recipe, result.state.eval_variables, dataset.test, tta=True
+        )
+        settings |= {"tta_test_correct": correct, "tta_test_accuracy": correct / total}
     records.write_result(workdir, result, recipe, dataset, settings)
     say(
         f"trained in {result.train_seconds:.1f} s ({result.images_per_second:,.0f} images/s), "
@@ -298,6 +308,8 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
         f"{result.test_total:,} total, ratio {result.test_accuracy:.2%}",
         "bold",
     )
+    if flags.tta:
+        say(f"{WITH_TTA.strip()}: {correct:,} right of {total:,}, ratio {correct / total:.2%}")
     if not dataset.is_real:
         say(
             f"*** {dataset.name} is a stand-in: this says nothing about {recipe.network} ***",

@@ -31,6 +31,8 @@ class Evaluate:
     """Of the run that trained it."""
     checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
     """Which one to take. The best one is chosen by the test images, which flatters its score."""
+    tta: bool = False
+    """Test-time augmentation: also score the average answer for several views of each image."""
     data_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
     """Where TFDS keeps prepared data sets."""
     archive_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
@@ -124,12 +126,15 @@ def _evaluate(flags: Evaluate, console: "Console") -> None:
 
     say = cli.say_on(console)
     network, dataset = _load(flags, say)
-    correct, total, loss = training.evaluate(network.recipe, network.variables, dataset.test)
-    say(
-        f"test set of {dataset.name}: {correct:,} right of {total:,} total, ratio "
-        f"{correct / total:.2%}, loss {loss:.4f}",
-        "bold",
-    )
+    for tta in (False, True) if flags.tta else (False,):
+        correct, total, loss = training.evaluate(
+            network.recipe, network.variables, dataset.test, tta=tta
+        )
+        say(
+            f"test set of {dataset.name}{cli.WITH_TTA if tta else ''}: {correct:,} right of "
+            f"{total:,} total, ratio {correct / total:.2%}, loss {loss:.4f}",
+            "bold",
+        )
     if flags.checkpoint == "best":
         say("chosen by these very test images among several, which flatters it")
 

@@ -19,7 +19,7 @@ RecipeName = Literal["reference", "fast", "best"]
 ScheduleName = Literal[
     "constant", "cosine", "linear", "trapezoid", "exponential", "steps", "onecycle"
 ]
-AugmentName = Literal["none", "shift", "flip-shift"]
+AugmentName = Literal["none", "shift", "distort", "flip-shift"]
 InitializationName = Literal["flax", "pytorch"]
 
 

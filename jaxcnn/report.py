@@ -109,6 +109,8 @@ def _page(
         ("training", _seconds(progress["train_seconds"])),
         ("steps", f"{network.checkpoint.step:,}"),
     ]
+    if "tta_test_accuracy" in result:
+        figures_.insert(1, ("with test-time augmentation", f"{result['tta_test_accuracy']:.2%}"))
     recipe = network.recipe.asdict()
     settings = {"seed": network.run["seed"], "dtype": network.run["dtype"]}
     data = {

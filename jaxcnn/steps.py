@@ -15,6 +15,7 @@ from jaxcnn.state import TrainState
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Predict = Callable[[Any, jax.Array], jax.Array]
 EvalStep = Callable[[Any, Batch], Metrics]
 
 # The `nonfinite_step` of a run whose losses are all finite.
@@ -89,21 +90,61 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def make_eval_step(model: nn.Module, *, normalize: Callable[[jax.Array], jax.Array]) -> EvalStep:
+def make_predict(
+    model: nn.Module,
+    *,
+    normalize: Callable[[jax.Array], jax.Array],
+    views: Callable[[jax.Array], jax.Array] | None = None,
+) -> Predict:
+    """Makes what answers for a batch, in evaluation mode.
+
+    Args:
+        model: the network.
+        normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
+        views: uint8[B, H, W, C] -> uint8[V, B, H, W, C], pictures to take the average answer for,
+            see `jaxcnn.data.views`; or None for the pictures themselves.
+
+    Returns:
+        `predict(variables, images) -> logits`, float32[B, 10]. With views they are the logarithms
+        of the views' mean probabilities.
+    """
+
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
+        logits: jax.Array
+        if views is None:
+            logits = model.apply(variables, normalize(images), train=False)  # type: ignore[assignment]
+            return logits
+        # One after the other, so that memory does not grow with their number.
+        logits = jax.lax.map(
+            lambda view: model.apply(variables, normalize(view), train=False), views(images)
+        )
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(logits.shape[0])
+
+    return predict
+
+
+def make_eval_step(
+    model: nn.Module,
+    *,
+    normalize: Callable[[jax.Array], jax.Array],
+    views: Callable[[jax.Array], jax.Array] | None = None,
+) -> EvalStep:
     """Makes the evaluation of one batch.
 
     Args:
         model: the network.
         normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
+        views: for test-time augmentation, see `make_predict`.
 
     Returns:
         `eval_step(variables, batch) -> metrics`, jitted, with the metrics of `make_train_step`. The
         batch has a `mask`, bool[B]: pictures that are masked out (False) count for nothing, so a
         last batch can be padded.
     """
+    predict = make_predict(model, normalize=normalize, views=views)
 
     def eval_step(variables: Any, batch: Batch) -> Metrics:
-        logits: Any = model.apply(variables, normalize(batch["image"]), train=False)
+        logits = predict(variables, batch["image"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return _metrics(losses, logits, batch["label"], batch["mask"])
 

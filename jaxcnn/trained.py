@@ -44,18 +44,14 @@ class Trained:
         Args:
             images: uint8[N, H, W, C].
         """
-        return np.asarray(self._apply(self.variables, jnp.asarray(images)))
+        logits = self._predict(self.variables, jnp.asarray(images))
+        return np.asarray(jax.nn.softmax(logits))
 
     @functools.cached_property
-    def _apply(self) -> jax.stages.Wrapped:
-        """From variables and images to probabilities, compiled once for each shape."""
+    def _predict(self) -> jax.stages.Wrapped:
+        """From variables and images to logits, compiled once for each shape."""
         normalize = make_normalize(self.recipe.mean, self.recipe.std)
-
-        def apply(variables: Any, images: jax.Array) -> jax.Array:
-            logits: Any = self.model.apply(variables, normalize(images), train=False)
-            return jax.nn.softmax(logits)
-
-        return jax.jit(apply)
+        return jax.jit(steps.make_predict(self.model, normalize=normalize))
 
 
 def load(

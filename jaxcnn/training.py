@@ -19,6 +19,7 @@ from jaxcnn import checkpoint, demands, environment, optimizers, schedules, stat
 from jaxcnn.data.augment import make_augment, make_normalize
 from jaxcnn.data.dataset import Dataset, FeedName, Split
 from jaxcnn.data.feed import make_feed
+from jaxcnn.data.views import make_views
 from jaxcnn.errors import DivergedError, StoppedError, UserError
 from jaxcnn.models import Cifar10CNN, MnistCNN, count_parameters
 from jaxcnn.recipes import Recipe
@@ -440,19 +441,24 @@ def _report_resumed(checkpoints: checkpoint.Policy | None, saved: Path, done: _D
         checkpoints.report(f"the last bits may differ from an unbroken run's: {', '.join(changed)}")
 
 
-def evaluate(recipe: Recipe, variables: Any, split: Split) -> tuple[int, int, float]:
+def evaluate(
+    recipe: Recipe, variables: Any, split: Split, *, tta: bool = False
+) -> tuple[int, int, float]:
     """Scores a network on a whole split, in evaluation mode.
 
     Args:
         recipe: that it was trained with.
         variables: its `params`, and `batch_stats` where it has them.
         split: the pictures.
+        tta: test-time augmentation, the average answer for several views of each picture, see
+            `jaxcnn.data.views`.
 
     Returns:
         Right answers, pictures, and the mean cross entropy in nats.
     """
     normalize = make_normalize(recipe.mean, recipe.std)
-    eval_step = steps.make_eval_step(make_model(recipe), normalize=normalize)
+    views = make_views(recipe.network) if tta else None
+    eval_step = steps.make_eval_step(make_model(recipe), normalize=normalize, views=views)
     batches = eval_batches(split, EVAL_BATCH_SIZE)
     sums = jax.device_get(steps.make_eval_steps(eval_step)(variables, batches))
     return int(sums["correct"]), int(sums["count"]), float(sums["loss_sum"] / sums["count"])

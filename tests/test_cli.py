@@ -160,6 +160,7 @@ def test_a_run(tmp_path: Path, tiny: list[dict], capsys: pytest.CaptureFixture[s
             "/a",
             "--data-dir",
             "/d",
+            "--tta",
         ],
     )
     assert tiny[0]["source"] == "real"
@@ -168,6 +169,7 @@ def test_a_run(tmp_path: Path, tiny: list[dict], capsys: pytest.CaptureFixture[s
     result = json.loads((workdir / "result.json").read_text())
     assert (result["seed"], result["epochs"], result["dataset"]) == (5, 2, "mnist")
     assert f"{result['test_correct']} right of 70 total" in out
+    assert f"with test-time augmentation: {result['tta_test_correct']} right of 70" in out
     assert "NOT THE REAL DATA" not in out
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 2
     assert list(workdir.glob("events.out.tfevents.*"))

@@ -37,6 +37,12 @@ def test_evaluate(
     assert (asked[0]["source"], asked[0]["data_dir"]) == ("real", "/d")
     commands.main(["evaluate", str(workdir), "--checkpoint", "best"])
     assert "flatters" in capsys.readouterr().out
+    commands.main(["evaluate", str(workdir), "--tta"])
+    plain, averaged = (
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("test set")
+    )
+    assert f"{history['test_correct']} right of 70" in plain
+    assert "with test-time augmentation" in averaged
     labels = tiny_mnist.test.labels[::-1].copy()
     other = dataclasses.replace(tiny_mnist, test=Split(tiny_mnist.test.images, labels))
     monkeypatch.setattr(data, "load", lambda name, **rest: other)

@@ -159,6 +159,22 @@ def test_evaluation_scores_every_picture_at_any_batch_size(
     assert float(sums["loss_sum"]) == pytest.approx(float(losses.sum()), rel=1e-4)
 
 
+def test_views_are_averaged(dataset: Dataset) -> None:
+    model, variables = MODELS[dataset.name], initial_state(dataset.name).variables
+
+    def views(images: jax.Array) -> jax.Array:
+        return jnp.stack([images, images[:, :, ::-1], images[:, ::-1]])
+
+    predict = steps.make_predict(model, normalize=NORMALIZE, views=views)
+    images = jnp.array(dataset.test.images[:9])
+    each = [jax.nn.softmax(model.apply(variables, NORMALIZE(view))) for view in views(images)]
+    np.testing.assert_allclose(jnp.exp(predict(variables, images)), sum(each) / 3, rtol=1e-4)
+    eval_step = steps.make_eval_step(model, normalize=NORMALIZE, views=views)
+    masked = batch(dataset, 9) | {"mask": jnp.ones(9, bool)}
+    expected = jax.jit(predict)(variables, masked["image"]).argmax(-1) == masked["label"]
+    assert int(eval_step(variables, masked)["correct"]) == int(expected.sum())
+
+
 def test_masked_pictures_count_for_nothing(tiny_mnist: Dataset) -> None:
     variables = initial_state("mnist").variables
     eval_step = steps.make_eval_step(MODELS["mnist"], normalize=NORMALIZE)

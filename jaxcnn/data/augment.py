@@ -1,14 +1,19 @@
 """Random changes to training images, pure, keyed and on the device."""
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
 
 from jaxcnn.recipes import AugmentName
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
+
+# Points a side of the noise that bends images.
+_GRID = 6
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -44,16 +49,69 @@ def random_shift(
     return jax.vmap(window)(padded, corners)
 
 
+def random_distortion(
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    rotation: float,
+    scale: float,
+    shear: float,
+    pixels: float,
+    elastic: float,
+) -> jax.Array:
+    """Turns, stretches, slants, moves and bends each image, over zeros.
+
+    All changes are of the coordinates, so that an image is sampled once, bilinearly. The bending
+    follows Simard, Steinkraus and Platt (2003), whose displacements are smoothed noise; here the
+    noise has a coarse grid and is interpolated cubically.
+
+    Args:
+        key: PRNG key[].
+        images: uint8[B, H, W, C].
+        rotation: the largest angle, in degrees.
+        scale: the largest logarithm of the factor along each axis.
+        shear: the largest horizontal shift, in pixels, a row away from the middle.
+        pixels: the largest shift along each axis.
+        elastic: standard deviation, in pixels, of what bends the image at the points of the grid.
+    """
+    batch, height, width, _ = images.shape
+    affine_key, elastic_key = jax.random.split(key)
+    largest = jnp.array([rotation * jnp.pi / 180, scale, scale, shear, pixels, pixels])
+    drawn = largest[:, None] * jax.random.uniform(affine_key, (6, batch), minval=-1, maxval=1)
+    angle, log_scale_y, log_scale_x, slant, down, right = drawn[:, :, None, None]
+    y = (jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2)[None, :, None]
+    x = (jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2)[None, None, :]
+    rows = jnp.exp(log_scale_y) * (jnp.sin(angle) * x + jnp.cos(angle) * y)
+    columns = jnp.exp(log_scale_x) * (jnp.cos(angle) * x - jnp.sin(angle) * y) + slant * y
+    bend = elastic * jax.random.normal(elastic_key, (2, batch, _GRID, _GRID))
+    bend = jax.image.resize(bend, (2, batch, height, width), "cubic")
+    rows += (height - 1) / 2 + down + bend[0]
+    columns += (width - 1) / 2 + right + bend[1]
+
+    def sample(channel: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+        return map_coordinates(channel, [rows, columns], order=1, mode="constant")
+
+    sampled = jax.vmap(jax.vmap(sample, (2, None, None), 2))(
+        images.astype(jnp.float32), rows, columns
+    )
+    return jnp.round(sampled).astype(images.dtype)
+
+
 def make_augment(name: AugmentName) -> Augment | None:
     """Returns the augmentation of that name, or None for "none".
 
-    "shift" moves by up to 2 pixels over zeros, for digits; "flip-shift" mirrors and moves by up to
-    4 pixels over the reflection, for photographs.
+    "shift" moves by up to 2 pixels over zeros and "distort" also turns, stretches, slants and
+    bends, for digits; "flip-shift" mirrors and moves by up to 4 pixels over the reflection, for
+    photographs.
     """
     if name == "none":
         return None
     if name == "shift":
         return lambda key, images: random_shift(key, images, 2, "constant")
+    if name == "distort":
+        return functools.partial(
+            random_distortion, rotation=12.0, scale=0.12, shear=0.1, pixels=2.5, elastic=0.7
+        )
 
     def flip_shift(key: jax.Array, images: jax.Array) -> jax.Array:
         flip_key, shift_key = jax.random.split(key)

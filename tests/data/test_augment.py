@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,55 @@ def test_shift_gives_windows_of_the_padded_image(images: jax.Array, mode: str) -
     assert {row for row, _ in seen} == {column for _, column in seen} == set(range(5))
 
 
-@pytest.mark.parametrize("name", ["shift", "flip-shift"])
+STILL = {"rotation": 0.0, "scale": 0.0, "shear": 0.0, "pixels": 0.0, "elastic": 0.0}
+
+
+def test_a_distortion_by_nothing_changes_nothing(images: jax.Array) -> None:
+    same = augment.random_distortion(jax.random.key(1), images, **STILL)
+    assert same.dtype == images.dtype
+    np.testing.assert_array_equal(same, images)
+
+
+# A disc of radius 3 around a point 6 pixels to the right of the middle, and what becomes of it.
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        # On a circle around the middle, up to 30 degrees from where it was.
+        ({"rotation": 30.0}, lambda y, x: (abs(np.hypot(y, x) - 6) < 0.2) & (abs(y) < 3.2)),
+        ({"scale": 0.3}, lambda y, x: (abs(y) < 0.2) & (x > 4.3) & (x < 8.2)),
+        ({"pixels": 2.0}, lambda y, x: (abs(y) < 2.1) & (abs(x - 6) < 2.1)),
+        ({"elastic": 0.5}, lambda y, x: (abs(y) < 2.5) & (abs(x - 6) < 2.5)),
+    ],
+)
+def test_a_distortion_moves_things_as_far_as_it_says(
+    change: dict[str, float], check: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> None:
+    y, x = np.mgrid[-14:15, -14:15].astype(np.float32)
+    disc = (255 * (np.hypot(y, x - 6) < 3.2)).astype(np.uint8)
+    images = jnp.array(np.broadcast_to(disc[..., None], (200, 29, 29, 1)))
+    key = jax.random.key(2)
+    moved = np.array(augment.random_distortion(key, images, **STILL | change))[..., 0]
+    weight = moved.sum((1, 2), dtype=np.float64)
+    rows, columns = ((moved * axis).sum((1, 2)) / weight for axis in (y, x))
+    assert check(rows, columns).all()
+    # And not all in the same way.
+    assert np.hypot(rows - rows.mean(), columns - columns.mean()).max() > 0.5
+
+
+def test_a_slant_moves_rows_by_their_height() -> None:
+    line = np.zeros((100, 29, 29, 1), np.uint8)
+    line[:, :, 14] = 255
+    slanted = np.array(
+        augment.random_distortion(jax.random.key(3), jnp.array(line), **STILL | {"shear": 0.5})
+    )[..., 0]
+    columns = (slanted * np.arange(29.0)).sum(-1) / slanted.sum(-1) - 14
+    slope = columns / np.where(np.arange(29) == 14, 1, np.arange(29) - 14)
+    np.testing.assert_allclose(slope[:, :14], slope[:, :1].repeat(14, 1), atol=0.02)
+    np.testing.assert_allclose(slope[:, 15:], slope[:, :1].repeat(14, 1), atol=0.02)
+    assert 0.4 < abs(slope).max() <= 0.5
+
+
+@pytest.mark.parametrize("name", ["shift", "distort", "flip-shift"])
 def test_augmentation_is_a_function_of_its_key(images: jax.Array, name: str) -> None:
     change = augment.make_augment(name)
     assert change is not None
