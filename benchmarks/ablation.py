@@ -1,0 +1,95 @@
+"""What each technique of the recipe `best` adds: the recipe without it, over several seeds.
+
+    python benchmarks/ablation.py cifar10 --epochs 12 --seeds 3 --out benchmarks/results/FILE.json
+
+Trains on the training images but for those held out, scores these at the last epoch, and prints a
+table in Markdown. The test images are not looked at. Given again, the command adds what the file
+lacks.
+"""
+
+import dataclasses
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import accuracy
+import tyro
+
+from jaxcnn import compilation, data, recipes, study
+
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "mnist": {},
+    "cifar10": {},
+}
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Trains a recipe and its variations, and writes the accuracies on held-out images."""
+
+    network: Annotated[recipes.NetworkName, tyro.conf.Positional]
+    out: Path
+    """The JSON file to write."""
+    epochs: int
+    """Of every run; fewer than the recipe's save time."""
+    seeds: int = 3
+    hold_out: int = 5000
+    """How many of the training images to score instead of training on them."""
+    data_dir: str = ""
+    archive_dir: str = ""
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Returns the runs of each variation as a table in Markdown."""
+    base = statistics.mean(run["test_accuracy"] for run in next(iter(rows.values())))
+    lines = [
+        "| | held-out accuracy | against the recipe | with test-time augmentation "
+        "| training accuracy | seeds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, runs in rows.items():
+        found = accuracy.summary(runs)
+        mean, spread = found["test_accuracy_mean"], found["test_accuracy_std"] or 0.0
+        cells = [
+            name,
+            f"{100 * mean:.2f} ± {100 * spread:.2f} %",
+            f"{100 * (mean - base):+.2f}" if name != next(iter(rows)) else "",
+            f"{100 * found['tta_test_accuracy_mean']:.2f} %",
+            f"{100 * found['train_accuracy_mean']:.2f} %",
+            str(len(runs)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(flags: Flags) -> None:
+    """Runs the benchmark."""
+    compilation.enable_cache()
+    recipe = recipes.get(flags.network, "best").replace(epochs=flags.epochs)
+    whole = data.load(
+        flags.network, data_dir=flags.data_dir or None, archive_dir=flags.archive_dir or None
+    )
+    rest, held = study.hold_out(whole, flags.hold_out)
+    dataset = dataclasses.replace(rest, test=held)
+    base = json.loads(json.dumps(recipe.asdict())) | {"hold_out": flags.hold_out}
+    there = json.loads(flags.out.read_text()) if flags.out.exists() else {}
+    rows: dict[str, list[dict[str, Any]]] = there["rows"] if there.get("base") == base else {}
+    changes = {"the recipe": {}, **CHANGES[flags.network]}
+    rows = {name: rows.get(name, []) for name in changes}
+    # Seed by seed, so that a benchmark that is cut short leaves something of each.
+    for seed in range(flags.seeds):
+        for name, fields in changes.items():
+            if any(run["seed"] == seed for run in rows[name]):
+                continue
+            run = accuracy.measure(recipe.replace(**fields), dataset, seed, None)
+            rows[name].append(run)
+            content = {"dataset": whole.name, "base": base, "changes": changes, "rows": rows}
+            accuracy.write(flags.out, content)
+            print(f"seed {seed}, {name}: {run['test_accuracy']:.2%}", flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Flags))
