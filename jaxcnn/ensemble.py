@@ -363,7 +363,11 @@ class _Member:
             images, labels = data
             init_key, order_key = split_key(seed)
             train_step = steps.make_train_step(
-                model, make_tx(init_key, values), normalize=normalize, augment=augment
+                model,
+                make_tx(init_key, values),
+                normalize=normalize,
+                augment=augment,
+                label_smoothing=recipe.label_smoothing,
             )
             order = permutation(order_key, number, size)
 

@@ -43,6 +43,7 @@ class Recipe:
         clip: the largest norm that the gradient may have; longer ones are scaled. 0 for any.
         ema: decay a step of the average of the parameters that is evaluated. 0 for no average.
         dropout: share of the hidden units dropped.
+        label_smoothing: share of each label spread evenly over all classes.
         augment: changes to the training images, see `jaxcnn.data.augment`.
         initialization: of the parameters, see `jaxcnn.models`.
         mean: subtracted from pixels in 0..1; one number or one a channel.
@@ -67,6 +68,7 @@ class Recipe:
     clip: float = 0.0
     ema: float = 0.0
     dropout: float = 0.5
+    label_smoothing: float = 0.0
     augment: AugmentName = "none"
     initialization: InitializationName = "flax"
     mean: tuple[float, ...] = (0.1307,)
@@ -96,7 +98,7 @@ class Recipe:
         for field in ("weight_decay", "clip"):
             value = getattr(self, field)
             _check(self, field, _is_number(value) and value >= 0, "a finite number, 0 or more")
-        for field in ("momentum", "warmup", "ema", "dropout"):
+        for field in ("momentum", "warmup", "ema", "dropout", "label_smoothing"):
             value = getattr(self, field)
             share = _is_number(value) and 0 <= value < 1
             _check(self, field, share, "a number from 0 to below 1")

@@ -28,6 +28,7 @@ def make_train_step(
     *,
     normalize: Callable[[jax.Array], jax.Array],
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    label_smoothing: float = 0.0,
 ) -> TrainStep:
     """Makes one step of gradient descent on the mean cross entropy of a batch.
 
@@ -36,6 +37,9 @@ def make_train_step(
         tx: the optimizer. Its `update` is given what it asks for, see `jaxcnn.demands`.
         normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
         augment: (key, uint8[B, H, W, C]) -> uint8[B, H, W, C], or None for none.
+        label_smoothing: share of each label spread evenly over all classes, in 0..1, as in Szegedy
+            et al., Rethinking the Inception Architecture, 2016 (arXiv 1512.00567). The metrics are
+            those without it.
 
     Returns:
         `train_step(state, batch) -> (state, metrics)`, jitted, with the state donated. The batch
@@ -66,11 +70,17 @@ def make_train_step(
                 rngs={"dropout": dropout_key},
             )
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-            return losses.mean(), (losses, logits, changed.get("batch_stats", {}))
+            loss = losses.mean()
+            if label_smoothing:
+                even = -jax.nn.log_softmax(logits).mean()
+                loss = (1 - label_smoothing) * loss + label_smoothing * even
+            return loss, (losses, logits, changed.get("batch_stats", {}))
 
-        grads, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+        (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
         offers = {
-            "value": losses.mean(),
+            "value": loss,
             "grad": grads,
             "value_fn": lambda params: loss_fn(params)[0],
             "obj_fn": lambda params: loss_fn(params, forward_model)[0],

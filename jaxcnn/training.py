@@ -343,7 +343,11 @@ def fit(
 
         normalize = make_normalize(recipe.mean, recipe.std)
         train_step = steps.make_train_step(
-            model, tx, normalize=normalize, augment=make_augment(recipe.augment)
+            model,
+            tx,
+            normalize=normalize,
+            augment=make_augment(recipe.augment),
+            label_smoothing=recipe.label_smoothing,
         )
         began = time.perf_counter()
         train_steps = _compile_train_steps(train_step, train_state, source.plan.shapes, image_shape)

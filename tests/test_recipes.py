@@ -59,6 +59,7 @@ def test_every_recipe_knows_its_name() -> None:
         ("schedule", "step"),
         ("warmup", 1.0),
         ("dropout", -0.1),
+        ("label_smoothing", 1.0),
         ("augment", "mixup"),
         ("mean", (0.1, 0.2)),
         ("std", (0.0,)),

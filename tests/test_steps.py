@@ -27,10 +27,15 @@ def initial_state(name: str) -> state.TrainState:
 
 
 @functools.cache
-def train_step(name: str, augment: str = "none") -> steps.TrainStep:
+def train_step(name: str, augment: str = "none", label_smoothing: float = 0.0) -> steps.TrainStep:
     """One for all tests: compiling takes longer than anything that they do."""
-    change = make_augment(augment)
-    return steps.make_train_step(MODELS[name], TX, normalize=NORMALIZE, augment=change)
+    return steps.make_train_step(
+        MODELS[name],
+        TX,
+        normalize=NORMALIZE,
+        augment=make_augment(augment),
+        label_smoothing=label_smoothing,
+    )
 
 
 def start(name: str) -> state.TrainState:
@@ -51,14 +56,18 @@ def dataset(request: pytest.FixtureRequest, tiny_mnist: Dataset, tiny_cifar10: D
     return {"mnist": tiny_mnist, "cifar10": tiny_cifar10}[request.param]
 
 
-def test_a_step_is_gradient_descent_on_the_mean_cross_entropy(dataset: Dataset) -> None:
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_a_step_is_gradient_descent_on_the_mean_cross_entropy(
+    dataset: Dataset, label_smoothing: float
+) -> None:
     # Few pictures: among many, one value may lie so close to a relu's edge or to another in its
     # square of a pool that the rounding of one of the two programs sends its gradient elsewhere.
     before = initial_state(dataset.name)
-    after, metrics = train_step(dataset.name)(start(dataset.name), batch(dataset, 4))
+    step = train_step(dataset.name, label_smoothing=label_smoothing)
+    after, metrics = step(start(dataset.name), batch(dataset, 4))
     _, dropout_key = jax.random.split(jax.random.fold_in(before.key, 0))
 
-    def loss(params: object) -> jax.Array:
+    def loss(params: object) -> tuple[jax.Array, jax.Array]:
         logits, _ = MODELS[dataset.name].apply(
             {"params": params, "batch_stats": before.batch_stats},
             NORMALIZE(batch(dataset, 4)["image"]),
@@ -66,10 +75,14 @@ def test_a_step_is_gradient_descent_on_the_mean_cross_entropy(dataset: Dataset) 
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        picked = jax.nn.log_softmax(logits)[jnp.arange(4), batch(dataset, 4)["label"]]
-        return -picked.mean()
+        labels = jax.nn.one_hot(batch(dataset, 4)["label"], 10)
+        losses = [
+            -(target * jax.nn.log_softmax(logits)).sum(-1).mean()
+            for target in (optax.smooth_labels(labels, label_smoothing), labels)
+        ]
+        return losses[0], losses[1]
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(before.params)
+    (_, value), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(before.params)
     assert float(metrics["loss_sum"]) / 4 == pytest.approx(float(value), rel=1e-5)
     jax.tree.map(
         lambda new, old, grad: np.testing.assert_allclose(
