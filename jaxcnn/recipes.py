@@ -206,7 +206,19 @@ _FAST = {
     ),
 }
 _BEST = {
-    "mnist": dataclasses.replace(_FAST["mnist"], name="best"),
+    "mnist": Recipe(
+        name="best",
+        network="mnist",
+        epochs=90,
+        batch_size=128,
+        optimizer="adamw",
+        learning_rate=5e-3,
+        weight_decay=0.02,
+        schedule="linear",
+        warmup=0.1,
+        dropout=0.0,
+        augment="distort",
+    ),
     "cifar10": Recipe(
         name="best",
         network="cifar10",

@@ -110,7 +110,7 @@ def make_augment(name: AugmentName) -> Augment | None:
         return lambda key, images: random_shift(key, images, 2, "constant")
     if name == "distort":
         return functools.partial(
-            random_distortion, rotation=12.0, scale=0.12, shear=0.1, pixels=2.5, elastic=0.7
+            random_distortion, rotation=8.0, scale=0.08, shear=0.08, pixels=1.5, elastic=0.4
         )
 
     def flip_shift(key: jax.Array, images: jax.Array) -> jax.Array:
