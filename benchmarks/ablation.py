@@ -19,9 +19,30 @@ import tyro
 
 from jaxcnn import compilation, data, recipes, study
 
+_SGD = {"optimizer": "sgd", "nesterov": True, "weight_decay": 5e-4}
+_BOTH: dict[str, dict[str, Any]] = {
+    "dropout 0.5": {"dropout": 0.5},
+    "no augmentation": {"augment": "none"},
+    "constant learning rate": {"schedule": "constant"},
+    "moving average of the parameters, 0.999": {"ema": 0.999},
+    "PyTorch's initialisation": {"initialization": "pytorch"},
+}
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    "mnist": {},
-    "cifar10": {},
+    "mnist": {
+        "SGD instead of AdamW": {**_SGD, "learning_rate": 0.05},
+        "Muon instead of AdamW": {"optimizer": "muon", "learning_rate": 0.01},
+        "shifts of up to 2 pixels instead of distortions": {"augment": "shift"},
+        "label smoothing 0.1": {"label_smoothing": 0.1},
+        **_BOTH,
+    },
+    "cifar10": {
+        "SGD instead of Muon": {**_SGD, "learning_rate": 0.2},
+        "AdamW instead of Muon": {"optimizer": "adamw", "learning_rate": 0.01},
+        "no label smoothing": {"label_smoothing": 0.0},
+        "no dropout": {"dropout": 0.0},
+        "one mean and deviation for all channels": {"mean": (0.1307,), "std": (0.3081,)},
+        **_BOTH,
+    },
 }
 
 
