@@ -9,7 +9,6 @@ lacks.
 
 import dataclasses
 import json
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,22 +63,23 @@ class Flags:
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     """Returns the runs of each variation as a table in Markdown."""
-    base = statistics.mean(run["test_accuracy"] for run in next(iter(rows.values())))
+    summaries = {name: accuracy.summary(runs) for name, runs in rows.items()}
+    first = next(iter(rows))
+    base = summaries[first]["test_accuracy_mean"]
     lines = [
         "| | held-out accuracy | against the recipe | with test-time augmentation "
         "| training accuracy | seeds |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, runs in rows.items():
-        found = accuracy.summary(runs)
-        mean, spread = found["test_accuracy_mean"], found["test_accuracy_std"] or 0.0
+    for name, found in summaries.items():
+        mean, spread = found["test_accuracy_mean"], found["test_accuracy_std"]
         cells = [
             name,
-            f"{100 * mean:.2f} ± {100 * spread:.2f} %",
-            f"{100 * (mean - base):+.2f}" if name != next(iter(rows)) else "",
+            f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f} %" if spread is not None else " %"),
+            f"{100 * (mean - base):+.2f}" if name != first else "",
             f"{100 * found['tta_test_accuracy_mean']:.2f} %",
             f"{100 * found['train_accuracy_mean']:.2f} %",
-            str(len(runs)),
+            str(len(rows[name])),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -110,8 +110,6 @@ class Cifar10Flags(Flags):
     the real data where it can be had (auto)."""
 
 
-WITH_TTA = " with test-time augmentation"
-
 _FLAGS: dict[str, type[Flags]] = {"mnist": MnistFlags, "cifar10": Cifar10Flags}
 
 
@@ -293,23 +291,20 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
             raise SystemExit(128 + interrupted.received) from None
     command = shlex.join([Path(sys.executable).name, *sys.argv])
     settings: dict[str, Any] = {"seed": flags.seed, "feed": flags.feed, "command": command}
+    scores = [describe_score(dataset, result.test_correct, result.test_total)]
     if flags.tta:
         correct, total, _ = training.evaluate(
             recipe, result.state.eval_variables, dataset.test, tta=True
         )
         settings |= {"tta_test_correct": correct, "tta_test_accuracy": correct / total}
+        scores.append(describe_score(dataset, correct, total, tta=True))
     records.write_result(workdir, result, recipe, dataset, settings)
     say(
         f"trained in {result.train_seconds:.1f} s ({result.images_per_second:,.0f} images/s), "
         f"compiled in {result.compile_seconds:.1f} s, evaluated in {result.eval_seconds:.1f} s"
     )
-    say(
-        f"test set of {dataset.name}: {result.test_correct:,} right of "
-        f"{result.test_total:,} total, ratio {result.test_accuracy:.2%}",
-        "bold",
-    )
-    if flags.tta:
-        say(f"{WITH_TTA.strip()}: {correct:,} right of {total:,}, ratio {correct / total:.2%}")
+    for score in scores:
+        say(score, "bold")
     if not dataset.is_real:
         say(
             f"*** {dataset.name} is a stand-in: this says nothing about {recipe.network} ***",
@@ -329,6 +324,22 @@ def say_on(console: "Console") -> Callable[..., None]:
         console.print(line, style=style, soft_wrap=True, markup=False)
 
     return say
+
+
+def describe_score(dataset: "Dataset", correct: int, total: int, *, tta: bool = False) -> str:
+    """Returns how many test images were answered right, as the commands print it.
+
+    Args:
+        dataset: whose test images.
+        correct: right answers.
+        total: images.
+        tta: whether with test-time augmentation.
+    """
+    how = " with test-time augmentation" if tta else ""
+    return (
+        f"test set of {dataset.name}{how}: {correct:,} right of {total:,} total, ratio "
+        f"{correct / total:.2%}"
+    )
 
 
 def look_for_own(names: Sequence[str]) -> None:

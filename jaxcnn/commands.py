@@ -130,11 +130,8 @@ def _evaluate(flags: Evaluate, console: "Console") -> None:
         correct, total, loss = training.evaluate(
             network.recipe, network.variables, dataset.test, tta=tta
         )
-        say(
-            f"test set of {dataset.name}{cli.WITH_TTA if tta else ''}: {correct:,} right of "
-            f"{total:,} total, ratio {correct / total:.2%}, loss {loss:.4f}",
-            "bold",
-        )
+        score = cli.describe_score(dataset, correct, total, tta=tta)
+        say(f"{score}, loss {loss:.4f}", "bold")
     if flags.checkpoint == "best":
         say("chosen by these very test images among several, which flatters it")
 

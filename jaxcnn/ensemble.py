@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from jaxcnn import checkpoint, optimizers, state, steps
-from jaxcnn.data.augment import make_augment, make_normalize
+from jaxcnn.data.augment import make_normalize
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.data.feed import permutation
 from jaxcnn.errors import StoppedError, UserError
@@ -33,6 +33,7 @@ from jaxcnn.training import (
     eval_batches,
     identity,
     make_model,
+    make_train_step,
     optimizer_key,
     split_key,
     stopped,
@@ -326,7 +327,7 @@ class _Member:
 
     @classmethod
     def make(cls, recipe: Recipe, dataset: Dataset, model: nn.Module, tx: Any) -> "_Member":
-        normalize, augment = make_normalize(recipe.mean, recipe.std), make_augment(recipe.augment)
+        normalize = make_normalize(recipe.mean, recipe.std)
         eval_steps = steps.make_eval_steps(steps.make_eval_step(model, normalize=normalize))
         size = len(dataset.train)
         full, left = divmod(size, recipe.batch_size)
@@ -362,13 +363,7 @@ class _Member:
             """Returns what takes the step of a position in an epoch, on a batch of `count`."""
             images, labels = data
             init_key, order_key = split_key(seed)
-            train_step = steps.make_train_step(
-                model,
-                make_tx(init_key, values),
-                normalize=normalize,
-                augment=augment,
-                label_smoothing=recipe.label_smoothing,
-            )
+            train_step = make_train_step(recipe, model, make_tx(init_key, values))
             order = permutation(order_key, number, size)
 
             def step(position: Any, carry: Any) -> Any:

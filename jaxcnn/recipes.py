@@ -206,34 +206,23 @@ _FAST = {
     ),
 }
 _BEST = {
-    "mnist": Recipe(
+    "mnist": _FAST["mnist"].replace(
         name="best",
-        network="mnist",
         epochs=90,
         batch_size=128,
-        optimizer="adamw",
         learning_rate=5e-3,
-        weight_decay=0.02,
-        schedule="linear",
-        warmup=0.1,
         dropout=0.0,
         augment="distort",
     ),
-    "cifar10": Recipe(
+    "cifar10": _FAST["cifar10"].replace(
         name="best",
-        network="cifar10",
         epochs=75,
         batch_size=512,
         optimizer="muon",
         learning_rate=0.02,
         weight_decay=0.02,
-        schedule="linear",
-        warmup=0.1,
         dropout=0.3,
         label_smoothing=0.1,
-        augment="flip-shift",
-        mean=_CIFAR10_MEAN,
-        std=_CIFAR10_STD,
     ),
 }
 

@@ -117,6 +117,19 @@ def make_model(recipe: Recipe) -> nn.Module:
     return network(dropout_rate=recipe.dropout, initialization=recipe.initialization)
 
 
+def make_train_step(
+    recipe: Recipe, model: nn.Module, tx: optax.GradientTransformation
+) -> steps.TrainStep:
+    """Returns the step that a recipe trains with, see `jaxcnn.steps.make_train_step`."""
+    return steps.make_train_step(
+        model,
+        tx,
+        normalize=make_normalize(recipe.mean, recipe.std),
+        augment=make_augment(recipe.augment),
+        label_smoothing=recipe.label_smoothing,
+    )
+
+
 def split_key(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns a run's two keys: of everything in its state, and of the order of its images."""
     # Not jax's default, whatever that is: "rbg" gives all members of an ensemble the same numbers.
@@ -342,13 +355,7 @@ def fit(
                 raise StoppedError(stopped(step, total_steps, saved))
 
         normalize = make_normalize(recipe.mean, recipe.std)
-        train_step = steps.make_train_step(
-            model,
-            tx,
-            normalize=normalize,
-            augment=make_augment(recipe.augment),
-            label_smoothing=recipe.label_smoothing,
-        )
+        train_step = make_train_step(recipe, model, tx)
         began = time.perf_counter()
         train_steps = _compile_train_steps(train_step, train_state, source.plan.shapes, image_shape)
         test_batches = eval_batches(dataset.test, EVAL_BATCH_SIZE)
