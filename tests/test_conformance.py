@@ -1,3 +1,6 @@
+from collections.abc import Iterator
+
+import jax
 import numpy as np
 import pytest
 
@@ -8,6 +11,14 @@ from tests import conformance
 pytestmark = pytest.mark.loose_promotion
 
 USABLE = [name for name, defaults in catalog.OPTIMIZERS.items() if not defaults.refused]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly() -> Iterator[None]:
+    """Most of the time goes into optimizing small programs, which nothing here depends on."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("name", USABLE)

@@ -100,11 +100,12 @@ def test_an_experiment_leaves_one_unless_told_not_to(
 ) -> None:
     monkeypatch.setattr(data, "load", lambda name, **_: tiny_mnist)
     argv = ["--epochs", "1", "--batch-size", "30", "--no-compilation-cache", "--workdir"]
-    cli.main("mnist", [*argv, str(tmp_path / "with")])
+    cli.main("mnist", [*argv, str(tmp_path / "with"), "--tta"])
     assert f"report: {tmp_path / 'with' / 'report.html'}" in capsys.readouterr().out
     text = (tmp_path / "with" / "report.html").read_text()
     assert "not recorded" not in text  # the command
     assert "has not come to its end" not in text
+    assert "with test-time augmentation" in text
     cli.main("mnist", [*argv, str(tmp_path / "without"), "--report", "never"])
     assert not list((tmp_path / "without").glob("*.[hp][tn][mg]*"))
 
