@@ -36,3 +36,8 @@ def device() -> str:
     except (OSError, StopIteration):
         pass  # not Linux
     return f"cpu ({name}, {os.cpu_count()} cores)"
+
+
+def machine() -> str:
+    """Returns the device and all versions in one line."""
+    return ", ".join([device(), *(f"{name} {version}" for name, version in versions().items())])

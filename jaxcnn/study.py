@@ -5,26 +5,28 @@ the runs that are missing there.
 """
 
 import dataclasses
+import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jaxcnn import ensemble, optimizers, workdir
+from jaxcnn import ensemble, environment, optimizers, recipes, workdir
 from jaxcnn.data.cache import short_digest
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
 from jaxcnn.recipes import Recipe
+from jaxcnn.shards import Shard
 
 RUNS = "runs.jsonl"
 SPECIFICATION = "study.json"
 
-
 Phase = Literal["tune", "final"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Study:
     def for_optimizer(self, name: str) -> Recipe:
         """Returns the recipe with that optimizer."""
         return self.recipe.replace(optimizer=name)
+
+    def part(self, names: Iterable[str]) -> "Study":
+        """Returns the study of some of the optimizers."""
+        kept = set(names)
+        rates = {name: rates for name, rates in self.learning_rates.items() if name in kept}
+        return dataclasses.replace(self, learning_rates=rates)
 
 
 @dataclass(frozen=True)
@@ -113,18 +121,23 @@ def run(
     *,
     chunk: int | None = None,
     observer: Observer | None = None,
+    shard: Shard | None = None,
+    command: str = "",
 ) -> list[Run]:
-    """Runs what is missing of a study and returns all of it.
+    """Runs what is missing of a study, or of a shard of it, and returns all of it.
 
     Args:
         study: what is compared.
         dataset: what to train and test on.
-        folder: the workdir, of this study alone; it may hold a part of it.
+        folder: the workdir, of this study or shard alone; it may hold a part of it.
         chunk: runs at once, see `jaxcnn.ensemble.chunks`.
         observer: told about progress.
+        shard: the optimizers whose runs to do. Default: all.
+        command: that goes on with it, to be kept beside the runs.
 
     Raises:
-        UserError: the workdir holds another study or is in use, or an optimizer cannot be used.
+        UserError: the workdir holds another study or is in use, an optimizer cannot be used, or
+            there are more shards than optimizers.
         WriteError: it cannot be written.
     """
     observer = observer or Observer()
@@ -133,12 +146,15 @@ def run(
             f"--validation takes 1 to {len(dataset.train) - 1} of the training images, "
             f"got {study.validation}"
         )
+    part = study.part(shard.optimizers(study.learning_rates)) if shard else study
     try:
         with workdir.locked(folder):
             done = load_runs(folder / RUNS)
-            _claim(study, dataset, folder, started=bool(done))
-            observer.start(len(done), *_images(study, dataset, done))
-            for fresh in _missing(study, dataset, done, chunk, observer):
+            images = _images(part, dataset, done)
+            asked = _specification(study, dataset, shard)
+            _claim(asked, folder, command, started=bool(done), ended=images[0] == images[1])
+            observer.start(len(done), *images)
+            for fresh in _missing(part, dataset, done, chunk, observer):
                 _append(folder / RUNS, fresh)
                 done += fresh
             return done
@@ -179,8 +195,28 @@ def select(
     return sorted(found, key=lambda run: (run.learning_rate, run.seed))
 
 
-def load_runs(path: Path) -> list[Run]:
-    """Reads the runs that have ended; a last line that was cut short is removed.
+def wanted(study: Study, runs: list[Run], phase: Phase, optimizer: str) -> list[tuple[float, int]]:
+    """Returns learning rate and seed of an optimizer's runs that are missing.
+
+    Args:
+        study: what is wanted.
+        runs: that are there; for "final" all of the optimizer's tuning is among them.
+        phase: whose runs are looked for.
+        optimizer: likewise.
+    """
+    rates, seeds = study.learning_rates[optimizer], study.tune_seeds
+    if phase == "final":
+        rates, seeds = (best_rate(study, runs, optimizer),), study.seeds
+    known = {(run.learning_rate, run.seed) for run in select(runs, phase, optimizer)}
+    return [pair for pair in itertools.product(rates, range(seeds)) if pair not in known]
+
+
+def load_runs(path: Path, *, repair: bool = True) -> list[Run]:
+    """Reads the runs that have ended; a last line that was cut short is none.
+
+    Args:
+        path: of the file; there may be none.
+        repair: whether to remove such a line, as only the folder's own process may.
 
     Raises:
         UserError: another line cannot be read.
@@ -189,7 +225,7 @@ def load_runs(path: Path) -> list[Run]:
         return []
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
+    if repair and whole != content:
         with writing(path, WORKDIR_REMEDY), path.open("r+b") as file:
             file.truncate(len(whole))
     runs = []
@@ -212,36 +248,27 @@ def _missing(
     study: Study, dataset: Dataset, done: list[Run], chunk: int | None, observer: Observer
 ) -> Iterator[list[Run]]:
     """Trains what is missing, and yields it as it ends."""
-    known = {(run.phase, run.optimizer, run.learning_rate, run.seed) for run in done}
     runs = list(done)
     tuning, held_out = hold_out(dataset, study.validation)
-    for phase in ("tune", "final"):
-        for optimizer, rates in study.learning_rates.items():
-            if phase == "final":
-                rates = (best_rate(study, runs, optimizer),)
-            seeds = study.tune_seeds if phase == "tune" else study.seeds
-            wanted = [
-                (rate, seed)
-                for rate in rates
-                for seed in range(seeds)
-                if (phase, optimizer, rate, seed) not in known
-            ]
-            if not wanted:
+    for phase in PHASES:
+        for optimizer in study.learning_rates:
+            pairs = wanted(study, runs, phase, optimizer)
+            if not pairs:
                 continue
-            observer.runs(phase, optimizer, len(wanted))
+            observer.runs(phase, optimizer, len(pairs))
             options: dict[str, Any] = {"chunk": chunk, "report": observer.advance}
             if phase == "tune":
                 options["evaluate_on"] = held_out
             else:
                 options["evaluate_once"] = True
             data = tuning if phase == "tune" else dataset
-            columns = np.array(wanted).T
+            columns = np.array(pairs).T
             members = ensemble.Members(columns[1].astype(int), {"learning_rate": columns[0]})
             recipe = study.for_optimizer(optimizer)
             first = 0
             for result in ensemble.chunks(recipe, data, members, **options):
                 fresh = [
-                    _run(phase, optimizer, *wanted[first + index], recipe, data, result, index)
+                    _run(phase, optimizer, *pairs[first + index], recipe, data, result, index)
                     for index in range(len(result.members))
                 ]
                 first += len(fresh)
@@ -290,29 +317,86 @@ def _images(study: Study, dataset: Dataset, runs: list[Run]) -> tuple[int, int]:
     return everything, sum(tuning if run.phase == "tune" else epochs * size for run in runs)
 
 
-def _claim(study: Study, dataset: Dataset, folder: Path, started: bool) -> None:
-    """Writes what the study is, or compares it with what the runs that are there belong to."""
-    path = folder / SPECIFICATION
-    asked = json.loads(json.dumps(_specification(study, dataset)))
-    if not started:
-        workdir.write(path, (json.dumps(asked, indent=2, allow_nan=False) + "\n").encode())
-        return
+def load(folder: Path) -> Study:
+    """Returns the study that a folder's runs belong to.
+
+    Raises:
+        UserError: what they belong to cannot be read.
+    """
+    specification = load_specification(folder)
     try:
-        there = json.loads(path.read_text())
-        different = [name for name in asked if there.get(name) != asked[name]]
-    except (OSError, ValueError, AttributeError):
-        raise UserError(
-            f"{path} cannot be read, so what its runs belong to is not known: remove the folder, "
-            "or give another"
-        ) from None
-    if different:
+        recipe = recipes.from_dict(specification["base_recipe"])
+        rates = {name: tuple(rates) for name, rates in specification["learning_rates"].items()}
+        names = ("tune_seeds", "seeds", "validation", "target")
+        return Study(recipe, rates, **{name: specification[name] for name in names})
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise unknown(folder) from None
+
+
+def load_specification(folder: Path) -> dict[str, Any]:
+    """Reads what the runs of a folder belong to, and what did them.
+
+    Returns:
+        What decides what the runs are; "shard" and "shards", its number and how many there are, if
+        it is one; "machines", each as a text; and "command", which began the study.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        there = json.loads((folder / SPECIFICATION).read_text())
+    except (OSError, ValueError):
+        there = None
+    if not isinstance(there, dict):
+        raise unknown(folder)
+    return there
+
+
+def unknown(folder: Path) -> UserError:
+    """Returns what is wrong with a folder whose specification cannot be read."""
+    return UserError(
+        f"{folder / SPECIFICATION} cannot be read, so what its runs belong to is not known: remove "
+        "the folder, or give another"
+    )
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Returns the names of what decides the runs and differs between two specifications."""
+    names = dict.fromkeys([*one, *other])
+    return [name for name in names if name not in _ABOUT and one.get(name) != other.get(name)]
+
+
+def write_specification(folder: Path, specification: dict[str, Any]) -> None:
+    """Writes what the runs of a folder belong to.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    text = json.dumps(specification, indent=2, allow_nan=False) + "\n"
+    workdir.write(folder / SPECIFICATION, text.encode())
+
+
+# What a specification says of how it came about, which does not decide what the runs are.
+_ABOUT = ("machines", "command")
+
+
+def _claim(
+    asked: dict[str, Any], folder: Path, command: str, *, started: bool, ended: bool
+) -> None:
+    """Writes what the study is, or compares it with what the runs that are there belong to."""
+    there = load_specification(folder) if started else asked
+    if different := differing(there, asked):
         raise UserError(
             f"--workdir {folder} holds another study (its {', '.join(different)} differs): give "
             "another folder, or the flags of that study to go on with it"
         )
+    machines, here = there.get("machines", []), environment.machine()
+    if not started or not machines or not (ended or here in machines):
+        about = {"machines": [*machines, here], "command": there.get("command", command)}
+        write_specification(folder, there | about)
 
 
-def _specification(study: Study, dataset: Dataset) -> dict[str, Any]:
+def _specification(study: Study, dataset: Dataset, shard: Shard | None) -> dict[str, Any]:
     """Returns all that decides what the runs are, the code of optimizers of one's own included."""
     recipe = dataclasses.asdict(study.recipe)
     specification = {name: recipe[name] for name in ("network", "epochs", "batch_size")}
@@ -320,20 +404,29 @@ def _specification(study: Study, dataset: Dataset) -> dict[str, Any]:
     specification["recipe"] = {
         name: dataclasses.asdict(study.for_optimizer(name)) for name in study.learning_rates
     }
+    specification["base_recipe"] = study.recipe.asdict()
     for name in study.learning_rates:
         if ":" in name:
             specification[f"code of {name}"] = optimizers.code_digest(name)
-    return specification | {"dataset": dataset.name, "dataset_version": dataset.version}
+    specification |= {"dataset": dataset.name, "dataset_version": dataset.version}
+    if shard:
+        specification |= {"shard": shard.number, "shards": shard.count}
+    whole: dict[str, Any] = json.loads(json.dumps(specification))  # tuples are lists there
+    return whole
 
 
 def _append(path: Path, runs: list[Run]) -> None:
     with writing(path, WORKDIR_REMEDY), path.open("ab") as file:
-        file.write(b"".join(map(_line, runs)))
+        file.write(lines(runs))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _line(run: Run) -> bytes:
-    """Returns a run as a line of JSON, with a digest of the rest: `load_runs` notices damage."""
-    fields = json.loads(json.dumps(dataclasses.asdict(run), allow_nan=False))
-    return (json.dumps({**fields, "digest": short_digest(json.dumps(fields))}) + "\n").encode()
+def lines(runs: list[Run]) -> bytes:
+    """Returns runs as lines of JSON, each with a digest of the rest: `load_runs` notices damage."""
+
+    def line(run: Run) -> str:
+        fields = json.loads(json.dumps(dataclasses.asdict(run), allow_nan=False))
+        return json.dumps({**fields, "digest": short_digest(json.dumps(fields))}) + "\n"
+
+    return "".join(map(line, runs)).encode()

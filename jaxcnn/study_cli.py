@@ -1,5 +1,6 @@
 """The command line of a study."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from tyro import conf
 
 from jaxcnn import catalog, cli, recipes
 from jaxcnn.errors import UserError
+from jaxcnn.shards import Shard
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jaxcnn.study import Observer
+    from jaxcnn.study import Observer, Run, Study
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,14 @@ class StudyFlags:
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: runs/study-NETWORK)")
     ] = ""
     """Where results go."""
+    shard: Annotated[str, conf.arg(metavar="K/N", help_behavior_hint="(default: all)")] = ""
+    """Do only the K-th of N parts, in a folder of its own in the workdir. A part is all runs of
+    some of the optimizers, so it waits for no other; all else is the same for all parts."""
+    merge: Annotated[
+        tuple[str, ...], conf.arg(metavar="DIR ...", help_behavior_hint="(default: none)")
+    ] = ()
+    """Join finished shards instead, whose folders these are, or lie in these. All else is taken
+    from the shards, but --workdir can be given too (default: where the shards lie)."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder."""
 
@@ -78,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: with status 2 after a mistake of the user's, 130 after Ctrl-C.
     """
     with cli.ending_on_errors("study"):
-        run(parse(sys.argv[1:] if argv is None else argv))
+        argv = sys.argv[1:] if argv is None else argv
+        command = shlex.join([Path(sys.executable).name, sys.argv[0], *argv])
+        run(parse(argv), command)
 
 
 def parse(argv: Sequence[str]) -> StudyFlags:
@@ -88,6 +100,13 @@ def parse(argv: Sequence[str]) -> StudyFlags:
         UserError: a flag is unknown or its value is not one that it takes.
     """
     flags: StudyFlags = cli.call_tyro(StudyFlags, StudyFlags(), argv)
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, default in vars(StudyFlags()).items()
+        if name not in ("merge", "workdir") and getattr(flags, name) != default
+    ]
+    if flags.merge and given:
+        raise UserError(f"--merge takes all else from the shards: leave {', '.join(given)} away")
     for name in ("seeds", "tune_seeds"):
         if not 1 <= getattr(flags, name) <= 10_000:
             flag = f"--{name.replace('_', '-')}"
@@ -105,11 +124,22 @@ def parse(argv: Sequence[str]) -> StudyFlags:
             catalog.get(name)
         except ValueError as error:
             raise UserError(f"--optimizers: {error}") from None
+    if flags.shard:
+        Shard.parse(flags.shard).optimizers(flags.optimizers)
     return flags
 
 
-def run(flags: StudyFlags) -> None:
-    """Loads the data, trains what is missing, and writes the tables and pictures.
+def workdir(flags: StudyFlags) -> Path:
+    """Returns where the results of a study go."""
+    return Path(flags.workdir or f"runs/study-{flags.network}").expanduser()
+
+
+def run(flags: StudyFlags, command: str = "") -> None:
+    """Trains what is missing, or joins shards, and writes the tables and pictures.
+
+    Args:
+        flags: as `parse` gives them.
+        command: that they stand for, to be kept in the workdir.
 
     Raises:
         UserError: the data, the workdir or a value cannot be used.
@@ -117,18 +147,30 @@ def run(flags: StudyFlags) -> None:
     # Imported here, so that --help and mistakes answer at once.
     from rich.console import Console
 
-    from jaxcnn import (
-        comparison,
-        compilation,
-        environment,
-        learning_rates,
-        plots,
-        study,
-        training,
-    )
-    from jaxcnn.errors import WORKDIR_REMEDY, writing
-
     console = Console(highlight=False)
+    if flags.merge:
+        _write(*_merge(flags, command), console)
+    else:
+        _write(*_train(flags, command, console), console)
+
+
+def _merge(flags: StudyFlags, command: str) -> "tuple[Study, list[Run], Path]":
+    """Joins shards; returns the study, its runs and where they are."""
+    from jaxcnn import merge
+
+    folders = merge.find([Path(folder).expanduser() for folder in flags.merge])
+    parents = {folder.resolve().parent for folder in folders}
+    if not flags.workdir and len(parents) > 1:
+        raise UserError("--merge of shards that lie in several folders takes --workdir too")
+    out = Path(flags.workdir).expanduser() if flags.workdir else folders[0].parent
+    plan, runs = merge.merge(folders, out, command)
+    return plan, runs, out
+
+
+def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study, list[Run], Path]":
+    """Trains what is missing; returns the study, its runs and where they are."""
+    from jaxcnn import compilation, learning_rates, study, training
+
     changes = {"epochs": flags.epochs}
     if flags.batch_size:
         changes["batch_size"] = flags.batch_size
@@ -143,23 +185,42 @@ def run(flags: StudyFlags) -> None:
         training.check_recipe(recipe.replace(optimizer=name))  # mistakes show before any run
     target = flags.target or {"mnist": 0.98, "cifar10": 0.7}[flags.network]
     plan = study.Study(recipe, rates, flags.tune_seeds, flags.seeds, flags.validation, target)
-    workdir = Path(flags.workdir or f"runs/study-{flags.network}").expanduser()
+    shard, folder = None, workdir(flags)
+    if flags.shard:
+        shard = Shard.parse(flags.shard)
+        folder = shard.folder(folder)
     if flags.compilation_cache:
         compilation.enable_cache()
     dataset = cli.load_data(flags.network, flags, cli.say_on(console))
-    runs = study.run(plan, dataset, workdir, chunk=flags.chunk or None, observer=_observer(console))
-    versions = ", ".join(f"{name} {version}" for name, version in environment.versions().items())
-    table = (
-        f"{comparison.markdown(plan, runs)}\n{dataset.name} {dataset.version}, "
-        f"{recipe.epochs} epochs at batch {recipe.batch_size}, on {environment.device()}, "
-        f"{versions}\n"
+    runs = study.run(
+        plan,
+        dataset,
+        folder,
+        chunk=flags.chunk or None,
+        observer=_observer(console),
+        shard=shard,
+        command=command,
     )
-    with writing(workdir, WORKDIR_REMEDY):
-        (workdir / "table.md").write_text(table)
-        comparison.write_csv(workdir / "curves.csv", runs)
-        plots.write(plan, runs, workdir)
+    return (plan.part(shard.optimizers(flags.optimizers)) if shard else plan), runs, folder
+
+
+def _write(plan: "Study", runs: "list[Run]", folder: Path, console: "Console") -> None:
+    """Writes and prints what a study, or a shard of it, has found."""
+    from jaxcnn import comparison, plots, study
+    from jaxcnn.errors import WORKDIR_REMEDY, writing
+
+    about = study.load_specification(folder)
+    table = (
+        f"{comparison.markdown(plan, runs)}\n{about['dataset']} {about['dataset_version']}, "
+        f"{plan.recipe.epochs} epochs at batch {plan.recipe.batch_size}, on "
+        f"{'; and on '.join(about['machines'])}\n"
+    )
+    with writing(folder, WORKDIR_REMEDY):
+        (folder / "table.md").write_text(table)
+        comparison.write_csv(folder / "curves.csv", runs)
+        plots.write(plan, runs, folder)
     console.print(table, soft_wrap=True, markup=False)
-    console.print(f"results: {workdir}", soft_wrap=True, markup=False)
+    console.print(f"results: {folder}", soft_wrap=True, markup=False)
 
 
 def _observer(console: "Console") -> "Observer":

@@ -166,7 +166,7 @@ class Targets:
 
     def _runs(self) -> bytes:
         self.run = study.Run("tune", "sgd", 0.1, 0, 7, 0, 5, 10, (1.0,), (0.5,))
-        return 3 * study._line(self.run)
+        return study.lines(3 * [self.run])
 
     def _build(self) -> cache.Arrays:
         return cache.Arrays(dict(self.arrays), ("a", "b"))
