@@ -193,7 +193,10 @@ def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, rec
     recipe = replace(
         defaults,
         **{field: getattr(flags, field) for field in changed},
-        optimizer_args={**defaults.optimizer_args, **parse_optimizer_args(flags.optimizer_args)},
+        optimizer_args={
+            **defaults.optimizer_args,
+            **parse_pairs("--optimizer-args", flags.optimizer_args),
+        },
     )
     return flags, recipe
 
@@ -208,8 +211,8 @@ def _find_recipe(network: recipes.NetworkName, value: str) -> recipes.Recipe:
         raise UserError(f"--recipe: {error}, or a .toml file") from None
 
 
-def parse_optimizer_args(pairs: Sequence[str]) -> dict[str, Any]:
-    """Reads "key=value" pairs; what is no Python literal is text.
+def parse_pairs(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """Reads the "key=value" pairs of a flag; what is no Python literal is text.
 
     Raises:
         UserError: one is not of that form.
@@ -218,13 +221,13 @@ def parse_optimizer_args(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (equals and key.isidentifier()):
-            raise UserError(f"--optimizer-args takes key=value pairs, got {pair!r}")
+            raise UserError(f"{flag} takes key=value pairs, got {pair!r}")
         try:
             args[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             args[key] = value
         if isinstance(args[key], float) and not math.isfinite(args[key]):
-            raise UserError(f"--optimizer-args takes finite numbers, got {pair!r}")
+            raise UserError(f"{flag} takes finite numbers, got {pair!r}")
     return args
 
 
@@ -385,7 +388,7 @@ def _peek(flag: str, argv: Sequence[str]) -> str:
     return value
 
 
-def call_tyro(kind: Any, default: Any, argv: Sequence[str]) -> Any:
+def call_tyro(kind: Any, default: Any, argv: Sequence[str], **options: Any) -> Any:
     """Calls tyro and folds what it says of a mistake, a box of several lines, into one sentence.
 
     Raises:
@@ -395,8 +398,8 @@ def call_tyro(kind: Any, default: Any, argv: Sequence[str]) -> Any:
     try:
         with contextlib.redirect_stderr(said):
             if default is None:  # a choice of commands
-                return tyro.cli(kind, args=list(argv), prog="jaxcnn")
-            return tyro.cli(kind, default=default, args=list(argv))
+                return tyro.cli(kind, args=list(argv), prog="jaxcnn", **options)
+            return tyro.cli(kind, default=default, args=list(argv), **options)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise

@@ -144,7 +144,7 @@ def _check_finished(part: _Part, own: Study) -> None:
             named += f" and {rest} more"
         raise UserError(
             f"shard {part.shard} in {part.folder} lacks {len(missing)} runs ({named}): wait for "
-            f"it, or go on with it by {part.specification.get('command') or 'its command'}"
+            f"it, or go on with it by: {part.specification.get('command')}"
         )
 
 

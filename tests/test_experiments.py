@@ -116,6 +116,25 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, cache: str) -
     assert "seed 0 there and 1 here" in other.stderr
 
 
+def test_the_array_of_a_study(tmp_path: Path) -> None:
+    """A stand-in for Python shows what each task starts."""
+    script = str(REPOSITORY / "experiments" / "study.slurm")
+    subprocess.run(["bash", "-n", script], check=True)
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    task = {"PATH": path, "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
+    again = {"PATH": path, "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "1", "SHARDS": "4"}
+    flags = ["--optimizers", "sgd", "adamw", "--workdir", "a folder"]
+    for environment in (task, again):
+        command = ["bash", script, *flags]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        started = done.stdout.splitlines()
+        assert started == ["experiments/optimizers.py", *flags, "--shard", "3/4"]
+    assert (REPOSITORY / started[0]).exists()
+
+
 @pytest.fixture(params=["limit", "tmpfs"])
 def scarce(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A workdir that is soon full, and what the shell has to do for that."""
