@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -58,6 +59,28 @@ def test_a_failed_shard_is_named(
     assert "of 2 shards 2/2 failed: see the logs in" in line
     logs = (tmp_path / "fail" / "jobs").glob("*.err")
     assert sum("no such luck" in log.read_text() for log in logs) == 1
+
+
+def test_on_slurm_it_is_one_array(
+    script: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stand-ins for SLURM's commands take the job and do nothing."""
+    for name in ("sbatch", "srun", "scontrol"):
+        (tmp_path / name).write_text("#!/bin/sh\necho Submitted batch job 42\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    workdir = tmp_path / "run"
+    submit(script, f"--optimizers sgd adamw lion --workdir {workdir} --resources slurm_partition=p")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(", ")[0] for line in lines[:3]] == [
+        f"shard {number + 1}/3: job 42_{number}" for number in range(3)
+    ]
+    assert lines[3].startswith("once all have ended well, join them by: ")
+    (file,) = (workdir / "jobs").glob("42*.sh")
+    assert {"#SBATCH --array=0-2%256", "#SBATCH --partition=p"} <= set(file.read_text().split("\n"))
 
 
 @pytest.mark.parametrize(
