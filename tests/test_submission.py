@@ -80,7 +80,9 @@ def test_on_slurm_it_is_one_array(
     ]
     assert lines[3].startswith("once all have ended well, join them by: ")
     (file,) = (workdir / "jobs").glob("42*.sh")
-    assert {"#SBATCH --array=0-2%256", "#SBATCH --partition=p"} <= set(file.read_text().split("\n"))
+    asked = file.read_text()
+    assert "#SBATCH --array=0-2" in asked
+    assert "#SBATCH --partition=p" in asked
 
 
 @pytest.mark.parametrize(
