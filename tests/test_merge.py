@@ -181,7 +181,7 @@ def test_find(both: tuple[Path, list[Path]], shards: list[Path], tmp_path: Path)
             merge.find([folder])
 
 
-@pytest.mark.parametrize("name", ["shard", "shards", "base_recipe", "learning_rates"])
+@pytest.mark.parametrize("name", ["shard", "shards", "base_recipe"])
 def test_damage_is_named(name: str, shards: list[Path], tmp_path: Path) -> None:
     for folder in shards:
         change(folder, lambda content: content.update({name: {"no": "such"}}))
