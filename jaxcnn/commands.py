@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro import conf
 
@@ -76,6 +76,21 @@ class Predict:
     """A folder for the prepared pictures as PNG files."""
 
 
+@dataclass(frozen=True)
+class Export:
+    """Writes a trained network as a file that needs no jaxcnn, and a model card beside it."""
+
+    workdir: Annotated[str, conf.Positional, conf.arg(metavar="WORKDIR")]
+    """Of the run that trained it."""
+    format: Literal["stablehlo", "safetensors", "onnx"]
+    """StableHLO for jax, safetensors for PyTorch, or ONNX."""
+    out: Annotated[str, conf.arg(metavar="FILE")]
+    """Where it goes, with the format as its ending; FILE.md is the card, with the code to load it.
+    Files that are there are replaced."""
+    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
+    """Which one to take. The best one is chosen by the test images, which flatters its score."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command and ends the process on an error.
 
@@ -96,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _evaluate(flags, console)
         elif isinstance(flags, Report):
             _report(flags, console)
+        elif isinstance(flags, Export):
+            _export(flags, console)
         else:
             _predict(flags, console)
 
@@ -104,6 +121,7 @@ _Command = (
     Annotated[Evaluate, conf.subcommand("evaluate")]
     | Annotated[Report, conf.subcommand("report")]
     | Annotated[Predict, conf.subcommand("predict")]
+    | Annotated[Export, conf.subcommand("export")]
 )
 
 
@@ -166,6 +184,19 @@ def _predict(flags: Predict, console: "Console") -> None:
     if flags.prepared:
         _keep(Path(flags.prepared).expanduser(), flags.pictures, pictures)
         say(f"prepared pictures: {flags.prepared}")
+
+
+def _export(flags: Export, console: "Console") -> None:
+    from jaxcnn import export, trained
+
+    say = cli.say_on(console)
+    export.check(flags.format, flags.out)  # before the checkpoint is read
+    network = trained.load(flags.workdir, flags.checkpoint, report=say)
+    say(f"checkpoint: {network.checkpoint.folder}")
+    best = flags.checkpoint == "best"
+    path, card = export.write(network, flags.format, flags.out, chosen_by_test=best)
+    say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {export.describe(flags.format)}", "bold")
+    say(f"{card}: the model card, with the code that loads it")
 
 
 def _show(prepared: "Picture", console: "Console") -> None:

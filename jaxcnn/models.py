@@ -21,9 +21,9 @@ from jaxcnn.stages import Stage
 
 FEATURE_MAPS = "feature_maps"
 
+BATCH_NORM_EPSILON = 1e-5
 # BatchNorm's, in Flax's sense: PyTorch calls 1 - 0.9 = 0.1 its momentum.
 _MOMENTUM = 0.9
-_EPSILON = 1e-5
 
 
 class _CNN(nn.Module):
@@ -176,7 +176,7 @@ class Cifar10CNN(_CNN):
         widths = (3, 4, 8, 16, 32, 64)
         for layer in range(1, 6):
             setattr(self, f"conv{layer}", self._conv(widths[layer - 1], widths[layer], 3))
-            norm = nn.BatchNorm(momentum=_MOMENTUM, epsilon=_EPSILON, dtype=self.dtype)
+            norm = nn.BatchNorm(momentum=_MOMENTUM, epsilon=BATCH_NORM_EPSILON, dtype=self.dtype)
             setattr(self, f"batch_norm{layer}", norm)
         self._name_dense_layers(1024)
 
@@ -218,7 +218,7 @@ class Cifar10CNN(_CNN):
             values = x.size // x.shape[3] * (4 if stage.max_after else 1)  # before pooling
             mean = total / values
             var = jnp.maximum(squares / values - mean**2, 0.0)
-            scale = norm["scale"] * lax.rsqrt(var + _EPSILON)
+            scale = norm["scale"] * lax.rsqrt(var + BATCH_NORM_EPSILON)
             shift = norm["bias"] - mean * scale
             old = variables["batch_stats"][f"batch_norm{layer}"]
             batch_stats[f"batch_norm{layer}"] = {
