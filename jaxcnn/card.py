@@ -20,7 +20,7 @@ _NEEDS = {
 # Authors and licences as the data sets' own pages state them.
 _DATA = {
     "mnist": "MNIST by Yann LeCun, Corinna Cortes and Christopher J. C. Burges: 60,000 training "
-    "and 10,000 test images of handwritten digits, made from NIST's Special Databases 1 and 3. LeCun "
+    "and 10,000 test images of handwritten digits, from NIST's Special Databases 1 and 3. LeCun "
     "and Cortes hold the copyright; the licence is CC BY-SA 3.0. To be cited as LeCun, Bottou, "
     "Bengio and Haffner, Gradient-Based Learning Applied to Document Recognition, 1998.",
     "cifar10": "CIFAR-10 by Alex Krizhevsky, Vinod Nair and Geoffrey Hinton: 50,000 training and "

@@ -1,0 +1,76 @@
+import json
+import sys
+
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from jaxcnn import onnx_graph, pytorch, recipes, steps
+from jaxcnn.data.augment import make_normalize
+from jaxcnn.errors import UserError
+from jaxcnn.training import make_model
+from tests import original
+
+CIFAR10_HEAD = "Conv BatchNormalization Relu"
+OPERATORS = {
+    "mnist": "Conv Relu MaxPool Conv Relu MaxPool",
+    "cifar10": f"{CIFAR10_HEAD} {CIFAR10_HEAD} Conv Relu BatchNormalization MaxPool "
+    f"{CIFAR10_HEAD} AveragePool {CIFAR10_HEAD} MaxPool",
+}
+
+
+@pytest.fixture(params=["mnist", "cifar10"])
+def built(request: pytest.FixtureRequest) -> tuple[recipes.Recipe, dict, bytes]:
+    recipe = recipes.get(request.param, "fast")
+    variables = pytorch.load_state_dict(original.weights(request.param))
+    return recipe, variables, onnx_graph.build(recipe, variables, {"seed": "0"})
+
+
+def test_the_graph(built: tuple[recipes.Recipe, dict, bytes]) -> None:
+    recipe, _, content = built
+    model = onnx.load_from_string(content)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+    assert model.ir_version == 8
+    assert model.producer_name == "jaxcnn"
+    assert {entry.key: entry.value for entry in model.metadata_props} == {"seed": "0"}
+    operators = " ".join(node.op_type for node in model.graph.node)
+    features = OPERATORS[recipe.network]
+    assert operators == f"Cast Div Sub Div Transpose {features} Flatten Gemm Relu Gemm"
+    (images,), (logits,) = model.graph.input, model.graph.output
+    for value, name, kind, shape in (
+        (images, "image", onnx.TensorProto.UINT8, recipe.image_shape),
+        (logits, "logits", onnx.TensorProto.FLOAT, (10,)),
+    ):
+        batch, *rest = value.type.tensor_type.shape.dim
+        assert (value.name, value.type.tensor_type.elem_type, batch.dim_param) == (name, kind, "N")
+        assert tuple(dim.dim_value for dim in rest) == tuple(shape)
+
+
+def test_logits(built: tuple[recipes.Recipe, dict, bytes]) -> None:
+    recipe, variables, content = built
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    normalize = make_normalize(recipe.mean, recipe.std)
+    predict = jax.jit(steps.make_predict(make_model(recipe), normalize=normalize))
+    images, _ = zip(*original.batches(recipe.network), strict=True)
+    pictures = np.concatenate(images)
+    for batch in (1, 5, 64):
+        (logits,) = session.run(["logits"], {"image": pictures[:batch]})
+        assert (logits.dtype, logits.shape) == (np.float32, (batch, 10))
+        expected = predict(variables, pictures[:batch])
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_the_same_network_gives_the_same_file(built: tuple[recipes.Recipe, dict, bytes]) -> None:
+    recipe, variables, content = built
+    assert onnx_graph.build(recipe, variables, {"seed": "0"}) == content
+    other = recipe.replace(mean=(0.25,))
+    assert onnx_graph.build(other, variables, {"seed": json.dumps(0)}) != content
+
+
+def test_without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"pip install 'jaxcnn\[onnx\]'"):
+        onnx_graph.load_onnx()
