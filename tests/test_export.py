@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import re
 import subprocess
@@ -62,11 +63,12 @@ def runs(
         recipe = recipes.get(name, "fast").replace(epochs=2)
         model = training.make_model(recipe)
         key = jax.random.key(0, impl="threefry2x32")
-        fresh = state.init(
-            key, model, optimizers.make_optimizer(recipe, 100, key=key), recipe.image_shape
-        )
+        tx = optimizers.make_optimizer(recipe, 100, key=key)
+        init = functools.partial(state.init, model=model, tx=tx, input_shape=recipe.image_shape)
+        blank = jax.eval_shape(init, key).replace(key=None)  # to compile the draw takes seconds
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), blank)
         variables = pytorch.load_state_dict(original.weights(name))
-        tree = {"state": fresh.replace(**variables), "sums": steps.zero_train_metrics()}
+        tree = {"state": zeros.replace(**variables, key=key), "sums": steps.zero_train_metrics()}
         progress = {
             "history": [{"epoch": 1, "step": 5}, {"epoch": 2, "step": 10}],
             "test_correct": 60,
