@@ -91,6 +91,20 @@ class Export:
     """Which one to take. The best one is chosen by the test images, which flatters its score."""
 
 
+@dataclass(frozen=True)
+class Demo:
+    """Offers a page on which to draw a digit, or drop a picture, and watch the network answer."""
+
+    workdir: Annotated[str, conf.Positional, conf.arg(metavar="WORKDIR")]
+    """Of the run that trained the network."""
+    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
+    """Which one to take."""
+    host: str = "127.0.0.1"
+    """Where to listen. 0.0.0.0 lets in whoever reaches this machine: there is no password."""
+    port: int = 0
+    """Where to listen; 0 takes a free one."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command and ends the process on an error.
 
@@ -113,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _report(flags, console)
         elif isinstance(flags, Export):
             _export(flags, console)
+        elif isinstance(flags, Demo):
+            _demo(flags, console)
         else:
             _predict(flags, console)
 
@@ -122,6 +138,7 @@ _Command = (
     | Annotated[Report, conf.subcommand("report")]
     | Annotated[Predict, conf.subcommand("predict")]
     | Annotated[Export, conf.subcommand("export")]
+    | Annotated[Demo, conf.subcommand("demo")]
 )
 
 
@@ -161,6 +178,18 @@ def _report(flags: Report, console: "Console") -> None:
     network, dataset = _load(flags, say)
     folder = Path(flags.out or flags.workdir).expanduser()
     say(f"report: {report.write(network, dataset, folder)}")
+
+
+def _demo(flags: Demo, console: "Console") -> None:
+    from jaxcnn import demo, server, trained
+
+    say = cli.say_on(console)
+    network = trained.load(flags.workdir, flags.checkpoint, report=say)
+    with server.Server(demo.Demo(network), flags.host, flags.port, report=say) as listening:
+        say(f"{listening.url} (Ctrl-C ends it)", "bold")
+        if not listening.is_local:
+            say("whoever reaches this machine can open the page", "bold red")
+        listening.serve_forever()
 
 
 def _predict(flags: Predict, console: "Console") -> None:

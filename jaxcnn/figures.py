@@ -18,9 +18,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from jaxcnn.analysis import Analysis
-from jaxcnn.data.augment import make_augment, make_normalize
+from jaxcnn.data.augment import make_augment
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.models import feature_maps
 from jaxcnn.trained import Trained
 from jaxcnn.training import EpochRecord
 
@@ -107,14 +106,13 @@ def learning_curves(history: Sequence[EpochRecord]) -> Figure:
 def maps(network: Trained, dataset: Dataset, count: int = 3) -> Figure:
     """The feature maps of every convolution for some test images, a column for each layer."""
     images = np.asarray(dataset.test.images[:count])
-    normalize = make_normalize(network.recipe.mean, network.recipe.std)
-    layers = feature_maps(network.model, network.variables, normalize(jnp.asarray(images)))
+    layers = network.feature_maps(images)
     figure, axes = _grid(count, 1 + len(layers), 1.5)
     for row, image in zip(axes, images, strict=True):
         _image(row[0], image)
     for column, (name, values) in enumerate(layers.items(), start=1):
         axes[0][column].set_title(f"{name}: {values.shape[-1]} maps", fontsize=9)
-        for row, own in zip(axes, np.asarray(values), strict=True):
+        for row, own in zip(axes, values, strict=True):
             shown = own[..., :_CONVOLUTIONS_SHOWN]
             row[column].imshow(_mosaic(shown), cmap="magma", interpolation="nearest")
     axes[0][0].set_title("image", fontsize=9)

@@ -3,14 +3,26 @@
 import os
 import warnings
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from jaxcnn.errors import UserError
 
+MEDIA_TYPES = {
+    "PNG": ("image/png",),
+    "JPEG": ("image/jpeg",),
+    "BMP": ("image/bmp", "image/x-ms-bmp"),
+    "GIF": ("image/gif",),
+    "WEBP": ("image/webp",),
+    "TIFF": ("image/tiff",),
+    "PPM": ("image/x-portable-pixmap", "image/x-portable-graymap", "image/x-portable-anymap"),
+}
+"""The kinds of file that are read, and what programs call them."""
+
 # Pillow's readers of these are its own code; some others start foreign programs.
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+_FORMATS = tuple(MEDIA_TYPES)
 _LARGEST = 50_000_000  # pixels
 _DIGIT = 28
 # MNIST's digits fill a box of 20 x 20 pixels, their centre of mass in the middle of 28 x 28
@@ -38,34 +50,37 @@ class Picture:
         return ["".join(2 * _SHADES[shade] for shade in row).rstrip() for row in shades]
 
 
-def prepare(path: str | os.PathLike[str], network: str) -> Picture:
+def prepare(source: str | os.PathLike[str] | BinaryIO, network: str) -> Picture:
     """Reads a picture and makes it such as those that a network was trained on.
 
     A digit becomes light on dark, as large and in the place that MNIST's have; of a photograph the
     middle square is taken.
 
     Args:
-        path: of a PNG, JPEG, BMP, GIF, WebP, TIFF or PPM file of any size, colour or grey.
+        source: a PNG, JPEG, BMP, GIF, WebP, TIFF or PPM file of any size, colour or grey: its path,
+            or the open file.
         network: "mnist" or "cifar10".
 
     Raises:
         UserError: it is no picture, too large, or nothing is drawn on it.
     """
-    picture = _read(path)
+    is_path = isinstance(source, str | os.PathLike)
+    if is_path and not os.path.isfile(source):  # noqa: PTH113 - the path may be any text
+        raise UserError(f"{source} is not there: give the path of a picture")
+    name = str(source) if is_path else "the picture"
+    picture = _read(source, name)
     size = f"{picture.width} x {picture.height}"
-    return _digit(picture, size, path) if network == "mnist" else _photograph(picture, size)
+    return _digit(picture, size, name) if network == "mnist" else _photograph(picture, size)
 
 
-def _read(path: str | os.PathLike[str]) -> Image.Image:
-    if not os.path.isfile(path):  # noqa: PTH113 - the path may be any text
-        raise UserError(f"{path} is not there: give the path of a picture")
+def _read(source: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Pillow warns of decompression bombs, among others
-            with Image.open(path, formats=_FORMATS) as picture:
+            with Image.open(source, formats=_FORMATS) as picture:
                 if picture.width * picture.height > _LARGEST:
                     raise UserError(
-                        f"{path} has {picture.width} x {picture.height} pixels: give a picture of "
+                        f"{name} has {picture.width} x {picture.height} pixels: give a picture of "
                         f"at most {_LARGEST // 10**6} million"
                     )
                 picture.load()
@@ -76,7 +91,7 @@ def _read(path: str | os.PathLike[str]) -> Image.Image:
     except Exception as error:  # Pillow's readers raise whatever the damage leads to
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
-            f"{path} cannot be read as a picture ({reason}): give a whole "
+            f"{name} cannot be read as a picture ({reason}): give a whole "
             f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file"
         ) from error
 
@@ -94,7 +109,7 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     return picture.convert("RGBA" if clear else "RGB")
 
 
-def _digit(picture: Image.Image, size: str, path: object) -> Picture:
+def _digit(picture: Image.Image, size: str, name: str) -> Picture:
     steps = [f"{size} pixels to grey"]
     ink = _grey(picture)
     edge = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
@@ -111,7 +126,7 @@ def _digit(picture: Image.Image, size: str, path: object) -> Picture:
     else:
         ink = above
     if ink.max() < 16:
-        raise UserError(f"{path} shows nothing that stands out: give a picture of one digit")
+        raise UserError(f"{name} shows nothing that stands out: give a picture of one digit")
     # Paper and cameras make the ground uneven; a pen is far from it.
     ink = np.clip(ink / ink.max() - 0.2, 0, None) / 0.8
     rows, columns = (np.flatnonzero((ink > 0.2).any(axis)) for axis in (1, 0))

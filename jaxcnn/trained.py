@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import checkpoint, optimizers, recipes, state, steps
+from jaxcnn import checkpoint, models, optimizers, recipes, state, steps
 from jaxcnn.data.augment import make_normalize
 from jaxcnn.errors import UserError
 from jaxcnn.manifest import DamagedError
@@ -47,11 +47,32 @@ class Trained:
         logits = self._predict(self.variables, jnp.asarray(images))
         return np.asarray(jax.nn.softmax(logits))
 
+    def feature_maps(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns what every convolution's block puts out, see `jaxcnn.models.feature_maps`.
+
+        Args:
+            images: uint8[N, H, W, C].
+        """
+        maps = self._feature_maps(self.variables, jnp.asarray(images))
+        return {name: np.asarray(values) for name, values in maps.items()}
+
+    @functools.cached_property
+    def _normalize(self) -> Callable[[jax.Array], jax.Array]:
+        return make_normalize(self.recipe.mean, self.recipe.std)
+
     @functools.cached_property
     def _predict(self) -> jax.stages.Wrapped:
         """From variables and images to logits, compiled once for each shape."""
-        normalize = make_normalize(self.recipe.mean, self.recipe.std)
-        return jax.jit(steps.make_predict(self.model, normalize=normalize))
+        return jax.jit(steps.make_predict(self.model, normalize=self._normalize))
+
+    @functools.cached_property
+    def _feature_maps(self) -> jax.stages.Wrapped:
+        """From variables and images to feature maps, compiled once for each shape."""
+        return jax.jit(
+            lambda variables, images: models.feature_maps(
+                self.model, variables, self._normalize(images)
+            )
+        )
 
 
 def load(

@@ -1,0 +1,405 @@
+import contextlib
+import http.client
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jaxcnn import checkpoint, demo, recipes, server, trained, training
+from jaxcnn.data import Dataset
+from jaxcnn.errors import UserError
+
+# AdamW of optax mixes dtypes.
+pytestmark = pytest.mark.loose_promotion
+
+
+@contextlib.contextmanager
+def serving(listening: server.Server) -> Iterator[server.Server]:
+    thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
+    with listening:
+        thread.start()
+        yield listening
+        listening.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Dataset) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    recipe = recipes.get("mnist", "fast").replace(epochs=1, batch_size=110)
+    training.fit(recipe, tiny_mnist, checkpoints=checkpoint.Policy(folder / "checkpoints"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def offered(workdir: Path) -> demo.Demo:
+    return demo.Demo(trained.load(workdir))
+
+
+@pytest.fixture
+def listening(offered: demo.Demo) -> Iterator[server.Server]:
+    said: list[str] = []
+    with serving(server.Server(offered, patience=1.0, report=said.append)) as found:
+        yield found
+    assert said == []
+
+
+@pytest.fixture(scope="module")
+def png() -> bytes:
+    image = Image.new("L", (100, 100))
+    image.paste(255, (45, 20, 55, 80))
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
+
+
+def ask(
+    listening: server.Server,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    **headers: str,
+) -> tuple[int, http.client.HTTPMessage, bytes]:
+    """Sends a request; names of headers with _ for -."""
+    connection = http.client.HTTPConnection(*listening.server_address[:2], timeout=20)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body, named)
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response.status, response.headers, content
+
+
+def send(listening: server.Server, text: bytes) -> bytes:
+    """Sends anything; returns all that comes back."""
+    with socket.create_connection(listening.server_address[:2], timeout=20) as connection:
+        connection.sendall(text)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+        return answer
+
+
+def refusal(answer: bytes) -> tuple[int, str]:
+    """Returns the status and the sentence of an answer, and checks its form."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"Content-Type: application/json" in head
+    assert b"nosniff" in head
+    assert b"Content-Security-Policy: default-src 'none'" in head
+    (error,) = json.loads(body).values()
+    assert "Traceback" not in error
+    assert "\n" not in error
+    return int(head.split()[1]), error
+
+
+def test_the_page(listening: server.Server) -> None:
+    status, headers, content = ask(listening, "GET", "/")
+    assert status == 200
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    nonce = headers["Content-Security-Policy"].split("'nonce-")[1].split("'")[0]
+    assert f'<script nonce="{nonce}">' in content.decode()
+    assert nonce not in ask(listening, "GET", "/?again")[1]["Content-Security-Policy"]
+    status, headers, content = ask(listening, "HEAD", "/")
+    assert (status, content) == (200, b"")
+    assert int(headers["Content-Length"]) > 1000
+
+
+def test_an_answer(listening: server.Server, png: bytes) -> None:
+    status, headers, content = ask(listening, "POST", "/predict", png, Content_Type="image/png")
+    assert status == 200
+    assert headers["Content-Type"].startswith("application/json")
+    assert json.loads(content) == json.loads(json.dumps(listening.demo.answer(png)))
+
+
+@pytest.mark.parametrize(
+    ("request_line", "headers", "body", "status", "said"),
+    [
+        ("GET /favicon.ico", "", b"", 404, "the page is at /"),
+        ("GET /../../etc/passwd", "", b"", 404, "the page is at /"),
+        ("GET http://127.0.0.1/", "", b"", 404, "the page is at /"),
+        ("POST /", "", b"", 405, "/ takes GET and HEAD"),
+        ("GET /predict", "", b"", 405, "/predict takes POST"),
+        ("OPTIONS /predict", "", b"", 405, "/predict takes POST"),
+        ("DELETE /", "", b"", 405, "/ takes GET and HEAD"),
+        ("POST /predict", "Content-Type: image/png", b"", 411, "Content-Length"),
+        (
+            "POST /predict",
+            "Content-Type: image/png\r\nTransfer-Encoding: chunked\r\nContent-Length: 5",
+            b"0\r\n\r\n",
+            411,
+            "Content-Length",
+        ),
+        (
+            "POST /predict",
+            f"Content-Type: image/png\r\nContent-Length: {demo.LARGEST + 1}",
+            b"",
+            413,
+            "at most 16 MiB",
+        ),
+        (
+            "POST /predict",
+            f"Content-Type: image/png\r\nContent-Length: {'9' * 5000}",
+            b"",
+            413,
+            "at most 16 MiB",
+        ),
+        ("POST /predict", "Content-Type: image/png\r\nContent-Length: -1", b"", 400, "one number"),
+        ("POST /predict", "Content-Type: image/png\r\nContent-Length: 1_0", b"", 400, "one number"),
+        (
+            "POST /predict",
+            "Content-Type: image/png\r\nContent-Length: 1\r\nContent-Length: 2",
+            b"xx",
+            400,
+            "one number",
+        ),
+        ("POST /predict", "Content-Length: 3", b"abc", 415, "text/plain is no kind of picture"),
+        (
+            "POST /predict",
+            "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 3",
+            b"a=b",
+            415,
+            "send a PNG, JPEG",
+        ),
+        (
+            "POST /predict",
+            "Content-Type: image/svg+xml\r\nContent-Length: 6",
+            b"<svg/>",
+            415,
+            "image/svg",
+        ),
+        (
+            "POST /predict",
+            "Content-Type: image/png\r\nContent-Length: 3",
+            b"abc",
+            422,
+            "the picture cannot be read",
+        ),
+        (
+            "POST /predict",
+            "Content-Type: image/png\r\nContent-Length: 0",
+            b"",
+            422,
+            "the picture cannot be read",
+        ),
+        ("FOO /predict", "", b"", 405, "/predict takes POST"),
+        ("GET / HTTP/1.1 what", "", b"", 400, "no request"),
+        ("GET /" + "x" * 70_000, "", b"", 414, "no request"),
+        ("GET /", "X: " + "x" * 70_000, b"", 431, "no request"),
+        ("GET /", "\r\n".join(f"X{i}: x" for i in range(200)), b"", 431, "no request"),
+    ],
+)
+def test_what_is_refused(
+    listening: server.Server,
+    request_line: str,
+    headers: str,
+    body: bytes,
+    status: int,
+    said: str,
+) -> None:
+    lines = [f"{request_line} HTTP/1.1", f"Host: 127.0.0.1:{listening.server_address[1]}"]
+    lines += [headers] * bool(headers)
+    answer = send(listening, "\r\n".join([*lines, "", ""]).encode() + body)
+    found, error = refusal(answer)
+    assert found == status
+    assert said in error
+    assert (b"\r\nAllow: " in answer) == (status == 405)
+    assert ask(listening, "GET", "/")[0] == 200  # it goes on
+
+
+def test_a_blank_picture_and_a_bomb(listening: server.Server) -> None:
+    for size, said in (((50, 50), "nothing that stands out"), ((9000, 9000), "at most 50 million")):
+        content = io.BytesIO()
+        Image.new("1", size).save(content, "PNG")
+        answer = ask(listening, "POST", "/predict", content.getvalue(), Content_Type="image/png")
+        assert answer[0] == 422
+        assert said in json.loads(answer[2])["error"]
+
+
+def test_the_refusal_of_a_large_body_arrives(listening: server.Server) -> None:
+    body = b"x" * (demo.LARGEST + 1)
+    status, _, content = ask(listening, "POST", "/predict", body, Content_Type="image/png")
+    assert status == 413
+    assert "at most 16 MiB" in json.loads(content)["error"]
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:{port}", 200),
+        ("localhost:{port}", 200),
+        ("LOCALHOST", 200),
+        ("localhost:9000", 200),  # forwarded by ssh
+        ("evil.example:{port}", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("10.0.0.1:{port}", 421),
+        ("[::1]:{port}", 421),
+        ("localhost@evil.example", 421),
+        ("[", 400),
+        ("", 400),
+    ],
+)
+def test_only_its_own_names(listening: server.Server, host: str, status: int) -> None:
+    port = listening.server_address[1]
+    request = f"GET / HTTP/1.1\r\nHost: {host.format(port=port)}\r\n\r\n"
+    answer = send(listening, request.encode())
+    assert int(answer.split()[1]) == status
+    if status != 200:
+        refusal(answer)
+
+
+def test_a_request_without_a_host_or_with_two(listening: server.Server) -> None:
+    for hosts in ("", "Host: localhost\r\nHost: evil.example\r\n"):
+        answer = send(listening, f"GET / HTTP/1.1\r\n{hosts}\r\n".encode())
+        assert refusal(answer)[0] == 400
+
+
+def test_other_pages_are_not_answered(listening: server.Server, png: bytes) -> None:
+    own = f"http://127.0.0.1:{listening.server_address[1]}"
+    for origin, status in (
+        (own, 200),
+        ("http://evil.example", 403),
+        ("http://127.0.0.1:1", 403),
+        ("null", 403),
+    ):
+        sent = ask(listening, "POST", "/predict", png, Content_Type="image/png", Origin=origin)
+        assert sent[0] == status
+        assert sent[1]["Access-Control-Allow-Origin"] is None
+
+
+def test_slow_requests_end(listening: server.Server) -> None:
+    address = listening.server_address[:2]
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    with (
+        socket.create_connection(address, timeout=20) as silent,
+        socket.create_connection(address, timeout=20) as trickling,
+        socket.create_connection(address, timeout=20) as waiting,
+    ):
+        waiting.sendall(head + b"Content-Length: 100\r\n\r\nabc")
+        with contextlib.suppress(OSError):
+            for _ in range(300):  # never idle for long, and yet it has to end
+                trickling.sendall(b"X")
+                time.sleep(0.05)
+                if listening.patience * 4 < _ * 0.05:
+                    pytest.fail("bytes in a trickle go on for ever")
+        assert silent.recv(100) == b""
+        assert refusal(waiting.recv(65536))[0] == 408
+    short = send_half(listening, head + b"Content-Length: 100\r\n\r\nabc")
+    assert refusal(short)[0] == 400
+
+
+def send_half(listening: server.Server, text: bytes) -> bytes:
+    """Sends it and ends the sending half."""
+    with socket.create_connection(listening.server_address[:2], timeout=20) as connection:
+        connection.sendall(text)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+        return answer
+
+
+def test_a_defect_is_one_line(
+    offered: demo.Demo,
+    png: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def broken(content: bytes) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(offered, "answer", broken)
+    said: list[str] = []
+    with serving(server.Server(offered, report=said.append)) as found:
+        status, _, content = ask(found, "POST", "/predict", png, Content_Type="image/png")
+        with socket.create_connection(found.server_address[:2]) as gone:
+            gone.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert status == 500
+    assert json.loads(content) == {"error": "the server failed: see its terminal"}
+    assert said == ["a request failed: RuntimeError: broken"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_many_at_once(listening: server.Server, png: bytes) -> None:
+    answers = []
+
+    def one() -> None:
+        answers.append(ask(listening, "POST", "/predict", png, Content_Type="image/png"))
+
+    threads = [threading.Thread(target=one) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _, _ in answers} == {200}
+    assert len({content for _, _, content in answers}) == 1
+
+
+def test_everywhere_means_by_any_address(offered: demo.Demo) -> None:
+    with server.Server(offered, "0.0.0.0") as found:
+        assert not found.is_local
+        assert found.url == f"http://127.0.0.1:{found.server_address[1]}/"
+        for name in ("127.0.0.1", "192.168.1.5", "localhost", socket.gethostname().lower()):
+            assert found.is_own(name)
+        assert not found.is_own("evil.example")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_the_address_of_the_next_internet(offered: demo.Demo) -> None:
+    try:
+        listening = server.Server(offered, "::1")
+    except UserError:
+        pytest.skip("no IPv6 here")
+    with serving(listening) as found:
+        assert found.url == f"http://[::1]:{found.server_address[1]}/"
+        assert ask(found, "GET", "/")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [("127.0.0.1", 65536), ("127.0.0.1", -1), ("192.0.2.1", 0), ("no.invalid", 0)]
+)
+def test_what_cannot_be_had(offered: demo.Demo, host: str, port: int) -> None:
+    with pytest.raises(UserError, match=f"cannot listen on port {port} of {host} .*: give --host"):
+        server.Server(offered, host, port)
+
+
+def test_a_port_that_is_taken_ends_the_command(workdir: Path, listening: server.Server) -> None:
+    done = run_command(workdir, "--port", str(listening.server_address[1]))
+    out, err = done.communicate(timeout=120)
+    assert done.returncode == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "Address already in use" in err
+
+
+@pytest.mark.parametrize(("number", "status", "said"), [(2, 130, "interrupted"), (15, 143, "term")])
+def test_the_command_and_its_end(workdir: Path, number: int, status: int, said: str) -> None:
+    running = run_command(workdir)
+    assert running.stdout is not None
+    line = running.stdout.readline()
+    address = line.split()[0].removeprefix("http://").rstrip("/")
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request("GET", "/")
+    assert connection.getresponse().status == 200
+    running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == status
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert said in err
+
+
+def run_command(workdir: Path, *argv: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxcnn", "demo", str(workdir), *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
