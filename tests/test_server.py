@@ -3,22 +3,29 @@ import http.client
 import io
 import json
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from jaxcnn import checkpoint, demo, recipes, server, trained, training
-from jaxcnn.data import Dataset
+from jaxcnn import demo, picture, server
 from jaxcnn.errors import UserError
 
-# AdamW of optax mixes dtypes.
-pytestmark = pytest.mark.loose_promotion
+
+class Stub(demo.Demo):
+    """Needs no network."""
+
+    def __init__(self) -> None:
+        pass
+
+    def page(self, nonce: str) -> str:
+        return f'<script nonce="{nonce}">' + 1000 * " "
+
+    def answer(self, content: bytes) -> dict[str, Any]:
+        return {"steps": picture.prepare(io.BytesIO(content), "mnist").steps}
 
 
 @contextlib.contextmanager
@@ -31,23 +38,15 @@ def serving(listening: server.Server) -> Iterator[server.Server]:
         thread.join()
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Dataset) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    recipe = recipes.get("mnist", "fast").replace(epochs=1, batch_size=110)
-    training.fit(recipe, tiny_mnist, checkpoints=checkpoint.Policy(folder / "checkpoints"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def offered(workdir: Path) -> demo.Demo:
-    return demo.Demo(trained.load(workdir))
+@pytest.fixture
+def offered() -> demo.Demo:
+    return Stub()
 
 
 @pytest.fixture
 def listening(offered: demo.Demo) -> Iterator[server.Server]:
     said: list[str] = []
-    with serving(server.Server(offered, patience=1.0, report=said.append)) as found:
+    with serving(server.Server(offered, patience=2.0, report=said.append)) as found:
         yield found
     assert said == []
 
@@ -284,11 +283,10 @@ def test_slow_requests_end(listening: server.Server) -> None:
     ):
         waiting.sendall(head + b"Content-Length: 100\r\n\r\nabc")
         with contextlib.suppress(OSError):
-            for _ in range(300):  # never idle for long, and yet it has to end
+            for _ in range(1000):  # never idle for long, and yet it has to end
                 trickling.sendall(b"X")
                 time.sleep(0.05)
-                if listening.patience * 4 < _ * 0.05:
-                    pytest.fail("bytes in a trickle go on for ever")
+            pytest.fail("bytes in a trickle go on for ever")
         assert silent.recv(100) == b""
         assert refusal(waiting.recv(65536))[0] == 408
     short = send_half(listening, head + b"Content-Length: 100\r\n\r\nabc")
@@ -368,38 +366,3 @@ def test_the_address_of_the_next_internet(offered: demo.Demo) -> None:
 def test_what_cannot_be_had(offered: demo.Demo, host: str, port: int) -> None:
     with pytest.raises(UserError, match=f"cannot listen on port {port} of {host} .*: give --host"):
         server.Server(offered, host, port)
-
-
-def test_a_port_that_is_taken_ends_the_command(workdir: Path, listening: server.Server) -> None:
-    done = run_command(workdir, "--port", str(listening.server_address[1]))
-    out, err = done.communicate(timeout=120)
-    assert done.returncode == 2
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    assert "Address already in use" in err
-
-
-@pytest.mark.parametrize(("number", "status", "said"), [(2, 130, "interrupted"), (15, 143, "term")])
-def test_the_command_and_its_end(workdir: Path, number: int, status: int, said: str) -> None:
-    running = run_command(workdir)
-    assert running.stdout is not None
-    line = running.stdout.readline()
-    address = line.split()[0].removeprefix("http://").rstrip("/")
-    connection = http.client.HTTPConnection(address, timeout=60)
-    connection.request("GET", "/")
-    assert connection.getresponse().status == 200
-    running.send_signal(number)
-    out, err = running.communicate(timeout=60)
-    assert running.returncode == status
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    assert said in err
-
-
-def run_command(workdir: Path, *argv: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "jaxcnn", "demo", str(workdir), *argv],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )

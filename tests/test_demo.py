@@ -1,0 +1,382 @@
+import base64
+import http.client
+import io
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcnn import checkpoint, demo, picture, recipes, server, trained, training
+from jaxcnn.data import Dataset, Split, archives, synthetic
+from tests.conftest import REAL_DATA
+from tests.strokes import strokes
+from tests.test_server import serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+# AdamW of optax mixes dtypes.
+pytestmark = pytest.mark.loose_promotion
+
+NONE = "\N{EN DASH}"  # where a number is to be
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    """Some of MNIST, or of its stand-in where it is not."""
+    splits = []
+    for split, name, size in (("train", "train", 12_000), ("test", "t10k", 300)):
+        folder = REAL_DATA / "archives"
+        if folder.is_dir():
+            images = archives.read_idx(folder / f"{name}-images-idx3-ubyte.gz")[:size, ..., None]
+            labels = archives.read_idx(folder / f"{name}-labels-idx1-ubyte.gz")[:size]
+        else:
+            images, labels = synthetic.draw("mnist", split, size=size)
+        splits.append(Split(images, labels.astype(np.int32)))
+    return Dataset("mnist", "some", *splits, tuple("0123456789"))
+
+
+def train(folder: Path, dataset: Dataset, **rest: Any) -> Path:
+    recipe = recipes.get(dataset.name, "fast").replace(**rest)
+    policy = checkpoint.Policy(folder / "checkpoints", keep=1)
+    training.fit(recipe, dataset, checkpoints=policy)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
+    return train(tmp_path_factory.mktemp("digits"), digits, epochs=3)
+
+
+@pytest.fixture(scope="module")
+def network(workdir: Path) -> trained.Trained:
+    return trained.load(workdir)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory, tiny_cifar10: Dataset) -> trained.Trained:
+    folder = tmp_path_factory.mktemp("photographs")
+    return trained.load(train(folder, tiny_cifar10, epochs=1, batch_size=30))
+
+
+def png(image: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image.squeeze()).save(content, "PNG")
+    return content.getvalue()
+
+
+def decoded(text: str, *shape: int) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(shape)
+
+
+def test_an_answer_is_the_networks(network: trained.Trained, digits: Dataset) -> None:
+    content = png(np.pad(digits.test.images[0], ((3, 9), (5, 1), (0, 0))))
+    found = demo.Demo(network).answer(content)
+    prepared = picture.prepare(io.BytesIO(content), "mnist")
+    np.testing.assert_array_equal(decoded(found["image"], 28, 28, 1), prepared.image)
+    assert found["steps"] == prepared.steps
+    (row,) = network.probabilities(prepared.image[None])
+    assert found["probabilities"] == [
+        {"class": str(digit), "probability": float(row[digit])} for digit in range(10)
+    ]
+    maps = network.feature_maps(prepared.image[None])
+    assert [(layer["layer"], layer["shape"]) for layer in found["maps"]] == [
+        ("conv1", (4, 28, 28)),
+        ("conv2", (8, 14, 14)),
+    ]
+    for layer in found["maps"]:
+        values = maps[layer["layer"]][0].transpose(2, 0, 1)
+        assert values.min() >= 0  # after relu
+        shown = decoded(layer["data"], *layer["shape"]) / 255 * np.ptp(values) + values.min()
+        np.testing.assert_allclose(shown, values, atol=np.ptp(values) / 500)
+
+
+def test_an_answer_to_a_photograph(photographs: trained.Trained, tiny_cifar10: Dataset) -> None:
+    image = tiny_cifar10.test.images[0]
+    found = demo.Demo(photographs).answer(png(image))
+    np.testing.assert_array_equal(decoded(found["image"], 32, 32, 3), image)
+    assert found["probabilities"][0]["class"] == "airplane"
+    assert [layer["shape"][0] for layer in found["maps"]] == [4, 8, 16, 32, 64]
+
+
+def test_a_stand_in_is_marked(network: trained.Trained) -> None:
+    assert "drawn stand-in" not in demo.Demo(network).page("x")
+    fields = {**vars(network), "run": {**network.run, "dataset": "synthetic-mnist"}}
+    for name in list(fields):
+        if name.startswith("_"):
+            del fields[name]
+    assert "drawn stand-in" in demo.Demo(trained.Trained(**fields)).page("x")
+
+
+def run_command(workdir: Path, *argv: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxcnn", "demo", str(workdir), *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(("number", "status", "said"), [(2, 130, "interrupted"), (15, 143, "term")])
+def test_the_command_and_its_end(workdir: Path, number: int, status: int, said: str) -> None:
+    running = run_command(workdir)
+    assert running.stdout is not None
+    line = running.stdout.readline()
+    address = line.split()[0].removeprefix("http://").rstrip("/")
+    assert address.startswith("127.0.0.1:")
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request("GET", "/")
+    assert connection.getresponse().status == 200
+    connection.close()
+    running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == status
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert said in err
+
+
+def test_a_port_that_is_taken_ends_the_command(workdir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        running = run_command(workdir, "--port", str(taken.getsockname()[1]))
+        out, err = running.communicate(timeout=120)
+    assert running.returncode == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "Address already in use" in err
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium here")
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def url(network: trained.Trained) -> Iterator[str]:
+    with serving(server.Server(demo.Demo(network))) as listening:
+        yield listening.url
+
+
+@pytest.fixture
+def page(browser: "Browser", url: str) -> "Iterator[Page]":
+    """The page on a telephone, without an error on its console."""
+    yield from opened(browser, url, width=360, has_touch=True)
+
+
+def opened(browser: "Browser", url: str, width: int, **options: Any) -> "Iterator[Page]":
+    viewport = {"width": width, "height": 740}
+    context = browser.new_context(viewport=viewport, **options)  # type: ignore[arg-type]
+    context.set_default_timeout(60_000)
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(url)
+    yield page
+    assert [line for line in wrong if "status of 422" not in line] == []
+    context.close()
+
+
+def draw(page: "Page", image: np.ndarray) -> None:
+    box = page.locator("#pad").bounding_box()
+    assert box is not None
+    for stroke in strokes(image[..., 0]):
+        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
+        page.mouse.move(*places[0])
+        page.mouse.down()
+        for place in [*places[1::3], places[-1]]:
+            page.mouse.move(*place)
+        page.mouse.up()
+    settle(page)
+
+
+def settle(page: "Page") -> None:
+    """Waits until the last question is answered."""
+    page.locator("#results[aria-busy=false]").wait_for()
+
+
+def table(page: "Page") -> list[str]:
+    return page.locator("#rows td:last-child").all_inner_texts()
+
+
+def on_the_pad(page: "Page") -> bytes:
+    """Returns the PNG file of what is drawn."""
+    text = page.evaluate("document.getElementById('pad').toDataURL()")
+    return base64.b64decode(text.split(",")[1])
+
+
+def test_strokes_are_answered_as_by_the_model(
+    page: "Page", network: trained.Trained, digits: Dataset
+) -> None:
+    right, total = 0, 20
+    for image, label in zip(digits.test.images[:total], digits.test.labels, strict=False):
+        draw(page, image)
+        answer = page.locator("#answer").inner_text()
+        drawn = picture.prepare(io.BytesIO(on_the_pad(page)), "mnist")
+        (row,) = network.probabilities(drawn.image[None])
+        assert answer == str(row.argmax())
+        assert table(page) == [f"{value:.1%}" for value in row]
+        right += answer == str(label)
+        page.get_by_role("button", name="Clear").click()
+        assert page.locator("#answer").inner_text() == NONE
+    assert right >= total - 3
+
+
+def light(page: "Page", selector: str) -> list[float]:
+    """Returns the mean brightness of canvases."""
+    return page.evaluate(
+        """selector => [...document.querySelectorAll(selector)].map(canvas => {
+            const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            return data.filter((_, i) => i % 4 < 3).reduce((a, b) => a + b) / data.length;
+        })""",
+        selector,
+    )
+
+
+def test_the_maps_light_up_while_drawing(page: "Page", digits: Dataset) -> None:
+    assert light(page, ".maps canvas, #seen") == 13 * [0]
+    box = page.locator("#pad").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 150, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 150, box["y"] + 200, steps=10)
+    settle(page)  # the pen is still down
+    before = light(page, ".maps canvas")
+    assert max(before[:4]) > 0
+    assert max(before[4:]) > 0
+    assert light(page, "#seen")[0] > 0
+    page.mouse.move(box["x"] + 250, box["y"] + 200, steps=10)
+    page.mouse.up()
+    settle(page)
+    assert light(page, ".maps canvas") != before
+
+
+def test_undo_takes_one_stroke_back(page: "Page") -> None:
+    drawings = [on_the_pad(page)]
+    for place in ((100, 100), (180, 120)):
+        page.locator("#pad").click(position={"x": place[0], "y": place[1]})
+        drawings.append(on_the_pad(page))
+    assert len(set(drawings)) == 3
+    page.get_by_role("button", name="Undo").click()
+    assert on_the_pad(page) == drawings[1]
+    page.keyboard.press("Control+z")
+    assert on_the_pad(page) == drawings[0]
+    settle(page)
+    assert table(page) == 10 * [NONE]
+
+
+def test_a_finger_draws(page: "Page") -> None:
+    page.locator("#pad").tap(position={"x": 150, "y": 150})
+    settle(page)
+    assert light(page, "#pad")[0] > 0
+    assert page.locator("#answer").inner_text() in "0123456789"
+
+
+def test_the_keyboard_draws(page: "Page", network: trained.Trained) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "pad"
+    page.keyboard.press("Space")
+    for _ in range(14):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowRight")  # with the pen up
+    settle(page)
+    (row,) = network.probabilities(
+        picture.prepare(io.BytesIO(on_the_pad(page)), "mnist").image[None]
+    )
+    assert page.locator("#answer").inner_text() == str(row.argmax()) == "1"
+    spoken = page.get_by_role("status")
+    spoken.filter(has_text="The network answers 1, ").wait_for(state="attached")
+    assert "Pen up, 54 percent across, 75 percent down." in spoken.inner_text()
+    names = []
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        names.append(page.evaluate("document.activeElement.textContent"))
+    assert names == ["Undo", "Clear", "Open picture"]
+    page.locator("#pad").focus()
+    page.keyboard.press("Delete")
+    assert table(page) == 10 * [NONE]
+
+
+def test_a_picture_is_taken_as_a_file(
+    page: "Page", network: trained.Trained, digits: Dataset, tmp_path: Path
+) -> None:
+    for name, image in (("x.png", digits.test.images[1]), ("x.ppm", digits.test.images[2])):
+        path = tmp_path / name
+        Image.fromarray(image[..., 0]).convert("RGB").save(path)
+        page.locator("#file").set_input_files(path)
+        settle(page)
+        (row,) = network.probabilities(picture.prepare(path, "mnist").image[None])
+        assert table(page) == [f"{value:.1%}" for value in row], name
+        assert light(page, "#pad")[0] > 0
+    (tmp_path / "x.png").write_text("no picture")
+    page.locator("#file").set_input_files(tmp_path / "x.png")
+    problem = page.get_by_role("alert").filter(has_text="cannot be read as a picture")
+    problem.wait_for()
+    assert table(page) == 10 * [NONE]
+    page.locator("#pad").click()
+    assert not problem.is_visible()
+
+
+def test_a_photograph_is_dropped(
+    browser: "Browser", photographs: trained.Trained, tiny_cifar10: Dataset
+) -> None:
+    content = png(tiny_cifar10.test.images[3])
+    with serving(server.Server(demo.Demo(photographs))) as listening:
+        for page in opened(browser, listening.url, width=360):
+            assert page.locator("#undo").count() == 0
+            page.evaluate(
+                """text => {
+                    const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+                    const dataTransfer = new DataTransfer();
+                    dataTransfer.items.add(new File([bytes], "x.png", {type: "image/png"}));
+                    dispatchEvent(new DragEvent("drop", {dataTransfer}));
+                }""",
+                base64.b64encode(content).decode(),
+            )
+            settle(page)
+            (row,) = photographs.probabilities(tiny_cifar10.test.images[3][None])
+            assert (
+                page.locator("#answer").inner_text()
+                == recipes.get("cifar10", "fast").class_names[row.argmax()]
+            )
+            assert table(page) == [f"{value:.1%}" for value in row]
+            assert fits(page)
+
+
+def fits(page: "Page") -> bool:
+    return page.evaluate(
+        "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+    )
+
+
+def test_a_telephone_is_wide_enough(page: "Page", digits: Dataset) -> None:
+    assert fits(page)
+    draw(page, digits.test.images[0])
+    assert fits(page)
+
+
+def test_what_a_screen_reader_finds(page: "Page") -> None:
+    for role, name in (
+        ("application", "Draw a digit"),
+        ("table", "Probabilities"),
+        ("region", "Answer"),
+        ("region", "Feature maps"),
+        ("rowheader", "7"),
+        ("img", "conv1: nothing to see yet"),
+    ):
+        assert page.get_by_role(role, name=name, exact=True).count() == 1, name  # type: ignore[arg-type]
