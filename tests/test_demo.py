@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import http.client
 import io
 import shutil
@@ -7,8 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,7 +36,7 @@ NONE = "\N{EN DASH}"  # where a number is to be
 def digits() -> Dataset:
     """Some of MNIST, or of its stand-in where it is not."""
     splits = []
-    for split, name, size in (("train", "train", 12_000), ("test", "t10k", 300)):
+    for split, name, size in (("train", "train", 6_000), ("test", "t10k", 300)):
         folder = REAL_DATA / "archives"
         if folder.is_dir():
             images = archives.read_idx(folder / f"{name}-images-idx3-ubyte.gz")[:size, ..., None]
@@ -52,7 +56,11 @@ def train(folder: Path, dataset: Dataset, **rest: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
-    return train(tmp_path_factory.mktemp("digits"), digits, epochs=3)
+    folder = tmp_path_factory.mktemp("digits")
+    recipe = recipes.get("mnist", "fast").replace(epochs=3)
+    policy = checkpoint.Policy(folder / "checkpoints", keep=1)
+    training.fit(recipe, digits, checkpoints=policy)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +69,14 @@ def network(workdir: Path) -> trained.Trained:
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory, tiny_cifar10: Dataset) -> trained.Trained:
-    folder = tmp_path_factory.mktemp("photographs")
-    return trained.load(train(folder, tiny_cifar10, epochs=1, batch_size=30))
+def photographs() -> trained.Trained:
+    """A network for photographs as it is before training."""
+    recipe = recipes.get("cifar10", "fast")
+    model = training.make_model(recipe)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    run = {"dataset": "cifar10", "seed": 0}
+    nowhere: Any = SimpleNamespace(step=0, read=lambda: {"progress": {"history": []}})
+    return trained.Trained(recipe, run, model, variables, nowhere)
 
 
 def png(image: np.ndarray) -> bytes:
@@ -108,11 +121,9 @@ def test_an_answer_to_a_photograph(photographs: trained.Trained, tiny_cifar10: D
 
 def test_a_stand_in_is_marked(network: trained.Trained) -> None:
     assert "drawn stand-in" not in demo.Demo(network).page("x")
-    fields = {**vars(network), "run": {**network.run, "dataset": "synthetic-mnist"}}
-    for name in list(fields):
-        if name.startswith("_"):
-            del fields[name]
-    assert "drawn stand-in" in demo.Demo(trained.Trained(**fields)).page("x")
+    run = {**network.run, "dataset": "synthetic-mnist"}
+    drawn = dataclasses.replace(network, run=run)
+    assert "drawn stand-in" in demo.Demo(drawn).page("x")
 
 
 def run_command(workdir: Path, *argv: str) -> "subprocess.Popen[str]":
@@ -183,7 +194,7 @@ def opened(browser: "Browser", url: str, width: int, **options: Any) -> "Iterato
     context.set_default_timeout(60_000)
     page = context.new_page()
     wrong: list[str] = []
-    page.on("console", lambda message: wrong.append(message.text))
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(url)
     yield page
@@ -198,7 +209,7 @@ def draw(page: "Page", image: np.ndarray) -> None:
         places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
         page.mouse.move(*places[0])
         page.mouse.down()
-        for place in [*places[1::3], places[-1]]:
+        for place in [*places[1::6], places[-1]]:
             page.mouse.move(*place)
         page.mouse.up()
     settle(page)
@@ -222,7 +233,7 @@ def on_the_pad(page: "Page") -> bytes:
 def test_strokes_are_answered_as_by_the_model(
     page: "Page", network: trained.Trained, digits: Dataset
 ) -> None:
-    right, total = 0, 20
+    right, total = 0, 15
     for image, label in zip(digits.test.images[:total], digits.test.labels, strict=False):
         draw(page, image)
         answer = page.locator("#answer").inner_text()
@@ -233,7 +244,7 @@ def test_strokes_are_answered_as_by_the_model(
         right += answer == str(label)
         page.get_by_role("button", name="Clear").click()
         assert page.locator("#answer").inner_text() == NONE
-    assert right >= total - 3
+    assert right >= total - 2
 
 
 def light(page: "Page", selector: str) -> list[float]:
