@@ -64,10 +64,11 @@ def prepare(source: str | os.PathLike[str] | BinaryIO, network: str) -> Picture:
     Raises:
         UserError: it is no picture, too large, or nothing is drawn on it.
     """
-    is_path = isinstance(source, str | os.PathLike)
-    if is_path and not os.path.isfile(source):  # noqa: PTH113 - the path may be any text
-        raise UserError(f"{source} is not there: give the path of a picture")
-    name = str(source) if is_path else "the picture"
+    name = "the picture"
+    if isinstance(source, str | os.PathLike):
+        name = str(source)
+        if not os.path.isfile(source):  # noqa: PTH113 - the path may be any text
+            raise UserError(f"{name} is not there: give the path of a picture")
     picture = _read(source, name)
     size = f"{picture.width} x {picture.height}"
     return _digit(picture, size, name) if network == "mnist" else _photograph(picture, size)

@@ -73,12 +73,14 @@ def test_predict(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "evaluate, report, predict"),
+        ([], "evaluate, report, predict, demo"),
         (["score"], "score"),
         (["evaluate"], "WORKDIR"),
         (["evaluate", "/nowhere"], "holds no checkpoint"),
         (["predict", "/nowhere"], "at least one picture"),
         (["predict", "/nowhere", "x.png"], "holds no checkpoint"),
+        (["demo", "/nowhere"], "holds no checkpoint"),
+        (["demo", "/nowhere", "--port", "x"], "--port"),
     ],
 )
 def test_mistakes(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,6 +130,16 @@ def test_no_picture(tmp_path: Path, content: bytes | None, said: str) -> None:
         picture.prepare(tmp_path, "mnist")
 
 
+def test_an_open_file_is_read_as_its_path_is(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    plain = prepare(path, drawn())
+    found = picture.prepare(io.BytesIO(path.read_bytes()), "mnist")
+    np.testing.assert_array_equal(found.image, plain.image)
+    assert found.steps == plain.steps
+    with pytest.raises(UserError, match=r"^the picture cannot be read as a picture"):
+        picture.prepare(io.BytesIO(b"text"), "mnist")
+
+
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.new("1", (9000, 9000)).save(path)

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcnn import checkpoint, manifest, recipes, trained, training
+from jaxcnn import checkpoint, manifest, models, recipes, trained, training
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
 from tests.test_checkpoint import flip
@@ -36,6 +36,14 @@ def test_what_was_trained_is_what_is_loaded(
     rows = found.probabilities(tiny_mnist.test.images)
     np.testing.assert_allclose(rows.sum(-1), 1, rtol=1e-5)
     assert (rows.argmax(-1) == tiny_mnist.test.labels).sum() == correct
+    maps = found.feature_maps(tiny_mnist.test.images[:3])
+    assert {name: values.shape for name, values in maps.items()} == {
+        "conv1": (3, 28, 28, 4),
+        "conv2": (3, 14, 14, 8),
+    }
+    images = found.model, found.variables, (tiny_mnist.test.images[:3] / 255 - 0.1307) / 0.3081
+    for name, values in models.feature_maps(*images).items():
+        np.testing.assert_allclose(maps[name], values, atol=1e-5)
     assert trained.load(workdir / "checkpoints", "7").checkpoint.step == 7
     scores = [record.test_accuracy for record in result.history]
     best = trained.load(workdir, "best").checkpoint.step
