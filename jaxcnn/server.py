@@ -27,7 +27,7 @@ from jaxcnn.errors import UserError
 
 _ROUTES = {"/": ("GET", "HEAD"), "/predict": ("POST",)}
 _CONNECTIONS = 64  # at once; each has a thread
-_LINGER = 2.0  # seconds
+_LINGER = 5.0  # seconds
 
 
 class Server(http.server.ThreadingHTTPServer):
