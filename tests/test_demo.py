@@ -303,16 +303,17 @@ def test_the_keyboard_draws(page: "Page", network: trained.Trained) -> None:
     page.keyboard.press("Space")
     for _ in range(14):
         page.keyboard.press("ArrowDown")
+    settle(page)
+    spoken = page.get_by_role("status")
+    spoken.filter(has_text="The network answers 1, ").wait_for(state="attached")
     page.keyboard.press("Space")
     page.keyboard.press("ArrowRight")  # with the pen up
-    settle(page)
+    text = "Pen up, 54 percent across, 75 percent down."
+    spoken.filter(has_text=text).wait_for(state="attached")
     (row,) = network.probabilities(
         picture.prepare(io.BytesIO(on_the_pad(page)), "mnist").image[None]
     )
     assert page.locator("#answer").inner_text() == str(row.argmax()) == "1"
-    spoken = page.get_by_role("status")
-    spoken.filter(has_text="The network answers 1, ").wait_for(state="attached")
-    assert "Pen up, 54 percent across, 75 percent down." in spoken.inner_text()
     names = []
     for _ in range(3):
         page.keyboard.press("Tab")
