@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jaxcnn.data import Dataset
+    from jaxcnn.training import Result
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,20 @@ class Flags:
     a figure of its own."""
     report: Literal["auto", "never"] = "auto"
     """Leave a page with pictures of the run in the workdir, report.html."""
-    feed: Literal["device", "stream"] = "device"
-    """Keep the training images on the device, or stream them from the host; same results."""
+    feed: Literal["auto", "device", "stream"] = "auto"
+    """Keep the training images on the device, or stream them from the host; same results. Auto
+    streams where there are several processes."""
+    devices: Annotated[int, conf.arg(metavar="N", help_behavior_hint="(default: one)")] = 0
+    """Train on so many devices, each with its part of every batch."""
+    mesh: Annotated[str, conf.arg(metavar="data=N", help_behavior_hint="(default: none)")] = ""
+    """The same as a mesh with named axes; of several processes all devices, by default."""
+    processes: Annotated[str, conf.arg(metavar="N|auto")] = "1"
+    """Processes of this run, on one host or several, all started with the same flags; auto where
+    jax recognises the cluster (SLURM, Open MPI, Kubernetes, TPU pods)."""
+    coordinator: Annotated[str, conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = ""
+    """Where process 0 listens for the others."""
+    process_id: Annotated[int, conf.arg(metavar="K", help_behavior_hint="")] = -1
+    """Which of the processes this one is, from 0."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next start is quick."""
 
@@ -145,13 +159,23 @@ def ending_on_errors(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         sys.stderr.write(f"{program}: error: {error}\n")
-        raise SystemExit(1 if isinstance(error, DivergedError) else 2) from None
+        status = 1 if isinstance(error, DivergedError) else 2
+        _leave(status)
+        raise SystemExit(status) from None
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted\n")
+        _leave(130)
         raise SystemExit(130) from None
     except interrupts.Terminated:
         sys.stderr.write(f"{program}: terminated\n")
+        _leave(143)
         raise SystemExit(143) from None
+
+
+def _leave(status: int) -> None:
+    """Ends one of several processes; with one, that module may not have been imported at all."""
+    if processes := sys.modules.get("jaxcnn.processes"):
+        processes.leave(status)
 
 
 def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, recipes.Recipe]:
@@ -251,22 +275,48 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
         UserError: the data, the workdir or a value cannot be used.
     """
     # Imported here, see the module's docstring.
+    import jax
     from rich.console import Console
 
-    from jaxcnn import checkpoint, compilation, environment, progress, records, training
+    from jaxcnn import (
+        checkpoint,
+        compilation,
+        environment,
+        parallel,
+        processes,
+        progress,
+        records,
+        training,
+    )
+    from jaxcnn.data.feed import choose
 
     console = Console(highlight=False)
 
-    say = say_on(console)
     every = checkpoint.Every.parse(flags.checkpoint_every)
+    axes = parallel.parse_mesh(flags.devices, flags.mesh, ("data",))
     look_for_own([recipe.optimizer])
+    processes.join(flags.processes, flags.coordinator, flags.process_id)
+    if processes.count() > 1 and not flags.workdir:
+        raise UserError("several processes have one workdir: give --workdir, the same to all")
+    say = say_on(console) if processes.is_main() else lambda *_: None
+    if processes.count() > 1 and not axes:
+        axes = {"data": jax.device_count()}
+    mesh = parallel.make_mesh(axes) if axes else None
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(flags.workdir or f"runs/{recipe.network}-{started}").expanduser()
-    records.check_workdir(workdir, flags.resume)
+    processes.from_main(lambda: records.check_workdir(workdir, flags.resume))
     training.check_recipe(recipe)  # before the data is loaded, which takes longer
     if flags.compilation_cache:
         compilation.enable_cache()
-    dataset = load_data(recipe.network, flags, say)
+    dataset = processes.main_first(lambda: load_data(recipe.network, flags, say))
+    same: dict[str, Any] = {
+        "seed": flags.seed,
+        "mesh": axes,
+        "feed": flags.feed,
+        "dataset": dataset.name,
+    }
+    same["checkpoint_every"] = flags.checkpoint_every
+    processes.check_same({**recipe.asdict(), **same})
     say(
         f"data: {dataset.name} {dataset.version}, {len(dataset.train):,} training and "
         f"{len(dataset.test):,} test images"
@@ -274,14 +324,16 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     say(
         f"recipe: {recipe.name}, {recipe.epochs} epochs at batch {recipe.batch_size} with "
         f"{recipe.optimizer} {recipe.learning_rate:g}, seed {flags.seed}, on {environment.device()}"
+        + (f", {parallel.describe(mesh)}" if mesh else "")
     )
-    with interrupts.watched() as interrupted:
+    with interrupts.watched() as interrupted, processes.noticing_losses():
         try:
             result = training.fit(
                 recipe,
                 dataset,
                 seed=flags.seed,
                 feed=flags.feed,
+                mesh=mesh,
                 observers=[records.Records(workdir), progress.make_progress(console)],
                 checkpoints=checkpoint.Policy(
                     workdir / records.CHECKPOINTS, every, flags.keep, flags.resume, report=say
@@ -289,11 +341,32 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
                 interrupted=interrupted,
             )
         except StoppedError as error:
-            assert interrupted.received is not None
-            sys.stderr.write(f"{error}; the same flags with --workdir {workdir} go on from there\n")
-            raise SystemExit(128 + interrupted.received) from None
+            # Where there are several processes, another one may have been asked.
+            number = interrupted.received or signal.SIGTERM
+            if processes.is_main():
+                advice = f"the same flags with --workdir {workdir} go on from there"
+                sys.stderr.write(f"{error}; {advice}\n")
+            raise SystemExit(128 + number) from None
+    settings: dict[str, Any] = {"seed": flags.seed, "feed": choose(flags.feed)}
+    if mesh:
+        settings["mesh"] = parallel.describe(mesh)
+    processes.from_main(lambda: _finish(flags, recipe, dataset, result, settings, workdir, say))
+
+
+def _finish(
+    flags: Flags,
+    recipe: recipes.Recipe,
+    dataset: "Dataset",
+    result: "Result",
+    settings: dict[str, Any],
+    workdir: Path,
+    say: Callable[..., None],
+) -> None:
+    """Writes what a run leaves once it has ended, and tells its scores."""
+    from jaxcnn import records, training
+
     command = shlex.join([Path(sys.executable).name, *sys.argv])
-    settings: dict[str, Any] = {"seed": flags.seed, "feed": flags.feed, "command": command}
+    settings["command"] = command
     scores = [describe_score(dataset, result.test_correct, result.test_total)]
     if flags.tta:
         correct, total, _ = training.evaluate(

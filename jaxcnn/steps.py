@@ -161,11 +161,14 @@ def make_eval_step(
     return jax.jit(eval_step)
 
 
-def make_train_steps(train_step: TrainStep) -> jax.stages.Wrapped:
+def make_train_steps(
+    train_step: TrainStep, out_sharding: jax.sharding.Sharding | None = None
+) -> jax.stages.Wrapped:
     """Makes one program of many training steps.
 
     Args:
         train_step: of `make_train_step`, or any function of that form.
+        out_sharding: of the state and the metrics that it returns. Default: the compiler's choice.
 
     Returns:
         `train_steps(state, batches, count, metrics=None) -> (state, metrics)`, jitted, with the
@@ -187,7 +190,7 @@ def make_train_steps(train_step: TrainStep) -> jax.stages.Wrapped:
         start = zero_train_metrics() if metrics is None else metrics
         return jax.lax.fori_loop(0, count, body, (state, start))
 
-    return jax.jit(train_steps, donate_argnums=0)
+    return jax.jit(train_steps, donate_argnums=0, out_shardings=out_sharding)
 
 
 def with_nonfinite_step(metrics: Metrics, step: jax.Array) -> Metrics:
@@ -203,11 +206,14 @@ def merge(metrics: Metrics, others: Metrics) -> Metrics:
     return {**sums, "nonfinite_step": first}
 
 
-def make_eval_steps(eval_step: EvalStep) -> jax.stages.Wrapped:
+def make_eval_steps(
+    eval_step: EvalStep, out_sharding: jax.sharding.Sharding | None = None
+) -> jax.stages.Wrapped:
     """Makes one program of many evaluation steps.
 
     Args:
         eval_step: of `make_eval_step`, or any function of that form.
+        out_sharding: of the metrics. Default: the compiler's choice.
 
     Returns:
         `eval_steps(variables, batches) -> metrics`, jitted: the sums over all K batches that the
@@ -220,7 +226,7 @@ def make_eval_steps(eval_step: EvalStep) -> jax.stages.Wrapped:
 
         return jax.lax.scan(body, zero_metrics(), batches)[0]
 
-    return jax.jit(eval_steps)
+    return jax.jit(eval_steps, out_shardings=out_sharding)
 
 
 def zero_metrics() -> Metrics:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn import checkpoint, demands, environment, optimizers, schedules, state, steps
+from jaxcnn import checkpoint, demands, environment, optimizers, processes, schedules, state, steps
 from jaxcnn.data.augment import make_augment, make_normalize
 from jaxcnn.data.dataset import Dataset, FeedName, Split
 from jaxcnn.data.feed import make_feed
 from jaxcnn.data.views import make_views
 from jaxcnn.errors import DivergedError, StoppedError, UserError
 from jaxcnn.models import Cifar10CNN, MnistCNN, count_parameters
+from jaxcnn.parallel import ONE_DEVICE, Placement
 from jaxcnn.recipes import Recipe
 
 # Evaluation is fastest on CPU while a batch fits the caches; its result does not depend on this.
@@ -291,7 +293,8 @@ def fit(
     model: nn.Module | None = None,
     tx: optax.GradientTransformation | None = None,
     seed: int = 0,
-    feed: FeedName = "device",
+    feed: FeedName = "auto",
+    mesh: jax.sharding.Mesh | None = None,
     observers: Sequence[Observer] = (),
     checkpoints: checkpoint.Policy | None = None,
     interrupted: Callable[[], bool] = lambda: False,
@@ -300,6 +303,8 @@ def fit(
 
     The outcome is a function of the arguments: on one machine, with the same versions, the same
     seed gives the same bits, with either feed, and however often the run was killed and resumed.
+    On a mesh it is the same but for rounding: `batch_size` is that of all devices together.
+    Where there are several processes, all call this with the same arguments.
 
     Args:
         recipe: the hyperparameters.
@@ -307,27 +312,36 @@ def fit(
         model: another network of the same inputs and outputs. Default: the recipe's.
         tx: another optimizer. Default: the recipe's, with its schedule.
         seed: in 0..2**32 - 1.
-        feed: "device" or "stream", see `jaxcnn.data.feed`.
-        observers: told about progress.
-        checkpoints: where to save the run, and to go on with it if it is there. Default: nowhere.
+        feed: see `jaxcnn.data.feed.make_feed`.
+        mesh: of devices to train on, see `jaxcnn.parallel.make_mesh`; of several processes, all
+            devices. Default: one device.
+        observers: told about progress, by process 0.
+        checkpoints: where to save the run, and to go on with it if it is there, on any mesh.
+            Default: nowhere.
         interrupted: asked often whether to save and stop.
 
     Raises:
-        UserError: the sizes do not fit, the optimizer cannot be used, or the checkpoints are those
-            of another run.
+        UserError: the sizes do not fit each other or the mesh, the optimizer cannot be used, or the
+            checkpoints are those of another run.
         WriteError: a checkpoint cannot be written.
         DivergedError: the loss is no longer finite.
         StoppedError: `interrupted` said so.
     """
     total_steps = check_sizes(recipe, dataset)
+    placement = Placement(mesh)
+    placement.check_batch(recipe.batch_size)
+    interrupted = processes.Agreed(interrupted)
+    observers = observers if processes.is_main() else ()
     init_key, order_key = split_key(seed)
-    model = make_model(recipe) if model is None else model
+    model = placement.model(make_model(recipe) if model is None else model)
     with contextlib.ExitStack() as stack:
         store = None
-        if checkpoints:  # first, so that a second process learns at once that it is the second
-            run = identity(recipe, dataset, model=model, own_tx=tx is not None, seeds=seed)
-            store = stack.enter_context(checkpoint.opened(checkpoints, run))
-        source = make_feed(feed, dataset.train, recipe.batch_size, order_key)
+        if checkpoints:  # first, so that a second run learns at once that it is the second
+            run = functools.partial(
+                identity, recipe, dataset, model=model, own_tx=tx is not None, seeds=seed
+            )
+            store = stack.enter_context(processes.opened(checkpoints, run))
+        source = make_feed(feed, dataset.train, recipe.batch_size, order_key, placement)
         schedule = None
         if tx is None:
             schedule = schedules.make_schedule(recipe, total_steps)
@@ -342,13 +356,15 @@ def fit(
             train_state, sums, done = tree["state"], tree["sums"], _Done.load(progress, saved)
             _report_resumed(checkpoints, saved, done)
         step = int(train_state.step)
+        train_state, sums = placement.replicate((train_state, sums))
         per_epoch = source.plan.steps
 
         def save() -> Path | None:
             if store is None:
                 return None
             score = done.history[-1].test_accuracy if step % per_epoch == 0 else None
-            return store.save(step, {"state": train_state, "sums": sums}, asdict(done), score)
+            tree = placement.fetch({"state": train_state, "sums": sums})
+            return store.save(step, tree, asdict(done), score)
 
         def stop_if_asked() -> None:
             if interrupted():
@@ -357,10 +373,13 @@ def fit(
         normalize = make_normalize(recipe.mean, recipe.std)
         train_step = make_train_step(recipe, model, tx)
         began = time.perf_counter()
-        train_steps = _compile_train_steps(train_step, train_state, source.plan.shapes, image_shape)
-        test_batches = eval_batches(dataset.test, EVAL_BATCH_SIZE)
+        train_steps = _compile_train_steps(
+            train_step, train_state, source.plan.shapes, image_shape, placement
+        )
+        test_batches = eval_batches(dataset.test, EVAL_BATCH_SIZE, placement)
+        eval_step = steps.make_eval_step(model, normalize=normalize)
         eval_steps = (
-            steps.make_eval_steps(steps.make_eval_step(model, normalize=normalize))
+            steps.make_eval_steps(eval_step, placement.everywhere)
             .lower(train_state.eval_variables, test_batches)
             .compile()
         )
@@ -418,7 +437,7 @@ def fit(
             done.test_correct, done.test_total = int(test["correct"]), int(test["count"])
             done.train_seconds += seconds
             done.epoch_seconds = 0.0
-            sums = steps.zero_train_metrics()
+            sums = placement.replicate(steps.zero_train_metrics())
             for observer in observers:
                 observer.epoch(record)
             if (every and step % every == 0) or step == total_steps or interrupted():
@@ -426,7 +445,7 @@ def fit(
             if step < total_steps:
                 stop_if_asked()
     return Result(
-        state=train_state,
+        state=placement.fetch(train_state),
         history=tuple(done.history),
         test_correct=done.test_correct,
         test_total=done.test_total,
@@ -475,29 +494,30 @@ def evaluate(
     return int(sums["correct"]), int(sums["count"]), float(sums["loss_sum"] / sums["count"])
 
 
-def eval_batches(split: Split, batch_size: int) -> dict[str, jax.Array]:
-    """Returns a whole split as batches on the device, the last one padded and masked.
+def eval_batches(
+    split: Split, batch_size: int, placement: Placement = ONE_DEVICE
+) -> dict[str, jax.Array]:
+    """Returns a whole split as batches on the devices, the last one padded and masked.
 
     Args:
         split: N pictures.
-        batch_size: B, any number from 1.
+        batch_size: B / D, any number from 1, on each of D devices along "data".
+        placement: where the batches go; a process reads what its own devices need.
 
     Returns:
         `{"image": uint8[K, B, H, W, C], "label": int32[K, B], "mask": bool[K, B]}`, K = N / B
         rounded up.
     """
-    count = -(-len(split) // batch_size)
-    padding = count * batch_size - len(split)
-
-    def stack(array: np.ndarray) -> jax.Array:
-        padded = np.concatenate([array, np.zeros((padding, *array.shape[1:]), array.dtype)])
-        return jnp.asarray(padded.reshape(count, batch_size, *array.shape[1:]))
-
-    return {
-        "image": stack(split.images),
-        "label": stack(split.labels),
-        "mask": stack(np.ones(len(split), bool)),
+    batch_size *= placement.size("data")
+    positions = np.arange(-(-len(split) // batch_size) * batch_size).reshape(-1, batch_size)
+    own = positions[:, placement.rows(batch_size)]
+    indices = np.minimum(own, len(split) - 1)
+    arrays = {
+        "image": split.images[indices],
+        "label": split.labels[indices],
+        "mask": own < len(split),
     }
+    return placement.send(arrays, batch_size)
 
 
 def _stop_if_diverged(
@@ -523,15 +543,17 @@ def _compile_train_steps(
     train_state: state.TrainState,
     shapes: list[tuple[int, int]],
     image_shape: tuple[int, ...],
+    placement: Placement,
 ) -> dict[tuple[int, ...], Any]:
     """Compiles a program for every shape of chunk, ahead of the first step."""
-    train_steps = steps.make_train_steps(train_step)
+    train_steps = steps.make_train_steps(train_step, placement.everywhere)
     programs: dict[tuple[int, ...], Any] = {}
     for shape in shapes:
+        sharding = placement.batches(shape[1])
         batches = {
-            "image": jax.ShapeDtypeStruct((*shape, *image_shape), jnp.uint8),
-            "label": jax.ShapeDtypeStruct(shape, jnp.int32),
+            "image": jax.ShapeDtypeStruct((*shape, *image_shape), jnp.uint8, sharding=sharding),
+            "label": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding),
         }
-        sums = steps.zero_train_metrics()
+        sums = placement.replicate(steps.zero_train_metrics())
         programs[shape] = train_steps.lower(train_state, batches, np.int32(0), sums).compile()
     return programs

@@ -42,11 +42,11 @@ def write(folder: Path, tree: Any) -> list[list[Any]]:
     import orbax.checkpoint as ocp
 
     named = _named(tree)
-    plain = {name: _plain(leaf) for name, leaf in named.items()}
+    plain = {name: as_numbers(leaf) for name, leaf in named.items()}
     arrays = {position: plain[name] for name, position in _positions(plain).items()}
 
     def save() -> None:
-        with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
+        with contextlib.closing(_checkpointer()) as checkpointer:
             checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(arrays))
 
     _, failure = _quietly(save)
@@ -85,12 +85,12 @@ def read(folder: Path, like: Any, leaves: Sequence[Sequence[Any]]) -> Any:
                 f"{folder} holds {there.get(name, 'nothing')} as {name}, and this network with "
                 f"this optimizer needs {wanted.get(name, 'nothing')}: give what it was saved with"
             )
-    arrays = _restore(folder, {name: _plain(leaf) for name, leaf in named.items()})
+    arrays = _restore(folder, {name: as_numbers(leaf) for name, leaf in named.items()})
     for name, _, _, digest in leaves:
         if _sha256(arrays[name]) != digest:
             raise manifest.DamagedError(f"{folder.name} gives other numbers for {name}")
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _as_written(arrays[_name(path)], leaf), like
+        lambda path, leaf: as_written(arrays[_name(path)], leaf), like
     )
 
 
@@ -110,7 +110,7 @@ def _restore(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     }
 
     def restore() -> Any:
-        with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
+        with contextlib.closing(_checkpointer()) as checkpointer:
             return checkpointer.restore(folder.absolute(), args=ocp.args.StandardRestore(wanted))
 
     arrays, failure = _quietly(restore)
@@ -118,6 +118,19 @@ def _restore(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
         raise manifest.DamagedError(f"{folder.name} cannot be read ({failure})")
     empty = {n: jnp.zeros(x.shape, x.dtype) for n, x in like.items() if n not in positions}
     return {name: _uncommitted(arrays[at]) for name, at in positions.items()} | empty
+
+
+def _checkpointer() -> Any:
+    """Returns one that works in this process alone, whether or not the run has others."""
+    import orbax.checkpoint as ocp
+
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"{process}"
+    )
+    return ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+    )
 
 
 def _uncommitted(array: jax.Array) -> jax.Array:
@@ -152,7 +165,7 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _plain(leaf: Any) -> Any:
+def as_numbers(leaf: Any) -> Any:
     """Returns the numbers of a PRNG key, or their shape; every other leaf as it is."""
     if not _is_key(leaf):
         return leaf
@@ -161,7 +174,8 @@ def _plain(leaf: Any) -> Any:
     return jax.random.key_data(leaf)
 
 
-def _as_written(array: jax.Array, leaf: Any) -> jax.Array:
+def as_written(array: jax.Array, leaf: Any) -> jax.Array:
+    """Returns an array of `as_numbers` as what it was, of the form of `leaf`."""
     if not _is_key(leaf):
         return array
     impls: list[Any] = []

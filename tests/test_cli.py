@@ -21,7 +21,7 @@ def test_defaults_are_the_recipe_s() -> None:
         for name, recipe in named.items():
             flags, parsed = cli.parse(network, ["--recipe", name])
             assert parsed == recipe
-            assert (flags.seed, flags.data, flags.feed) == (0, "auto", "device")
+            assert (flags.seed, flags.data, flags.feed) == (0, "auto", "auto")
     assert cli.parse("mnist", [])[1] == recipes.get("mnist", "fast")
 
 

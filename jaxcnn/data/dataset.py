@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Name = Literal["mnist", "cifar10"]
 Source = Literal["auto", "real", "synthetic"]
-FeedName = Literal["device", "stream"]
+FeedName = Literal["auto", "device", "stream"]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,11 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jaxcnn.data.dataset import FeedName, Split
+from jaxcnn.errors import UserError
+from jaxcnn.parallel import ONE_DEVICE, Placement
 
 # Large enough that a chunk's overhead vanishes, small enough to prefetch and to show progress.
 _CHUNK_BYTES = 8 * 2**20
@@ -26,7 +29,7 @@ class Chunk:
     """Consecutive batches of an epoch.
 
     Attributes:
-        batches: `{"image": uint8[K, B, H, W, C], "label": int32[K, B]}`, on the device.
+        batches: `{"image": uint8[K, B, H, W, C], "label": int32[K, B]}`, on the devices.
         count: how many of the K batches are to be trained on; the rest is padding.
         batch_size: B.
     """
@@ -60,18 +63,42 @@ def permutation(key: jax.Array, epoch: int | jax.Array, size: int) -> jax.Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), size)
 
 
-def make_feed(name: FeedName, split: Split, batch_size: int, key: jax.Array) -> Feed:
+def choose(name: FeedName) -> FeedName:
+    """Returns the feed that a name stands for: "auto" is "stream" where there are many processes.
+
+    Raises:
+        UserError: it would keep the whole split in each of them.
+    """
+    alone = jax.process_count() == 1
+    if name == "auto":
+        return "device" if alone else "stream"
+    if name == "device" and not alone:
+        raise UserError(
+            "--feed device keeps all images in every process, and each of several is to load its "
+            "own only: take --feed stream"
+        )
+    return name
+
+
+def make_feed(
+    name: FeedName,
+    split: Split,
+    batch_size: int,
+    key: jax.Array,
+    placement: Placement = ONE_DEVICE,
+) -> Feed:
     """Makes a feed.
 
     Args:
-        name: "device" keeps the whole split on the device; "stream" sends chunks from the host.
+        name: "device" keeps the whole split on every device; "stream" sends chunks from the host,
+            of which a process reads what its devices need; see `choose` for "auto".
         split: the training data.
         batch_size: of all batches but the last of an epoch, which is as large as what is left.
         key: PRNG key[] of the order.
+        placement: where the batches go.
     """
-    if name == "device":
-        return DeviceFeed(split, batch_size, key)
-    return StreamFeed(split, batch_size, key)
+    kind = DeviceFeed if choose(name) == "device" else StreamFeed
+    return kind(split, batch_size, key, placement)
 
 
 @dataclass(frozen=True)
@@ -117,12 +144,15 @@ class Plan:
 
 
 class DeviceFeed:
-    """Keeps the whole split on the device as uint8 and shuffles it there."""
+    """Keeps the whole split on every device as uint8 and shuffles it there."""
 
-    def __init__(self, split: Split, batch_size: int, key: jax.Array) -> None:
-        self._images = jnp.array(split.images)
-        self._labels = jnp.array(split.labels)
-        self._key = key
+    def __init__(
+        self, split: Split, batch_size: int, key: jax.Array, placement: Placement = ONE_DEVICE
+    ) -> None:
+        self._images = placement.replicate(jnp.array(split.images))
+        self._labels = placement.replicate(jnp.array(split.labels))
+        self._key = placement.replicate(key)
+        self._placement = placement
         self.plan = Plan(len(split), batch_size, split.images[0].nbytes)
         self._permutation = jax.jit(permutation, static_argnums=2)
 
@@ -130,29 +160,48 @@ class DeviceFeed:
         """Yields the chunks of an epoch, see `Feed`."""
         order = self._permutation(self._key, epoch, len(self._labels))
         for start, stop, length, batch_size in self.plan.chunks(first, cuts):
-            batches = _take(self._images, self._labels, order, start, length, batch_size)
+            batches = _take(
+                self._images,
+                self._labels,
+                order,
+                start,
+                length,
+                batch_size,
+                self._placement.batches(batch_size),
+            )
             yield Chunk(batches, (stop - start) // batch_size, batch_size)
 
 
-@jax.jit(static_argnums=(4, 5))
+@jax.jit(static_argnums=(4, 5, 6))
 def _take(
-    images: jax.Array, labels: jax.Array, order: jax.Array, start: int, length: int, batch_size: int
+    images: jax.Array,
+    labels: jax.Array,
+    order: jax.Array,
+    start: int,
+    length: int,
+    batch_size: int,
+    sharding: NamedSharding | None,
 ) -> dict[str, jax.Array]:
     # The last chunk may reach past the end; what it takes there is never trained on.
     positions = jnp.minimum(start + jnp.arange(length * batch_size), order.size - 1)
     indices = order[positions].reshape(length, batch_size)
-    return {"image": images[indices], "label": labels[indices]}
+    batches = {"image": images[indices], "label": labels[indices]}
+    return batches if sharding is None else jax.lax.with_sharding_constraint(batches, sharding)
 
 
 class StreamFeed:
     """Reads chunks from memory-mapped arrays in background threads and sends them ahead of use.
 
-    The device holds at most three chunks at a time, whatever the size of the data set.
+    The device holds at most three chunks at a time, whatever the size of the data set. A process
+    reads the pictures that its own devices need, of each batch its rows.
     """
 
-    def __init__(self, split: Split, batch_size: int, key: jax.Array) -> None:
+    def __init__(
+        self, split: Split, batch_size: int, key: jax.Array, placement: Placement = ONE_DEVICE
+    ) -> None:
         self._split = split
         self._key = key
+        self._placement = placement
         self.plan = Plan(len(split), batch_size, split.images[0].nbytes)
 
     def epoch(self, epoch: int, first: int = 0, cuts: Container[int] = ()) -> Iterator[Chunk]:
@@ -166,7 +215,8 @@ class StreamFeed:
         def read(chunk: int) -> dict[str, np.ndarray]:
             start, _, length, batch_size = plan[chunk]
             positions = np.minimum(start + np.arange(length * batch_size), len(order) - 1)
-            indices = order[positions].reshape(length, batch_size)
+            rows = self._placement.rows(batch_size)
+            indices = order[positions].reshape(length, batch_size)[:, rows]
             return {"image": self._split.images[indices], "label": self._split.labels[indices]}
 
         loader = (
@@ -177,7 +227,8 @@ class StreamFeed:
         ahead: Chunk | None = None
         for (start, stop, _, batch_size), arrays in zip(plan, loader, strict=True):
             # Sending is asynchronous: the next chunk travels while this one is trained on.
-            sent = Chunk(jax.device_put(arrays), (stop - start) // batch_size, batch_size)
+            batches = self._placement.send(arrays, batch_size)
+            sent = Chunk(batches, (stop - start) // batch_size, batch_size)
             if ahead is not None:
                 yield ahead
             ahead = sent
