@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxcnn import trees
 from jaxcnn.errors import UserError
 
 AxisName = Literal["data", "ensemble"]
@@ -180,7 +181,16 @@ class Placement:
 
     def replicate(self, tree: Any) -> Any:
         """Puts a tree of arrays, the same in every process, on every device."""
-        return tree if self.mesh is None else jax.device_put(tree, self.everywhere)
+        everywhere = self.everywhere
+        if everywhere is None:
+            return tree
+
+        def put(leaf: Any) -> jax.Array:
+            numbers = np.asarray(trees.as_numbers(leaf))
+            sent = jax.make_array_from_process_local_data(everywhere, numbers, numbers.shape)
+            return trees.as_written(sent, leaf)
+
+        return jax.tree.map(put, tree)
 
     def fetch(self, tree: Any) -> Any:
         """Returns the arrays of a tree that every device has as arrays of one device."""

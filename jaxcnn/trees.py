@@ -44,6 +44,8 @@ def write(folder: Path, tree: Any) -> list[list[Any]]:
     named = _named(tree)
     plain = {name: as_numbers(leaf) for name, leaf in named.items()}
     arrays = {position: plain[name] for name, position in _positions(plain).items()}
+    if jax.process_count() > 1:  # Orbax wants arrays of all processes then, or of none
+        arrays = jax.tree.map(np.asarray, arrays)
 
     def save() -> None:
         with contextlib.closing(_checkpointer()) as checkpointer:
@@ -98,7 +100,7 @@ def _restore(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     """Reads arrays by Orbax."""
     import orbax.checkpoint as ocp
 
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     positions = _positions(like)
     wanted = {
         position: jax.ShapeDtypeStruct(
@@ -108,6 +110,8 @@ def _restore(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
         )
         for name, position in positions.items()
     }
+    if jax.process_count() > 1:  # see `write`
+        wanted = {at: np.empty(leaf.shape, leaf.dtype) for at, leaf in wanted.items()}
 
     def restore() -> Any:
         with contextlib.closing(_checkpointer()) as checkpointer:
@@ -133,12 +137,13 @@ def _checkpointer() -> Any:
     )
 
 
-def _uncommitted(array: jax.Array) -> jax.Array:
+def _uncommitted(array: Any) -> jax.Array:
     """Returns an array of one device as a computation would have: not bound to that device.
 
     A jitted function is compiled once more for arguments that are.
     """
-    return array if len(array.sharding.device_set) > 1 else jnp.asarray(np.asarray(array))
+    many = isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
+    return array if many else jnp.asarray(np.asarray(array))
 
 
 def _named(tree: Any) -> dict[str, Any]:
