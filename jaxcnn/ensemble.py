@@ -24,6 +24,7 @@ from jaxcnn.data.augment import make_normalize
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.data.feed import permutation
 from jaxcnn.errors import StoppedError, UserError
+from jaxcnn.parallel import ONE_DEVICE, Placement
 from jaxcnn.recipes import Recipe
 from jaxcnn.training import (
     EVAL_BATCH_SIZE,
@@ -150,6 +151,7 @@ def chunks(
     members: Members,
     *,
     chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     evaluate_on: Split | None = None,
     evaluate_once: bool = False,
     model: nn.Module | None = None,
@@ -165,8 +167,10 @@ def chunks(
         recipe: what the runs have in common.
         dataset: likewise.
         members: the runs.
-        chunk: how many run at once. Default: on CPU one, which is fastest there; elsewhere as many
-            as fit the device's memory.
+        chunk: how many run at once. Default: on CPU one on each device, which is fastest there;
+            elsewhere as many as fit the devices' memory.
+        mesh: of devices, see `jaxcnn.parallel.make_mesh`: a chunk is spread along its axis
+            "ensemble", the batches of its members along "data". Default: one device.
         evaluate_on: scored after every epoch. Default: the test split.
         evaluate_once: score it after the last epoch only.
         model: another network of the same inputs and outputs.
@@ -187,10 +191,14 @@ def chunks(
     check_sizes(recipe, dataset)
     if not len(members):
         raise UserError("an ensemble without members: give at least one seed")
-    model = make_model(recipe) if model is None else model
-    data = (jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels))
-    batches = eval_batches(evaluate_on or dataset.test, EVAL_BATCH_SIZE)
-    programs = _compile(_Member.make(recipe, dataset, model, tx), data, batches, members, chunk)
+    placement = Placement(mesh)
+    placement.check_batch(recipe.batch_size)
+    model = placement.model(make_model(recipe) if model is None else model)
+    images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
+    data = placement.replicate((images, labels))
+    batches = eval_batches(evaluate_on or dataset.test, EVAL_BATCH_SIZE, placement)
+    member = _Member.make(recipe, dataset, model, tx, placement)
+    programs = _compile(member, data, batches, members, chunk, placement)
     run: dict[str, Any] = {}
     if checkpoints:
         run = identity(recipe, dataset, model=model, own_tx=tx is not None)
@@ -326,7 +334,9 @@ class _Member:
     score: Callable[..., steps.Metrics]
 
     @classmethod
-    def make(cls, recipe: Recipe, dataset: Dataset, model: nn.Module, tx: Any) -> "_Member":
+    def make(
+        cls, recipe: Recipe, dataset: Dataset, model: nn.Module, tx: Any, placement: Placement
+    ) -> "_Member":
         normalize = make_normalize(recipe.mean, recipe.std)
         eval_steps = steps.make_eval_steps(steps.make_eval_step(model, normalize=normalize))
         size = len(dataset.train)
@@ -370,6 +380,7 @@ class _Member:
                 train_state, sums = carry
                 start = position * recipe.batch_size
                 indices = jax.lax.dynamic_slice_in_dim(order, start, count)
+                indices = placement.cut(indices)
                 batch = {"image": images[indices], "label": labels[indices]}
                 train_state, metrics = train_step(train_state, batch)
                 metrics = steps.with_nonfinite_step(metrics, train_state.step)
@@ -441,36 +452,51 @@ class _Programs:
 
 
 def _compile(
-    member: _Member, data: Any, batches: Any, members: Members, chunk: int | None
+    member: _Member,
+    data: Any,
+    batches: Any,
+    members: Members,
+    chunk: int | None,
+    placement: Placement,
 ) -> _Programs:
+    spread = placement.size("ensemble")
+
     def arguments(part: Members) -> tuple[Any, Any]:
-        return jnp.asarray(part.seeds), {k: jnp.asarray(v) for k, v in part.hyperparameters.items()}
+        return placement.spread((part.seeds, dict(part.hyperparameters)))
 
     def build(size: int) -> tuple[_Programs, int]:
         """Returns the programs for that many members, and the bytes that a chunk needs."""
         one = arguments(members.take(np.zeros(size, int)))
-        init = jax.jit(_for_each(member.init, size, 2))
-        states = jax.eval_shape(init, *one)
+        out = placement.members
+        init = jax.jit(_for_each(member.init, size, 2, placement), out_shardings=out)
+        states = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=out),
+            jax.eval_shape(init, *one),
+        )
         sums = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((size,), leaf.dtype), steps.zero_train_metrics()
+            lambda leaf: jax.ShapeDtypeStruct((size,), leaf.dtype, sharding=out),
+            steps.zero_train_metrics(),
         )
         zero = np.int32(0)
 
         def compile_steps(take: Callable[..., Any]) -> Any:
-            mapped = jax.jit(_for_each(take, size, 4), donate_argnums=0)
+            mapped = jax.jit(
+                _for_each(take, size, 4, placement), donate_argnums=0, out_shardings=out
+            )
             return mapped.lower(states, sums, *one, zero, (zero, zero), data).compile()
 
         full = compile_steps(member.full)
         rest = compile_steps(member.rest) if member.size % member.batch_size else None
-        score = jax.jit(_for_each(member.score, size, 1)).lower(states, batches).compile()
+        mapped = jax.jit(_for_each(member.score, size, 1, placement), out_shardings=out)
+        score = mapped.lower(states, batches).compile()
         analyses: list[Any] = [program.memory_analysis() for program in (full, score)]
         needed = max(analysis.temp_size_in_bytes for analysis in analyses)
         needed += sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(states))
 
         def call(program: Any) -> Any:
             return lambda states, sums, part, number, bounds: program(
-                states,
-                sums,
+                placement.spread(states),
+                placement.spread(sums),
                 *arguments(part),
                 np.int32(number),
                 tuple(map(np.int32, bounds)),
@@ -484,19 +510,20 @@ def _compile(
             lambda part: init(*arguments(part)),
             call(full),
             None if rest is None else call(rest),
-            lambda states: score(states, batches),
+            lambda states: score(placement.spread(states), batches),
         )
         return programs, needed
 
     free = _free_memory()
     if chunk is None:
-        chunk = 1 if jax.default_backend() == "cpu" else len(members)
-        if chunk > _SAMPLE:
-            each = build(_SAMPLE)[1] / _SAMPLE
-            chunk = int(min(chunk, max(1, _SHARE * free // each)))
+        chunk = spread if jax.default_backend() == "cpu" else len(members)
+        if chunk > _SAMPLE * spread:
+            each = build(_SAMPLE * spread)[1] / _SAMPLE
+            chunk = int(min(chunk, spread * max(1, _SHARE * free // each)))
     elif chunk < 1:
         raise UserError(f"chunk takes a whole number from 1, got {chunk}")
-    programs, needed = build(min(chunk, len(members)))
+    # Every device along "ensemble" has as many.
+    programs, needed = build(-(-min(chunk, len(members)) // spread) * spread)
     if needed > free:
         most = max(1, int(programs.chunk * _SHARE * free / needed))
         raise UserError(
@@ -506,11 +533,17 @@ def _compile(
     return programs
 
 
-def _for_each(function: Callable[..., Any], size: int, mapped: int) -> Callable[..., Any]:
+def _for_each(
+    function: Callable[..., Any], size: int, mapped: int, placement: Placement
+) -> Callable[..., Any]:
     """Maps a function over the leading axis of its first so many arguments.
 
-    For a single member without `vmap`, which costs a little and changes the last bits.
+    For a single member without `vmap`, which costs a little and changes the last bits. On a mesh
+    every device maps over its own members, as one device would.
     """
+    if placement.mesh is not None:
+        own = size // placement.size("ensemble")
+        return placement.over_members(_for_each(function, own, mapped, ONE_DEVICE), mapped)
     if size > 1:
         return lambda *args: jax.vmap(lambda *own: function(*own, *args[mapped:]))(*args[:mapped])
 

@@ -6,7 +6,7 @@ need, so a step on a mesh is that of one device on the same global batch.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -149,6 +149,44 @@ class Placement:
             return None
         whole = batch_size % self.size("data") != 0
         return NamedSharding(self.mesh, PartitionSpec() if whole else PartitionSpec(None, "data"))
+
+    @property
+    def members(self) -> NamedSharding | None:
+        """Of [E, ...], the arrays of an ensemble; None without a mesh."""
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec("ensemble"))
+
+    def spread(self, tree: Any) -> Any:
+        """Puts arrays of [E, ...] on the devices of their members."""
+        return jax.device_put(tree, self.members)
+
+    def over_members(self, function: Callable[..., Any], mapped: int) -> Callable[..., Any]:
+        """Lets every device along "ensemble" call a function on its own members.
+
+        Args:
+            function: of arrays [E, ...] first, and of others.
+            mapped: how many arguments are of the first kind.
+        """
+        ours = PartitionSpec("ensemble")
+
+        def call(*args: Any) -> Any:
+            specs = (ours,) * mapped + (PartitionSpec(),) * (len(args) - mapped)
+            return jax.shard_map(
+                function,
+                mesh=self.mesh,
+                in_specs=specs,
+                out_specs=ours,
+                axis_names={"ensemble"},
+                check_vma=False,
+            )(*args)
+
+        return call
+
+    def cut(self, indices: jax.Array) -> jax.Array:
+        """Cuts the positions of a batch's pictures, int32[B], and so the batch, along "data"."""
+        if self.size("data") == 1 or indices.size % self.size("data"):
+            return indices
+        assert self.mesh is not None
+        return jax.lax.with_sharding_constraint(indices, PartitionSpec("data"))
 
     def rows(self, batch_size: int) -> slice:
         """Returns the positions in a batch that this process's devices need."""

@@ -102,7 +102,7 @@ def _restore(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
 
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     positions = _positions(like)
-    wanted = {
+    wanted: dict[str, Any] = {
         position: jax.ShapeDtypeStruct(
             like[name].shape,
             like[name].dtype,

@@ -13,13 +13,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxcnn import checkpoint, cli, parallel, processes, trees, training
+from jaxcnn import checkpoint, cli, parallel, processes, training, trees
 from jaxcnn.data import Dataset, feed
 from tests.conformance import RECIPE, SHAPE, SmallCNN
 from tests.stripes import striped_split
 
-# 28 of 318 divide over four devices, the 10 pictures that are left do not.
-RECIPE_HERE = RECIPE.replace(epochs=3, batch_size=28)
+# 28 of 318 divide over four devices, the 10 pictures that are left do not. Not Adam: it makes whole
+# steps of the rounding errors that are the gradient of a bias before BatchNorm.
+RECIPE_HERE = RECIPE.replace(optimizer="sgd", epochs=3, batch_size=28)
 SAVED = checkpoint.Every(5, "steps")
 
 

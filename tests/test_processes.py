@@ -27,8 +27,12 @@ def start(folder: Path, count: int, devices: int, *action: str) -> list[subproce
     environment = {**os.environ, "XLA_FLAGS": simulated, "PYTHONPATH": str(REPOSITORY)}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.several", f"{port}", f"{count}", f"{process}", folder]
-            + list(action),
+            [
+                sys.executable,
+                "-m",
+                "tests.several",
+                *map(str, (port, count, process, folder, *action)),
+            ],
             cwd=REPOSITORY,
             env=environment,
             stdout=subprocess.DEVNULL,
