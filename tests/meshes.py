@@ -7,6 +7,7 @@ import collections
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from jaxcnn import checkpoint, optimizers, parallel, recipes, state, training
 from jaxcnn.data import Dataset
 from jaxcnn.errors import StoppedError
+from tests import conformance
 from tests.stripes import striped_split
 
 MNIST = recipes.get("mnist", "fast").replace(epochs=2, batch_size=32)
@@ -87,7 +89,25 @@ def one_run(recipe: recipes.Recipe, folder: Path) -> dict[str, Any]:
     }
 
 
+def ensembles() -> dict[str, Any]:
+    """An ensemble on one device and on meshes; its six members do not divide over four devices."""
+    recipe = conformance.RECIPE.replace(optimizer="sgd", epochs=1)
+    members = ensemble.grid([0, 1, 2], learning_rate=[0.02, 0.05])
+    options = {"model": conformance.SmallCNN(), "keep_states": True}
+    one = ensemble.fit(recipe, conformance.dataset(), members, **options)
+    distances = {}
+    for axes in ({"ensemble": 2}, {"ensemble": 4, "data": 2}):
+        mesh = parallel.make_mesh(axes)
+        other = ensemble.fit(recipe, conformance.dataset(), members, mesh=mesh, **options)
+        assert (other.total, other.diverged_at.tolist()) == (64, [0] * 6)
+        distances[parallel.describe(mesh)] = distance(one.states.params, other.states.params)
+    return distances
+
+
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_compilation_cache_dir", f"{sys.argv[1]}/programs")
+    warnings.filterwarnings("ignore", message=".*is deprecated")
     folder = Path(sys.argv[1])
     found = {recipe.network: one_run(recipe, folder) for recipe in (MNIST, CIFAR10)}
-    sys.stdout.write(json.dumps(found))
+    sys.stdout.write(json.dumps({**found, "ensembles": ensembles()}))
