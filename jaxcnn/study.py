@@ -120,6 +120,7 @@ def run(
     folder: Path,
     *,
     chunk: int | None = None,
+    mesh: Any = None,
     observer: Observer | None = None,
     shard: Shard | None = None,
     command: str = "",
@@ -131,6 +132,7 @@ def run(
         dataset: what to train and test on.
         folder: the workdir, of this study or shard alone; it may hold a part of it.
         chunk: runs at once, see `jaxcnn.ensemble.chunks`.
+        mesh: of devices, likewise.
         observer: told about progress.
         shard: the optimizers whose runs to do. Default: all.
         command: that goes on with it, to be kept beside the runs.
@@ -154,7 +156,7 @@ def run(
             asked = _specification(study, dataset, shard)
             _claim(asked, folder, command, started=bool(done), ended=images[0] == images[1])
             observer.start(len(done), *images)
-            for fresh in _missing(part, dataset, done, chunk, observer):
+            for fresh in _missing(part, dataset, done, {"chunk": chunk, "mesh": mesh}, observer):
                 _append(folder / RUNS, fresh)
                 done += fresh
             return done
@@ -245,7 +247,7 @@ def load_runs(path: Path, *, repair: bool = True) -> list[Run]:
 
 
 def _missing(
-    study: Study, dataset: Dataset, done: list[Run], chunk: int | None, observer: Observer
+    study: Study, dataset: Dataset, done: list[Run], how: dict[str, Any], observer: Observer
 ) -> Iterator[list[Run]]:
     """Trains what is missing, and yields it as it ends."""
     runs = list(done)
@@ -256,7 +258,7 @@ def _missing(
             if not pairs:
                 continue
             observer.runs(phase, optimizer, len(pairs))
-            options: dict[str, Any] = {"chunk": chunk, "report": observer.advance}
+            options: dict[str, Any] = {**how, "report": observer.advance}
             if phase == "tune":
                 options["evaluate_on"] = held_out
             else:

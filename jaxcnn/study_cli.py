@@ -55,6 +55,12 @@ class StudyFlags:
     """Validation accuracy whose time is reported, 0..1; 0 for 0.98 (mnist) or 0.7 (cifar10)."""
     chunk: int = 0
     """Runs at once in one program; 0 for what suits the device."""
+    devices: Annotated[int, conf.arg(metavar="N", help_behavior_hint="(default: one)")] = 0
+    """Spread the runs of a program over so many devices."""
+    mesh: Annotated[
+        str, conf.arg(metavar="ensemble=N,data=N", help_behavior_hint="(default: none)")
+    ] = ""
+    """The same as a mesh; along data the batches of every run are cut."""
     data: Literal["auto", "real", "synthetic"] = "auto"
     """The real data or nothing, or a synthetic stand-in; auto takes the real data where it can be
     had."""
@@ -169,12 +175,15 @@ def _merge(flags: StudyFlags, command: str) -> "tuple[Study, list[Run], Path]":
 
 def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study, list[Run], Path]":
     """Trains what is missing; returns the study, its runs and where they are."""
-    from jaxcnn import compilation, learning_rates, study, training
+    from jaxcnn import compilation, learning_rates, parallel, study, training
 
     changes = {"epochs": flags.epochs}
     if flags.batch_size:
         changes["batch_size"] = flags.batch_size
     recipe = cli.replace(recipes.get(flags.network, flags.recipe), **changes)
+    axes = parallel.parse_mesh(flags.devices, flags.mesh, ("ensemble", "data"))
+    mesh = parallel.make_mesh(axes) if axes else None
+    parallel.Placement(mesh).check_batch(recipe.batch_size)
     rates = learning_rates.parse(
         flags.learning_rates,
         flags.optimizers,
@@ -197,6 +206,7 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
         dataset,
         folder,
         chunk=flags.chunk or None,
+        mesh=mesh,
         observer=_observer(console),
         shard=shard,
         command=command,

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcnn import checkpoint, optimizers, parallel, recipes, state, training
+from jaxcnn import checkpoint, ensemble, optimizers, parallel, recipes, state, training
 from jaxcnn.data import Dataset
 from jaxcnn.errors import StoppedError
 from tests import conformance
