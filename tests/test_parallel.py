@@ -30,13 +30,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(run.stdout)
 
 
-@pytest.mark.parametrize("network", ["mnist", "cifar10"])
-def test_eight_devices_do_what_one_does(network: str, found: dict[str, Any]) -> None:
-    run = found[network]
-    parts = ["params", "batch_stats"] if network == "cifar10" else ["params"]
+def test_eight_devices_do_what_one_does(found: dict[str, Any]) -> None:
+    run = found["cifar10"]
     for name in ("eight", "streamed", "resumed"):
-        for part in parts:
-            assert 0 < run[f"{name} {part}"] < TOLERANCE
+        for part in ("params", "batch_stats"):
+            assert run[f"{name} {part}"] < TOLERANCE
     assert run["feeds"] == 0
     assert run["stopped"]
     assert run["totals"] == [70] * 4
@@ -44,9 +42,8 @@ def test_eight_devices_do_what_one_does(network: str, found: dict[str, Any]) -> 
         assert loss == pytest.approx(run["losses"]["one"], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("network", ["mnist", "cifar10"])
-def test_only_sums_move_between_devices(network: str, found: dict[str, Any]) -> None:
-    assert list(found[network]["collectives"]) == ["all-reduce"]
+def test_only_sums_move_between_devices(found: dict[str, Any]) -> None:
+    assert [list(counts) for counts in found["collectives"]] == [["all-reduce"]] * 2
 
 
 def test_ensembles_on_meshes(found: dict[str, Any]) -> None:
