@@ -71,7 +71,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     return train(tmp_path_factory.mktemp("alone"), 1, 4)
 
 
-def test_two_processes_stop_together_and_one_two_or_four_go_on(
+def test_two_processes_stop_together_and_one_or_four_go_on(
     alone: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     begun = tmp_path / "begun"
@@ -81,7 +81,7 @@ def test_two_processes_stop_together_and_one_two_or_four_go_on(
     steps = [saved.step for saved in checkpoint.listed(begun / "checkpoints")]
     assert 5 in steps
     assert steps[-1] % 5  # saved once more when they stopped
-    for count in (1, 2, 4):
+    for count in (1, 4):
         folder = tmp_path / f"{count}"
         shutil.copytree(begun, folder)
         assert_same(train(folder, count, 4 // count), alone)
@@ -99,7 +99,7 @@ def test_a_process_that_is_gone_ends_the_others_and_the_run_goes_on(
         process.communicate()
     assert survivor.returncode in (1, 2)
     assert text.strip().splitlines()[-1].endswith(f"error: {processes.LOST}")
-    if action == "kill":
+    if (action, victim) == ("kill", "0"):
         assert_same(train(tmp_path, 2, 2), alone)
 
 
