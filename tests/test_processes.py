@@ -15,7 +15,7 @@ from jaxcnn.errors import UserError
 from tests.conftest import REPOSITORY
 
 # Far more than it takes to notice that a process is gone.
-PATIENCE = 120
+PATIENCE = 300
 
 
 def start(folder: Path, count: int, devices: int, *action: str) -> list[subprocess.Popen[str]]:
