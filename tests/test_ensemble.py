@@ -74,7 +74,7 @@ def test_members_that_run_at_once_differ_by_rounding(
 
 
 def test_networks_with_batch_norm(tiny_cifar10: Dataset) -> None:
-    recipe = recipes.get("cifar10", "fast").replace(epochs=1, batch_size=16)
+    recipe = recipes.get("cifar10", "fast").replace(epochs=1, batch_size=16, optimizer="sgd")
     members = ensemble.grid([1, 2])
     result = ensemble.fit(recipe, tiny_cifar10, members, chunk=2, keep_states=True)
     single = fit(recipe, tiny_cifar10, seed=2)

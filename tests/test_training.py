@@ -89,7 +89,7 @@ def test_batch_norm_network_with_either_feed_in_several_chunks(
 ) -> None:
     monkeypatch.setattr(feed, "_CHUNK_STEPS", 1)
     monkeypatch.setattr(feed, "_CHUNK_BYTES", 3 * 16 * 3072)  # 2 chunks and a rest an epoch
-    recipe = recipes.get("cifar10", "fast").replace(epochs=1, batch_size=16)
+    recipe = recipes.get("cifar10", "fast").replace(epochs=1, batch_size=16, optimizer="sgd")
     recorder = Recorder()
     one = fit(recipe, tiny_cifar10, feed="device", observers=[recorder])
     other = fit(recipe, tiny_cifar10, feed="stream")
