@@ -173,7 +173,7 @@ def test_the_card(runs: dict[str, Path], tmp_path: Path) -> None:
         "mean 0.1307, std 0.3081",
         "| 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 |",
         "10 steps, 2 of 2 epochs, on the training images of mnist tiny, seed 0",
-        "| learning_rate | 0.004 |",
+        "| learning_rate | 0.005 |",
         "CC BY-SA 3.0",
         f"jax {jax.__version__}",
     ):
