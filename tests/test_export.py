@@ -157,7 +157,7 @@ def test_what_a_file_says_of_itself(form: str, runs: dict[str, Path], tmp_path: 
     assert (said["network"], said["dataset"], said["step"]) == ("cifar10", "cifar10 tiny", "10")
     assert json.loads(said["class_names"])[:2] == ["airplane", "automobile"]
     assert json.loads(said["mean"]) == [0.4914, 0.4822, 0.4465]
-    assert json.loads(said["recipe"])["batch_size"] == 100
+    assert json.loads(said["recipe"])["batch_size"] == network.recipe.batch_size
     assert "jaxcnn" in json.loads(said["versions"])
 
 
@@ -173,7 +173,7 @@ def test_the_card(runs: dict[str, Path], tmp_path: Path) -> None:
         "mean 0.1307, std 0.3081",
         "| 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 |",
         "10 steps, 2 of 2 epochs, on the training images of mnist tiny, seed 0",
-        "| learning_rate | 0.005 |",
+        f"| learning_rate | {network.recipe.learning_rate} |",
         "CC BY-SA 3.0",
         f"jax {jax.__version__}",
     ):
