@@ -44,7 +44,10 @@ def all_reduced(text: str) -> list[int]:
 
 def task(network: Any, batch_size: int, devices: int) -> tuple[dict[str, Any], Callable[[], float]]:
     """Returns what is known of a step, and what times a round."""
-    recipe = recipes.get(network, "fast").replace(batch_size=batch_size, optimizer="sgd")
+    augment = {"mnist": "shift", "cifar10": "flip-shift"}[network]
+    recipe = recipes.get(network, "fast").replace(
+        batch_size=batch_size, optimizer="sgd", dropout=0.2, label_smoothing=0.0, augment=augment
+    )
     placement = parallel.Placement(parallel.make_mesh({"data": devices}) if devices > 1 else None)
     # Layer by layer on one device too: the same work.
     model = training.make_model(recipe).clone(staged=False)
