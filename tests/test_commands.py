@@ -73,7 +73,7 @@ def test_predict(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "evaluate, report, predict, demo"),
+        ([], "evaluate, report, predict, export, demo"),
         (["score"], "score"),
         (["evaluate"], "WORKDIR"),
         (["evaluate", "/nowhere"], "holds no checkpoint"),

@@ -147,7 +147,9 @@ def test_elsewhere_as_many_run_at_once_as_fit(
 ) -> None:
     sizes: list[int] = []
     for_each = ensemble._for_each
-    monkeypatch.setattr(ensemble, "_for_each", lambda f, n, m: sizes.append(n) or for_each(f, n, m))
+    monkeypatch.setattr(
+        ensemble, "_for_each", lambda f, n, *rest: sizes.append(n) or for_each(f, n, *rest)
+    )
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(ensemble, "_SAMPLE", 2)
     monkeypatch.setattr(ensemble, "_free_memory", lambda: 2**30)
