@@ -6,7 +6,6 @@ from pathlib import Path
 from jaxcnn.models import count_parameters
 from jaxcnn.trained import Trained
 
-_TITLES = {"mnist": "MNIST network", "cifar10": "CIFAR-10 network"}
 _DESCRIPTIONS = {
     "mnist": "Two convolutions and two dense layers, with dropout.",
     "cifar10": "Five convolutions with BatchNorm and two dense layers, with dropout.",
@@ -70,7 +69,7 @@ def render(
         network=recipe.network,
         form=form,
         file=json.dumps(file, ensure_ascii=False),
-        title=_TITLES[recipe.network],
+        title=f"{recipe.title} network",
         description=_DESCRIPTIONS[recipe.network],
         needs=_NEEDS[form],
         limits=_LIMITS[recipe.network],

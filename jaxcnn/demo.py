@@ -17,10 +17,7 @@ LARGEST = 16 * 2**20
 MEDIA_TYPES = frozenset(kind for kinds in picture.MEDIA_TYPES.values() for kind in kinds)
 """What the file of a picture may be called."""
 
-_TITLES = {
-    "mnist": ("MNIST", "draw a digit"),
-    "cifar10": ("CIFAR-10", "show it a photograph"),
-}
+_INVITATIONS = {"mnist": "draw a digit", "cifar10": "show it a photograph"}
 
 
 class Demo:
@@ -47,7 +44,6 @@ class Demo:
         import jinja2
 
         recipe, run = self._network.recipe, self._network.run
-        name, invitation = _TITLES[recipe.network]
         progress = self._network.checkpoint.read()["progress"]
         score = ""
         if progress["history"]:
@@ -59,14 +55,14 @@ class Demo:
         )
         return template.render(
             nonce=nonce,
-            title=f"{name}: {invitation}",
+            title=f"{recipe.title}: {_INVITATIONS[recipe.network]}",
             subtitle=(
                 f"recipe {recipe.name} with {recipe.optimizer}, seed {run['seed']}, "
                 f"step {self._network.checkpoint.step:,}{score}"
             ),
             warning=(
                 f"Trained on {run['dataset']}, a drawn stand-in: its answers say nothing about "
-                f"{name}."
+                f"{recipe.title}."
                 if str(run["dataset"]).startswith("synthetic-")
                 else ""
             ),

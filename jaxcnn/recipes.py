@@ -117,6 +117,11 @@ class Recipe:
         return {"mnist": tuple("0123456789"), "cifar10": _CIFAR10_CLASSES}[self.network]
 
     @property
+    def title(self) -> str:
+        """The network's name as it is written: "MNIST" or "CIFAR-10"."""
+        return {"mnist": "MNIST", "cifar10": "CIFAR-10"}[self.network]
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Of the network's input, (H, W, C)."""
         return {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}[self.network]

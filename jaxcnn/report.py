@@ -100,7 +100,7 @@ def _page(
     rows = [
         [_shown(name, title, texts[name], pictures[name]) for name, title in row] for row in _ROWS
     ]
-    network_name = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[network.recipe.network]
+    network_name = network.recipe.title
     ended = bool(result)
     figures_ = [
         ("test accuracy", f"{right / total:.2%}"),
