@@ -4,9 +4,10 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/scaling.py --out FILE.json
 
 For every network, batch size and number of devices: operations and bytes of one device as XLA
-counts them, and the bytes of a step's all-reduces, read off the program. Seconds a step are medians
-of rounds in turns. On simulated devices, which share the cores, they say what a mesh costs, not
-what it gains. Needs jax, flax, optax and numpy.
+counts them, the bytes of a step's all-reduces, read off the program, and seconds a step of a mesh
+of `data`; and images a second of an ensemble on a mesh of `ensemble`. All times are medians of
+rounds in turns. Simulated devices share the cores: with them, times say what a mesh costs, and
+what it gains only up to as many devices as there are cores. Needs jax, flax, optax and numpy.
 """
 
 import argparse
@@ -22,10 +23,36 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcnn import environment, optimizers, parallel, recipes, state, steps, training
+from jaxcnn import (
+    compilation,
+    data,
+    ensemble,
+    environment,
+    optimizers,
+    parallel,
+    recipes,
+    state,
+    steps,
+    training,
+)
 
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "f64": 8, "s8": 1, "u8": 1, "pred": 1}
 STEPS = 4
+# What is known before it runs, and what times a round.
+Task = tuple[dict[str, Any], Callable[[], float]]
+
+
+def recipe_of(network: Any, batch_size: int) -> recipes.Recipe:
+    """Returns what is trained; pinned, so that the counts do not change with the recipes."""
+    augment = {"mnist": "shift", "cifar10": "flip-shift"}[network]
+    return recipes.get(network, "fast").replace(
+        epochs=3,
+        batch_size=batch_size,
+        optimizer="sgd",
+        dropout=0.2,
+        label_smoothing=0.0,
+        augment=augment,
+    )
 
 
 def all_reduced(text: str) -> list[int]:
@@ -42,17 +69,14 @@ def all_reduced(text: str) -> list[int]:
     return found
 
 
-def task(network: Any, batch_size: int, devices: int) -> tuple[dict[str, Any], Callable[[], float]]:
-    """Returns what is known of a step, and what times a round."""
-    augment = {"mnist": "shift", "cifar10": "flip-shift"}[network]
-    recipe = recipes.get(network, "fast").replace(
-        batch_size=batch_size, optimizer="sgd", dropout=0.2, label_smoothing=0.0, augment=augment
-    )
+def step(network: Any, batch_size: int, devices: int) -> Task:
+    """A step on a mesh of `data`, in seconds."""
+    recipe = recipe_of(network, batch_size)
     placement = parallel.Placement(parallel.make_mesh({"data": devices}) if devices > 1 else None)
     # Layer by layer on one device too: the same work.
     model = training.make_model(recipe).clone(staged=False)
     tx = optimizers.make_optimizer(recipe, 100)
-    step = training.make_train_step(recipe, model, tx)
+    train_step = training.make_train_step(recipe, model, tx)
     start = placement.replicate(state.init(jax.random.key(0), model, tx, recipe.image_shape))
     rng = np.random.default_rng(0)
     batches = placement.send(
@@ -63,7 +87,7 @@ def task(network: Any, batch_size: int, devices: int) -> tuple[dict[str, Any], C
         batch_size,
     )
     sums = placement.replicate(steps.zero_train_metrics())
-    many = steps.make_train_steps(step, placement.everywhere)
+    many = steps.make_train_steps(train_step, placement.everywhere)
     program = many.lower(start, batches, np.int32(STEPS), sums).compile()
     cost: Any = program.cost_analysis()
     sent = all_reduced(program.as_text())
@@ -88,38 +112,80 @@ def task(network: Any, batch_size: int, devices: int) -> tuple[dict[str, Any], C
     return row, measure
 
 
+def members(network: Any, batch_size: int, devices: int, count: int) -> Task:
+    """An ensemble on a mesh of `ensemble`, in images a second of all members."""
+    recipe = recipe_of(network, batch_size)
+    rng = np.random.default_rng(0)
+
+    def split(size: int) -> data.Split:
+        images = rng.integers(0, 256, (size, *recipe.image_shape), np.uint8)
+        return data.Split(images, rng.integers(0, 10, size, np.int32))
+
+    # Long epochs, so that what stands between two of them counts for little.
+    dataset = data.Dataset(network, "random", split(16 * batch_size), split(10), recipe.class_names)
+    runs = ensemble.Members(np.arange(count))
+    mesh = parallel.make_mesh({"ensemble": devices}) if devices > 1 else None
+
+    def measure() -> float:
+        ends: list[float] = []
+        ensemble.fit(
+            recipe,
+            dataset,
+            runs,
+            mesh=mesh,
+            evaluate_once=True,
+            report=lambda images: ends.append(time.perf_counter()),
+        )
+        # Of every chunk the second and the third epoch.
+        chunks = np.array(ends).reshape(-1, 3)
+        return 2 * count * len(dataset.train) / float(np.sum(chunks[:, 2] - chunks[:, 0]))
+
+    known = {"network": network, "batch_size": batch_size, "devices": devices, "members": count}
+    return known, measure
+
+
+def in_turns(tasks: list[Task], repeats: int, name: str) -> list[dict[str, Any]]:
+    """Runs tasks in turns and returns what is known of each with the median round, and all."""
+    seen: list[list[float]] = [[] for _ in tasks]
+    for _ in range(repeats + 1):  # the first one warms up
+        for values, (_, measure) in zip(seen, tasks, strict=True):
+            values.append(measure())
+    rows = []
+    for values, (known, _) in zip(seen, tasks, strict=True):
+        row = {**known, name: statistics.median(values[1:])}
+        print(row, flush=True)
+        rows.append({**row, "all": values[1:]})
+    return rows
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--networks", nargs="+", default=["mnist", "cifar10"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64, 512])
     parser.add_argument("--devices", nargs="+", type=int, default=None)
+    parser.add_argument("--members", type=int, default=8, help="of an ensemble; 0 for none")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     asked = parser.parse_args()
+    compilation.enable_cache()
     numbers = asked.devices or [2**n for n in range(jax.device_count().bit_length())]
-    rows = []
+    content: dict[str, Any] = {
+        "rows": [],
+        "ensembles": [],
+        "simulated": jax.default_backend() == "cpu",
+        "device": environment.device(),
+        "versions": environment.versions(),
+    }
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     for network in asked.networks:
         for batch_size in asked.batch_sizes:
-            tasks = [task(network, batch_size, devices) for devices in numbers]
-            seen: list[list[float]] = [[] for _ in tasks]
-            for _ in range(asked.repeats + 1):  # the first one warms up
-                for times, (_, measure) in zip(seen, tasks, strict=True):
-                    times.append(measure())
-            for times, (row, _) in zip(seen, tasks, strict=True):
-                rows.append(
-                    {**row, "seconds_a_step": statistics.median(times[1:]), "all": times[1:]}
-                )
-                print(
-                    {name: value for name, value in rows[-1].items() if name != "all"}, flush=True
-                )
-            content = {
-                "rows": rows,
-                "simulated": jax.default_backend() == "cpu",
-                "device": environment.device(),
-                "versions": environment.versions(),
-            }
-            asked.out.parent.mkdir(parents=True, exist_ok=True)
+            tasks = [step(network, batch_size, devices) for devices in numbers]
+            content["rows"] += in_turns(tasks, asked.repeats, "seconds_a_step")
+            # Enough at one size: nothing is sent, whatever the batch.
+            if asked.members and batch_size == asked.batch_sizes[0]:
+                tasks = [members(network, batch_size, n, asked.members) for n in numbers]
+                content["ensembles"] += in_turns(tasks, asked.repeats, "images_per_second")
             asked.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
