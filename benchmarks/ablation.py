@@ -39,7 +39,6 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "AdamW instead of Muon": {"optimizer": "adamw", "learning_rate": 0.01},
         "no label smoothing": {"label_smoothing": 0.0},
         "no dropout": {"dropout": 0.0},
-        "one mean and deviation for all channels": {"mean": (0.1307,), "std": (0.3081,)},
         **_BOTH,
     },
 }
