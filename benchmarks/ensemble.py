@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from contenders import LEARNING_RATE, MOMENTUM, Task
 from pytorch_networks import NETWORKS
+from scaling import images_per_second
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn import functional
 
@@ -59,16 +60,7 @@ def jaxcnn(task: Task, count: int, chunk: int) -> Round:
     members = ensemble.Members(np.arange(count), {"learning_rate": rates})
 
     def measure() -> float:
-        ends: list[float] = []
-        options: dict[str, Any] = {
-            "evaluate_once": True,
-            "report": lambda images: ends.append(time.perf_counter()),
-        }
-        ensemble.fit(recipe, dataset, members, chunk=chunk or None, **options)
-        # Of every chunk the second and third epoch, as of a single run.
-        chunks = np.array(ends).reshape(-1, 3)
-        seconds = float(np.sum(chunks[:, 2] - chunks[:, 0]))
-        return 2 * count * len(dataset.train) / seconds
+        return images_per_second(recipe, dataset, members, chunk=chunk or None)
 
     return measure
 

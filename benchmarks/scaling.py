@@ -112,6 +112,24 @@ def step(network: Any, batch_size: int, devices: int) -> Task:
     return row, measure
 
 
+def images_per_second(
+    recipe: recipes.Recipe, dataset: data.Dataset, members: ensemble.Members, **options: Any
+) -> float:
+    """Trains an ensemble for three epochs and times the second and third of every chunk."""
+    ends: list[float] = []
+    ensemble.fit(
+        recipe,
+        dataset,
+        members,
+        evaluate_once=True,
+        report=lambda images: ends.append(time.perf_counter()),
+        **options,
+    )
+    chunks = np.array(ends).reshape(-1, 3)
+    seconds = float(np.sum(chunks[:, 2] - chunks[:, 0]))
+    return 2 * len(members) * len(dataset.train) / seconds
+
+
 def members(network: Any, batch_size: int, devices: int, count: int) -> Task:
     """An ensemble on a mesh of `ensemble`, in images a second of all members."""
     recipe = recipe_of(network, batch_size)
@@ -127,18 +145,7 @@ def members(network: Any, batch_size: int, devices: int, count: int) -> Task:
     mesh = parallel.make_mesh({"ensemble": devices}) if devices > 1 else None
 
     def measure() -> float:
-        ends: list[float] = []
-        ensemble.fit(
-            recipe,
-            dataset,
-            runs,
-            mesh=mesh,
-            evaluate_once=True,
-            report=lambda images: ends.append(time.perf_counter()),
-        )
-        # Of every chunk the second and the third epoch.
-        chunks = np.array(ends).reshape(-1, 3)
-        return 2 * count * len(dataset.train) / float(np.sum(chunks[:, 2] - chunks[:, 0]))
+        return images_per_second(recipe, dataset, runs, mesh=mesh)
 
     known = {"network": network, "batch_size": batch_size, "devices": devices, "members": count}
     return known, measure
