@@ -295,10 +295,8 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     every = checkpoint.Every.parse(flags.checkpoint_every)
     axes = parallel.parse_mesh(flags.devices, flags.mesh, ("data",))
     look_for_own([recipe.optimizer])
-    processes.join(flags.processes, flags.coordinator, flags.process_id)
-    if processes.count() > 1 and not flags.workdir:
-        raise UserError("several processes have one workdir: give --workdir, the same to all")
-    say = say_on(console) if processes.is_main() else lambda *_: None
+    join_processes(flags)
+    say = say_on(console)
     if processes.count() > 1 and not axes:
         axes = {"data": jax.device_count()}
     mesh = parallel.make_mesh(axes) if axes else None
@@ -393,11 +391,30 @@ def _finish(
     say(f"results: {workdir}")
 
 
+def join_processes(flags: Any) -> None:
+    """Makes this process one of several where the flags of a command say so.
+
+    Args:
+        flags: with `processes`, `coordinator`, `process_id` and `workdir`.
+
+    Raises:
+        UserError: they do not go together, or the others are not there in time.
+    """
+    from jaxcnn import processes
+
+    processes.join(flags.processes, flags.coordinator, flags.process_id)
+    interrupts.raise_on_sigterm()  # jax has put a handler of its own there, which ignores it
+    if processes.count() > 1 and not flags.workdir:
+        raise UserError("several processes have one workdir: give --workdir, the same to all")
+
+
 def say_on(console: "Console") -> Callable[..., None]:
-    """Returns what prints a line, in a style if there is a second argument."""
+    """Returns what prints a line, in a style if there is a second argument, in process 0."""
+    from jaxcnn import processes
 
     def say(line: str, style: str | None = None) -> None:
-        console.print(line, style=style, soft_wrap=True, markup=False)
+        if processes.is_main():
+            console.print(line, style=style, soft_wrap=True, markup=False)
 
     return say
 

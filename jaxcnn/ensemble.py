@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn import checkpoint, optimizers, state, steps
+from jaxcnn import checkpoint, optimizers, processes, state, steps
 from jaxcnn.data.augment import make_normalize
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.data.feed import permutation
@@ -184,13 +184,19 @@ def chunks(
 
     Raises:
         UserError: the sizes do not fit, a chunk does not fit the memory, the optimizer cannot be
-            used so, or the checkpoints are those of other runs.
+            used so, the checkpoints are those of other runs, or several processes are to save or
+            return states.
         WriteError: a checkpoint cannot be written.
         StoppedError: `interrupted` said so.
     """
     check_sizes(recipe, dataset)
     if not len(members):
         raise UserError("an ensemble without members: give at least one seed")
+    if processes.count() > 1 and (checkpoints or keep_states):
+        raise UserError(
+            "several processes have the states of an ensemble in parts: take one process for "
+            "checkpoints and keep_states"
+        )
     placement = Placement(mesh)
     placement.check_batch(recipe.batch_size)
     model = placement.model(make_model(recipe) if model is None else model)
@@ -282,10 +288,10 @@ def _train(
             step, first = step + last - first, last
             if last < per_epoch:
                 pause()
-        for name, values in jax.device_get(tree["sums"]).items():
+        for name, values in programs.collect(tree["sums"]).items():
             tree["history"]["train"][name][number - 1] = values
         if number == epochs or not evaluate_once:
-            for name, values in jax.device_get(programs.score(tree["state"])).items():
+            for name, values in programs.collect(programs.score(tree["state"])).items():
                 tree["history"]["eval"][name][number - 1] = values
         tree["sums"] = zeros
         pause()
@@ -420,6 +426,7 @@ class _Programs:
         full: takes steps of whole batches.
         rest: takes the last step, if its batch is smaller.
         score: of the states.
+        collect: what `rest` or `score` returned, as NumPy arrays.
     """
 
     chunk: int
@@ -429,6 +436,7 @@ class _Programs:
     full: Callable[..., Any]
     rest: Callable[..., Any] | None
     score: Callable[[Any], Any]
+    collect: Callable[[Any], Any]
 
     @property
     def per_epoch(self) -> int:
@@ -511,10 +519,11 @@ def _compile(
             call(full),
             None if rest is None else call(rest),
             lambda states: score(placement.spread(states), batches),
+            placement.collect,
         )
         return programs, needed
 
-    free = _free_memory()
+    free = min(processes.exchange(_free_memory()))
     if chunk is None:
         chunk = spread if jax.default_backend() == "cpu" else len(members)
         if chunk > _SAMPLE * spread:
@@ -556,7 +565,7 @@ def _for_each(
 
 def _free_memory() -> int:
     """Returns the bytes that the device has left."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

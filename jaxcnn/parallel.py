@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcnn import trees
+from jaxcnn import processes, trees
 from jaxcnn.errors import UserError
 
 AxisName = Literal["data", "ensemble"]
@@ -156,8 +156,40 @@ class Placement:
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec("ensemble"))
 
     def spread(self, tree: Any) -> Any:
-        """Puts arrays of [E, ...] on the devices of their members."""
-        return jax.device_put(tree, self.members)
+        """Puts arrays of [E, ...], the same in every process, on the devices of their members."""
+        members = self.members
+        if members is None or jax.process_count() == 1:
+            return jax.device_put(tree, members)
+
+        def put(leaf: Any) -> jax.Array:
+            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+                return leaf  # it is there
+            numbers = np.asarray(leaf)
+            return jax.make_array_from_callback(
+                numbers.shape, members, lambda index: numbers[index]
+            )
+
+        return jax.tree.map(put, tree)
+
+    def collect(self, tree: Any) -> Any:
+        """Returns arrays of [E, ...] on the devices of their members as NumPy arrays.
+
+        Several processes tell each other what is on their own devices. No computation does it: one
+        would give up where another process is half a minute behind, and members wait for nothing.
+        """
+        if processes.count() == 1:
+            return jax.device_get(tree)
+        leaves, structure = jax.tree.flatten(tree)
+        own = [
+            {shard.index[0].start or 0: np.asarray(shard.data) for shard in leaf.addressable_shards}
+            for leaf in leaves
+        ]
+        parts: list[dict[int, np.ndarray]] = [{} for _ in leaves]
+        for told in processes.exchange(own):
+            for part, shards in zip(parts, told, strict=True):
+                part |= shards
+        whole = [np.concatenate([part[start] for start in sorted(part)]) for part in parts]
+        return jax.tree.unflatten(structure, whole)
 
     def over_members(self, function: Callable[..., Any], mapped: int) -> Callable[..., Any]:
         """Lets every device along "ensemble" call a function on its own members.

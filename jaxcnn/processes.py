@@ -28,12 +28,14 @@ T = TypeVar("T")
 
 LOST = (
     "another process of this run is gone or out of reach: start all of them again with the same "
-    "flags, and the run goes on from its last checkpoint"
+    "flags, and they go on from what was saved last"
 )
 # Seconds without a sign of life after which a process is taken for dead.
 _HEARTBEAT = 30
 # Seconds that a process waits for the others to be started.
 _START = 300
+# Of errors that have nothing to do with other processes.
+_OWN_FAULT = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
 # A wait for another process ends with that process; this only has to be longer than any download.
 _FOREVER_MS = 7 * 24 * 3600 * 1000
 
@@ -146,12 +148,23 @@ def main_first(call: Callable[[], T]) -> T:
     if not own:
         own.append(_tried(call))
     failed, result = own[0]
-    _tell(str(jax.process_index()), (failed, result if failed else None))
-    outcomes = [_hear(str(process)) for process in range(count())]
-    _next()
-    for outcome in outcomes:
+    for outcome in exchange((failed, result if failed else None)):
         _given(outcome)
     return result
+
+
+def exchange(value: T) -> list[T]:
+    """Lets every process tell something and waits until all have, however far apart they are.
+
+    Returns:
+        What each told, by number, in all of them.
+    """
+    if count() == 1:
+        return [value]
+    _tell(str(jax.process_index()), value)
+    told = [_hear(str(process)) for process in range(count())]
+    _next()
+    return told
 
 
 def check_same(flags: Mapping[str, Any]) -> None:
@@ -264,7 +277,7 @@ def noticing_losses() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+        if count() == 1 or any(code in str(error) for code in _OWN_FAULT):
             raise
         raise UserError(LOST) from error
 

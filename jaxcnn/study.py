@@ -4,7 +4,9 @@ Every run is written to `runs.jsonl` as soon as it has ended. A study that was k
 the runs that are missing there.
 """
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -15,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jaxcnn import ensemble, environment, optimizers, recipes, workdir
+from jaxcnn import ensemble, environment, optimizers, processes, recipes, workdir
 from jaxcnn.data.cache import short_digest
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
@@ -127,6 +129,9 @@ def run(
 ) -> list[Run]:
     """Runs what is missing of a study, or of a shard of it, and returns all of it.
 
+    Of several processes, see `jaxcnn.processes`, all run it on the same arguments; process 0 alone
+    reads and writes the workdir.
+
     Args:
         study: what is compared.
         dataset: what to train and test on.
@@ -138,8 +143,8 @@ def run(
         command: that goes on with it, to be kept beside the runs.
 
     Raises:
-        UserError: the workdir holds another study or is in use, an optimizer cannot be used, or
-            there are more shards than optimizers.
+        UserError: the workdir holds another study or is in use, an optimizer cannot be used,
+            there are more shards than optimizers, or the processes were given different arguments.
         WriteError: it cannot be written.
     """
     observer = observer or Observer()
@@ -149,15 +154,23 @@ def run(
             f"got {study.validation}"
         )
     part = study.part(shard.optimizers(study.learning_rates)) if shard else study
+    asked = _specification(study, dataset, shard)
+    axes = dict(mesh.shape) if mesh else None
+    processes.check_same({**asked, "chunk": chunk, "mesh": axes})
     try:
-        with workdir.locked(folder):
-            done = load_runs(folder / RUNS)
-            images = _images(part, dataset, done)
-            asked = _specification(study, dataset, shard)
-            _claim(asked, folder, command, started=bool(done), ended=images[0] == images[1])
-            observer.start(len(done), *images)
+        with contextlib.ExitStack() as stack:
+
+            def begin() -> list[Run]:
+                stack.enter_context(workdir.locked(folder))
+                done = load_runs(folder / RUNS)
+                needed, there = _images(part, dataset, done)
+                _claim(asked, folder, command, started=bool(done), ended=needed == there)
+                return done
+
+            done = processes.from_main(begin)
+            observer.start(len(done), *_images(part, dataset, done))
             for fresh in _missing(part, dataset, done, {"chunk": chunk, "mesh": mesh}, observer):
-                _append(folder / RUNS, fresh)
+                processes.from_main(functools.partial(_append, folder / RUNS, fresh))
                 done += fresh
             return done
     finally:

@@ -60,7 +60,15 @@ class StudyFlags:
     mesh: Annotated[
         str, conf.arg(metavar="ensemble=N,data=N", help_behavior_hint="(default: none)")
     ] = ""
-    """The same as a mesh; along data the batches of every run are cut."""
+    """The same as a mesh; along data the batches of every run are cut. Of several processes all
+    devices along ensemble, by default."""
+    processes: Annotated[str, conf.arg(metavar="N|auto")] = "1"
+    """Processes of this study, on one host or several, all started with the same flags; auto where
+    jax recognises the cluster (SLURM, Open MPI, Kubernetes, TPU pods)."""
+    coordinator: Annotated[str, conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = ""
+    """Where process 0 listens for the others."""
+    process_id: Annotated[int, conf.arg(metavar="K", help_behavior_hint="")] = -1
+    """Which of the processes this one is, from 0."""
     data: Literal["auto", "real", "synthetic"] = "auto"
     """The real data or nothing, or a synthetic stand-in; auto takes the real data where it can be
     had."""
@@ -157,7 +165,10 @@ def run(flags: StudyFlags, command: str = "") -> None:
     if flags.merge:
         _write(*_merge(flags, command), console)
     else:
-        _write(*_train(flags, command, console), console)
+        from jaxcnn import processes
+
+        trained = _train(flags, command, console)
+        processes.from_main(lambda: _write(*trained, console))
 
 
 def _merge(flags: StudyFlags, command: str) -> "tuple[Study, list[Run], Path]":
@@ -175,13 +186,19 @@ def _merge(flags: StudyFlags, command: str) -> "tuple[Study, list[Run], Path]":
 
 def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study, list[Run], Path]":
     """Trains what is missing; returns the study, its runs and where they are."""
-    from jaxcnn import compilation, learning_rates, parallel, study, training
+    import jax
+
+    from jaxcnn import compilation, learning_rates, parallel, processes, study, training
 
     changes = {"epochs": flags.epochs}
     if flags.batch_size:
         changes["batch_size"] = flags.batch_size
     recipe = cli.replace(recipes.get(flags.network, flags.recipe), **changes)
     axes = parallel.parse_mesh(flags.devices, flags.mesh, ("ensemble", "data"))
+    cli.look_for_own(flags.optimizers)
+    cli.join_processes(flags)
+    if processes.count() > 1 and not axes:
+        axes = {"ensemble": jax.device_count()}
     mesh = parallel.make_mesh(axes) if axes else None
     parallel.Placement(mesh).check_batch(recipe.batch_size)
     rates = learning_rates.parse(
@@ -189,7 +206,6 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
         flags.optimizers,
         lambda name: recipe.replace(optimizer=name).learning_rate,
     )
-    cli.look_for_own(flags.optimizers)
     for name in flags.optimizers:
         training.check_recipe(recipe.replace(optimizer=name))  # mistakes show before any run
     target = flags.target or {"mnist": 0.98, "cifar10": 0.7}[flags.network]
@@ -200,17 +216,19 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
         folder = shard.folder(folder)
     if flags.compilation_cache:
         compilation.enable_cache()
-    dataset = cli.load_data(flags.network, flags, cli.say_on(console))
-    runs = study.run(
-        plan,
-        dataset,
-        folder,
-        chunk=flags.chunk or None,
-        mesh=mesh,
-        observer=_observer(console),
-        shard=shard,
-        command=command,
-    )
+    say = cli.say_on(console)
+    dataset = processes.main_first(lambda: cli.load_data(flags.network, flags, say))
+    with processes.noticing_losses():
+        runs = study.run(
+            plan,
+            dataset,
+            folder,
+            chunk=flags.chunk or None,
+            mesh=mesh,
+            observer=_observer(console) if processes.is_main() else None,
+            shard=shard,
+            command=command,
+        )
     return (plan.part(shard.optimizers(flags.optimizers)) if shard else plan), runs, folder
 
 

@@ -1,54 +1,83 @@
-"""One of several processes of a run, for `tests/test_processes.py`.
+"""One of several processes of a run or a study, and what starts all of them.
 
-python -m tests.several PORT COUNT K FOLDER [stop|kill|hang VICTIM]
+python -m tests.several PORT COUNT K FOLDER [study] [stop|kill|hang VICTIM]
 """
 
 import itertools
 import os
 import signal
+import socket
+import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from jaxcnn import checkpoint, cli, parallel, processes, training, trees
+from jaxcnn import checkpoint, cli, ensemble, parallel, processes, study, training, trees
 from jaxcnn.data import Dataset, feed
-from tests.conformance import RECIPE, SHAPE, SmallCNN
+from tests.conformance import RECIPE, SHAPE, SmallCNN, dataset
+from tests.conftest import REPOSITORY
 from tests.stripes import striped_split
 
 # 28 of 318 divide over four devices, the 10 pictures that are left do not. Not Adam: it makes whole
 # steps of the rounding errors that are the gradient of a bias before BatchNorm.
 RECIPE_HERE = RECIPE.replace(optimizer="sgd", epochs=3, batch_size=28)
 SAVED = checkpoint.Every(5, "steps")
+# Far more than it takes to notice that a process is gone.
+PATIENCE = 300
 
 
-def main(port: str, count: str, process: str, folder: Path, action: str, victim: str) -> None:
+def start(folder: Path, count: int, devices: int, *action: str) -> list[subprocess.Popen[str]]:
+    """Starts the processes of a run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    simulated = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": simulated, "PYTHONPATH": str(REPOSITORY)}
+    return [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.several",
+                *map(str, (port, count, process, folder, *action)),
+            ],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(count)
+    ]
+
+
+def end(running: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Returns the status and the last words of each."""
+    try:
+        said = [process.communicate(timeout=PATIENCE)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [(process.returncode, text) for process, text in zip(running, said, strict=True)]
+
+
+def train(folder: Path, interrupted: Callable[[], bool]) -> None:
     """Trains, and writes the parameters and losses at the end."""
-    asked = itertools.count()
-
-    def interrupted() -> bool:
-        if victim == process and next(asked) == 4:
-            if action == "stop":
-                return True
-            os.kill(os.getpid(), {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}[action])
-        return False
-
     feed._CHUNK_BYTES, feed._CHUNK_STEPS = 1, 3
-    processes._HEARTBEAT = 5
-    processes.join(count, f"127.0.0.1:{port}" if count != "1" else "", int(process))
     train, test = striped_split(SHAPE, 318, 0), striped_split(SHAPE, 64, 1)
     data = Dataset("mnist", "stripes", train, test, tuple("0123456789"))
-    with processes.noticing_losses():
-        result = training.fit(
-            RECIPE_HERE,
-            data,
-            model=SmallCNN(),
-            mesh=parallel.make_mesh({"data": jax.device_count()}),
-            checkpoints=checkpoint.Policy(folder / "checkpoints", SAVED, keep=100),
-            interrupted=interrupted,
-        )
+    result = training.fit(
+        RECIPE_HERE,
+        data,
+        model=SmallCNN(),
+        mesh=parallel.make_mesh({"data": jax.device_count()}),
+        checkpoints=checkpoint.Policy(folder / "checkpoints", SAVED, keep=100),
+        interrupted=interrupted,
+    )
     if processes.is_main():
         leaves = jax.tree.leaves((result.state.params, result.state.batch_stats))
         losses = [(record.train_loss, record.test_loss) for record in result.history]
@@ -56,9 +85,43 @@ def main(port: str, count: str, process: str, folder: Path, action: str, victim:
         np.savez(folder / "end.npz", numbers=np.concatenate(numbers), losses=losses)
 
 
+def compare(folder: Path, interrupted: Callable[[], bool]) -> None:
+    """Does a study, of three runs and then three, which do not divide over two devices."""
+    rates = {"sgd": (0.02, 0.05, 1e30)}
+    plan = study.Study(RECIPE.replace(epochs=2), rates, tune_seeds=1, seeds=3, validation=40)
+
+    class Observer(study.Observer):
+        def advance(self, images: int) -> None:
+            interrupted()
+
+    mesh = parallel.make_mesh({"ensemble": jax.device_count()})
+    ensemble.make_model = lambda _: SmallCNN()  # type: ignore[assignment]
+    study.run(plan, dataset(), folder, mesh=mesh, observer=Observer())
+
+
+def main(port: str, count: str, process: str, folder: str, *action: str) -> None:
+    """Joins the others and does what all do; the victim stops, dies or hangs on the way."""
+    call = {True: compare, False: train}["study" in action]
+    asked, numbers = itertools.count(), {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
+
+    def interrupted() -> bool:
+        if action[-1:] == (process,) and next(asked) == 4:
+            if "stop" in action:
+                return True
+            os.kill(os.getpid(), numbers[action[-2]])
+        return False
+
+    processes._HEARTBEAT = 5
+    processes.join(
+        *((count, f"127.0.0.1:{port}", int(process)) if count != "1" else (count, "", -1))
+    )
+    with processes.noticing_losses():
+        jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
+        call(Path(folder), interrupted)
+
+
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     warnings.filterwarnings("ignore", message=".*is deprecated")
-    port, count, process, folder, action, victim = (*sys.argv[1:], "", "")[:6]
     with cli.ending_on_errors("several"):
-        main(port, count, process if count != "1" else "-1", Path(folder), action, victim)
+        main(*sys.argv[1:])

@@ -1,10 +1,6 @@
 """Real processes over loopback."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,45 +8,7 @@ import pytest
 
 from jaxcnn import checkpoint, processes
 from jaxcnn.errors import UserError
-from tests.conftest import REPOSITORY
-
-# Far more than it takes to notice that a process is gone.
-PATIENCE = 300
-
-
-def start(folder: Path, count: int, devices: int, *action: str) -> list[subprocess.Popen[str]]:
-    """Starts the processes of a run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    simulated = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": simulated, "PYTHONPATH": str(REPOSITORY)}
-    return [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.several",
-                *map(str, (port, count, process, folder, *action)),
-            ],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(count)
-    ]
-
-
-def end(running: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """Returns the status and the last words of each."""
-    try:
-        said = [process.communicate(timeout=PATIENCE)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    return [(process.returncode, text) for process, text in zip(running, said, strict=True)]
+from tests.several import PATIENCE, end, start
 
 
 def train(folder: Path, count: int, devices: int, *action: str) -> dict[str, np.ndarray]:

@@ -11,10 +11,11 @@ import filelock
 import numpy as np
 import pytest
 
-from jaxcnn import ensemble, recipes, study
+from jaxcnn import ensemble, processes, recipes, study
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
 from tests.conftest import REPOSITORY
+from tests.several import end, start
 
 # Optax's own arithmetic mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
@@ -130,6 +131,24 @@ def test_a_killed_study_goes_on(whole: tuple[Path, list[study.Run]], tmp_path: P
     assert 1 <= len(before) < len(runs)
     subprocess.run(command, cwd=REPOSITORY, check=True)
     assert study.load_runs(tmp_path / study.RUNS) == runs
+
+
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    """Also if one is killed on the way, and both are started again."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = start(one, 1, 2, "study")
+    running = start(two, 2, 1, "study", "kill", "1")
+    (status, text), _ = end(running)
+    assert status in (1, 2)
+    assert text.strip().splitlines()[-1].endswith(f"error: {processes.LOST}")
+    assert end(alone) == [(0, "")]
+    runs = study.load_runs(one / study.RUNS)
+    before = study.load_runs(two / study.RUNS)
+    assert 1 <= len(before) < len(runs) == 6
+    for status, text in end(start(two, 2, 1, "study")):
+        assert status == 0, text
+    for name in (study.RUNS, study.SPECIFICATION):
+        assert (two / name).read_bytes() == (one / name).read_bytes()
 
 
 def test_another_study_is_refused(whole: tuple[Path, list[study.Run]], tiny_mnist: Dataset) -> None:
