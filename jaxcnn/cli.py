@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jaxcnn.data import Dataset
+    from jaxcnn.parallel import AxisName
     from jaxcnn.training import Result
 
 
@@ -275,7 +276,6 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
         UserError: the data, the workdir or a value cannot be used.
     """
     # Imported here, see the module's docstring.
-    import jax
     from rich.console import Console
 
     from jaxcnn import (
@@ -293,12 +293,9 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     console = Console(highlight=False)
 
     every = checkpoint.Every.parse(flags.checkpoint_every)
-    axes = parallel.parse_mesh(flags.devices, flags.mesh, ("data",))
     look_for_own([recipe.optimizer])
-    join_processes(flags)
+    axes = join_processes(flags, ("data",))
     say = say_on(console)
-    if processes.count() > 1 and not axes:
-        axes = {"data": jax.device_count()}
     mesh = parallel.make_mesh(axes) if axes else None
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
     workdir = Path(flags.workdir or f"runs/{recipe.network}-{started}").expanduser()
@@ -391,21 +388,32 @@ def _finish(
     say(f"results: {workdir}")
 
 
-def join_processes(flags: Any) -> None:
+def join_processes(flags: Any, axes: "Sequence[AxisName]") -> dict[str, int] | None:
     """Makes this process one of several where the flags of a command say so.
 
     Args:
-        flags: with `processes`, `coordinator`, `process_id` and `workdir`.
+        flags: with `processes`, `coordinator`, `process_id`, `workdir`, `devices` and `mesh`.
+        axes: of a mesh that the command has.
+
+    Returns:
+        The mesh's axes, see `jaxcnn.parallel.make_mesh`. Where the flags name none: all devices
+        along the first axis if there are several processes, or None.
 
     Raises:
-        UserError: they do not go together, or the others are not there in time.
+        UserError: the flags do not go together, or the other processes are not there in time.
     """
-    from jaxcnn import processes
+    import jax
 
+    from jaxcnn import parallel, processes
+
+    sizes = parallel.parse_mesh(flags.devices, flags.mesh, axes)
     processes.join(flags.processes, flags.coordinator, flags.process_id)
     interrupts.raise_on_sigterm()  # jax has put a handler of its own there, which ignores it
     if processes.count() > 1 and not flags.workdir:
         raise UserError("several processes have one workdir: give --workdir, the same to all")
+    if processes.count() > 1 and not sizes:
+        return {axes[0]: jax.device_count()}
+    return sizes
 
 
 def say_on(console: "Console") -> Callable[..., None]:

@@ -162,12 +162,8 @@ class Placement:
             return jax.device_put(tree, members)
 
         def put(leaf: Any) -> jax.Array:
-            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-                return leaf  # it is there
-            numbers = np.asarray(leaf)
-            return jax.make_array_from_callback(
-                numbers.shape, members, lambda index: numbers[index]
-            )
+            there = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+            return leaf if there else _put(leaf, members)
 
         return jax.tree.map(put, tree)
 
@@ -177,7 +173,7 @@ class Placement:
         Several processes tell each other what is on their own devices. No computation does it: one
         would give up where another process is half a minute behind, and members wait for nothing.
         """
-        if processes.count() == 1:
+        if jax.process_count() == 1:
             return jax.device_get(tree)
         leaves, structure = jax.tree.flatten(tree)
         own = [
@@ -255,18 +251,20 @@ class Placement:
         if everywhere is None:
             return tree
 
-        def put(leaf: Any) -> jax.Array:
-            numbers = np.asarray(trees.as_numbers(leaf))
-            sent = jax.make_array_from_process_local_data(everywhere, numbers, numbers.shape)
-            return trees.as_written(sent, leaf)
-
-        return jax.tree.map(put, tree)
+        return jax.tree.map(lambda leaf: _put(leaf, everywhere), tree)
 
     def fetch(self, tree: Any) -> Any:
         """Returns the arrays of a tree that every device has as arrays of one device."""
         if self.mesh is None:
             return tree
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """Puts an array, the same in every process, on the devices that each part of it is for."""
+    numbers = np.asarray(trees.as_numbers(leaf))
+    sent = jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
+    return trees.as_written(sent, leaf)
 
 
 ONE_DEVICE = Placement()

@@ -160,15 +160,15 @@ def run(
     try:
         with contextlib.ExitStack() as stack:
 
-            def begin() -> list[Run]:
+            def begin() -> tuple[list[Run], tuple[int, int]]:
                 stack.enter_context(workdir.locked(folder))
                 done = load_runs(folder / RUNS)
-                needed, there = _images(part, dataset, done)
-                _claim(asked, folder, command, started=bool(done), ended=needed == there)
-                return done
+                images = _images(part, dataset, done)
+                _claim(asked, folder, command, started=bool(done), ended=images[0] == images[1])
+                return done, images
 
-            done = processes.from_main(begin)
-            observer.start(len(done), *_images(part, dataset, done))
+            done, images = processes.from_main(begin)
+            observer.start(len(done), *images)
             for fresh in _missing(part, dataset, done, {"chunk": chunk, "mesh": mesh}, observer):
                 processes.from_main(functools.partial(_append, folder / RUNS, fresh))
                 done += fresh

@@ -186,19 +186,14 @@ def _merge(flags: StudyFlags, command: str) -> "tuple[Study, list[Run], Path]":
 
 def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study, list[Run], Path]":
     """Trains what is missing; returns the study, its runs and where they are."""
-    import jax
-
     from jaxcnn import compilation, learning_rates, parallel, processes, study, training
 
     changes = {"epochs": flags.epochs}
     if flags.batch_size:
         changes["batch_size"] = flags.batch_size
     recipe = cli.replace(recipes.get(flags.network, flags.recipe), **changes)
-    axes = parallel.parse_mesh(flags.devices, flags.mesh, ("ensemble", "data"))
     cli.look_for_own(flags.optimizers)
-    cli.join_processes(flags)
-    if processes.count() > 1 and not axes:
-        axes = {"ensemble": jax.device_count()}
+    axes = cli.join_processes(flags, ("ensemble", "data"))
     mesh = parallel.make_mesh(axes) if axes else None
     parallel.Placement(mesh).check_batch(recipe.batch_size)
     rates = learning_rates.parse(

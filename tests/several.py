@@ -101,7 +101,7 @@ def compare(folder: Path, interrupted: Callable[[], bool]) -> None:
 
 def main(port: str, count: str, process: str, folder: str, *action: str) -> None:
     """Joins the others and does what all do; the victim stops, dies or hangs on the way."""
-    call = {True: compare, False: train}["study" in action]
+    call = compare if "study" in action else train
     asked, numbers = itertools.count(), {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
 
     def interrupted() -> bool:
@@ -112,9 +112,8 @@ def main(port: str, count: str, process: str, folder: str, *action: str) -> None
         return False
 
     processes._HEARTBEAT = 5
-    processes.join(
-        *((count, f"127.0.0.1:{port}", int(process)) if count != "1" else (count, "", -1))
-    )
+    address = f"127.0.0.1:{port}" if count != "1" else ""
+    processes.join(count, address, int(process) if address else -1)
     with processes.noticing_losses():
         jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
         call(Path(folder), interrupted)

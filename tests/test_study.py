@@ -138,10 +138,10 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     alone = start(one, 1, 2, "study")
     running = start(two, 2, 1, "study", "kill", "1")
-    (status, text), _ = end(running)
+    ((status, text), _), whole = end(running), end(alone)
     assert status in (1, 2)
     assert text.strip().splitlines()[-1].endswith(f"error: {processes.LOST}")
-    assert end(alone) == [(0, "")]
+    assert whole == [(0, "")]
     runs = study.load_runs(one / study.RUNS)
     before = study.load_runs(two / study.RUNS)
     assert 1 <= len(before) < len(runs) == 6
