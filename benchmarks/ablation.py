@@ -24,12 +24,13 @@ _BOTH: dict[str, dict[str, Any]] = {
     "no augmentation": {"augment": "none"},
     "constant learning rate": {"schedule": "constant"},
     "moving average of the parameters, 0.999": {"ema": 0.999},
-    "PyTorch's initialisation": {"initialization": "pytorch"},
+    "Flax's initialisation": {"initialization": "flax"},
+    "no label smoothing": {"label_smoothing": 0.0},
 }
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "mnist": {
-        "SGD instead of AdamW": {**_SGD, "learning_rate": 0.05},
-        "Muon instead of AdamW": {"optimizer": "muon", "learning_rate": 0.01},
+        "SGD instead of Muon": {**_SGD, "learning_rate": 0.1},
+        "AdamW instead of Muon": {"optimizer": "adamw", "learning_rate": 0.007},
         "shifts of up to 2 pixels instead of distortions": {"augment": "shift"},
         "label smoothing 0.1": {"label_smoothing": 0.1},
         **_BOTH,
@@ -37,7 +38,6 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "cifar10": {
         "SGD instead of Muon": {**_SGD, "learning_rate": 0.2},
         "AdamW instead of Muon": {"optimizer": "adamw", "learning_rate": 0.01},
-        "no label smoothing": {"label_smoothing": 0.0},
         "no dropout": {"dropout": 0.0},
         **_BOTH,
     },
