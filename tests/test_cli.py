@@ -49,9 +49,9 @@ def test_optimizer_flags() -> None:
 
 
 def test_an_optimizer_brings_its_learning_rate() -> None:
-    _, recipe = cli.parse("mnist", ["--optimizer", "muon"])
-    assert recipe.learning_rate == catalog.get("muon").learning_rate
-    _, recipe = cli.parse("mnist", ["--optimizer=muon", "--learning-rate=0.5"])
+    _, recipe = cli.parse("mnist", ["--optimizer", "adamw"])
+    assert recipe.learning_rate == catalog.get("adamw").learning_rate
+    _, recipe = cli.parse("mnist", ["--optimizer=adamw", "--learning-rate=0.5"])
     assert recipe.learning_rate == 0.5
 
 

@@ -57,7 +57,7 @@ def train(folder: Path, dataset: Dataset, **rest: Any) -> Path:
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
     folder = tmp_path_factory.mktemp("digits")
-    recipe = recipes.get("mnist", "fast").replace(epochs=3)
+    recipe = recipes.get("mnist", "fast").replace(epochs=3, batch_size=128)
     policy = checkpoint.Policy(folder / "checkpoints", keep=1)
     training.fit(recipe, digits, checkpoints=policy)
     return folder
