@@ -72,8 +72,9 @@ def make_train_step(
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
             loss = losses.mean()
             if label_smoothing:
-                even = -jax.nn.log_softmax(logits).mean()
-                loss = (1 - label_smoothing) * loss + label_smoothing * even
+                labels = jax.nn.one_hot(batch["label"], logits.shape[-1])
+                labels = optax.smooth_labels(labels, label_smoothing)
+                loss = optax.softmax_cross_entropy(logits, labels).mean()
             return loss, (losses, logits, changed.get("batch_stats", {}))
 
         (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
