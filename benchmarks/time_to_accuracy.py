@@ -67,21 +67,20 @@ def reached(runs: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
     }
 
 
+def spread(name: str, values: list[float]) -> dict[str, float | None]:
+    """Returns mean and standard deviation under a name."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {f"{name}_mean": statistics.mean(values), f"{name}_std": std}
+
+
 def write(found: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Writes what is known so far and returns it."""
-    final = {
-        "final_test_accuracy": [run["test_accuracy"][-1] for run in runs],
-        "tta_test_accuracy": [run["tta_test_accuracy"] for run in runs],
-    }
     content = {
         "network": found.network,
         "recipe": vars(recipes.get(found.network, found.recipe)),
         "thresholds": [reached(runs, threshold) for threshold in THRESHOLDS[found.network]],
-        **{f"{name}_mean": statistics.mean(values) for name, values in final.items()},
-        **{
-            f"{name}_std": statistics.stdev(values) if len(values) > 1 else None
-            for name, values in final.items()
-        },
+        **spread("final_test_accuracy", [run["test_accuracy"][-1] for run in runs]),
+        **spread("tta_test_accuracy", [run["tta_test_accuracy"] for run in runs]),
         "runs": runs,
         "versions": environment.versions(),
         "device": environment.device(),

@@ -72,6 +72,8 @@ def make_train_step(
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
             loss = losses.mean()
             if label_smoothing:
+                # As one loss: XLA rounds a weighted sum of two in a way that depends on the program
+                # around it, and an ensemble on several devices would not keep every bit.
                 labels = jax.nn.one_hot(batch["label"], logits.shape[-1])
                 labels = optax.smooth_labels(labels, label_smoothing)
                 loss = optax.softmax_cross_entropy(logits, labels).mean()

@@ -56,11 +56,7 @@ def train(folder: Path, dataset: Dataset, **rest: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
-    folder = tmp_path_factory.mktemp("digits")
-    recipe = recipes.get("mnist", "fast").replace(epochs=3, batch_size=128)
-    policy = checkpoint.Policy(folder / "checkpoints", keep=1)
-    training.fit(recipe, digits, checkpoints=policy)
-    return folder
+    return train(tmp_path_factory.mktemp("digits"), digits, epochs=3, batch_size=128)
 
 
 @pytest.fixture(scope="module")
