@@ -2,7 +2,7 @@
 
     python experiments/cifar10.py
 
-85.3 % in about five minutes of training on two CPU cores with AVX-512 (recipe fast, see the
+85.4 % within five minutes of training on two CPU cores with AVX-512 (recipe fast, see the
 README); --help lists the flags.
 """
 
