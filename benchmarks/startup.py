@@ -1,10 +1,10 @@
-"""Seconds from the start of a process to the end of its first training steps.
+"""Seconds from the start of a process to its first training step.
 
     python benchmarks/startup.py --archive-dir DIR --data-dir DIR --out FILE.json
 
 Each start is a new process that runs an experiment as a user would, with the data set decoded
-before: cold, with an empty compilation cache, and warm. It ends with the first chunk of steps, some
-tenths of a second of training, so the figures are upper bounds of the time to the first step.
+before: cold, with an empty compilation cache, and warm. Taken are the moments when the first chunk
+of steps is handed to the device and when it has been trained on.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from jaxcnn import environment
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
-# Stands in for the progress bar, which is told when the first chunk has been trained on.
+# Stands in for the progress bar, which is told of a chunk as soon as the device has it.
 _PROGRAM = """
 import os, runpy, sys, time
 import jax
@@ -31,8 +31,10 @@ class FirstSteps:
     def epoch(self, _): pass
     def stop(self): pass
     def advance(self, *, images, metrics):
+        began = float(os.environ["BEGAN"])
+        print(time.time() - began, end=" ")
         jax.block_until_ready(metrics)
-        print(time.time() - float(os.environ["BEGAN"]), flush=True)
+        print(time.time() - began, flush=True)
         os._exit(0)
 
 progress.make_progress = lambda console: FirstSteps()
@@ -51,8 +53,8 @@ print(between - began, time.perf_counter() - between)
 """
 
 
-def start(network: str, arguments: list[str], variables: dict[str, str]) -> float:
-    """Starts an experiment and returns the seconds to its first steps' end."""
+def start(network: str, arguments: list[str], variables: dict[str, str]) -> tuple[float, float]:
+    """Starts an experiment and returns the seconds to its first chunk's beginning and end."""
     with tempfile.TemporaryDirectory() as workdir:
         script = str(EXPERIMENTS / f"{network}.py")
         command = [
@@ -74,7 +76,18 @@ def start(network: str, arguments: list[str], variables: dict[str, str]) -> floa
             text=True,
             env=variables,
         )
-        return float(done.stdout.splitlines()[-1])
+        first, last = map(float, done.stdout.splitlines()[-1].split())
+        return first, last
+
+
+def summary(starts: list[tuple[float, float]]) -> dict[str, object]:
+    """Returns the medians over starts, and the starts."""
+    first, last = zip(*starts, strict=True)
+    return {
+        "first_step_median": statistics.median(first),
+        "first_steps_end_median": statistics.median(last),
+        "starts": starts,
+    }
 
 
 def main() -> None:
@@ -99,12 +112,7 @@ def main() -> None:
                 programs = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/{network}-{repeat}"}
                 cold.append(start(network, arguments, variables | programs))
                 warm.append(start(network, arguments, variables | programs))
-            seconds[network] = {
-                "cold_median": statistics.median(cold),
-                "warm_median": statistics.median(warm),
-                "cold": cold,
-                "warm": warm,
-            }
+            seconds[network] = {"cold": summary(cold), "warm": summary(warm)}
         imports = []
         for _ in range(found.repeats):
             done = subprocess.run(
@@ -112,7 +120,7 @@ def main() -> None:
             )
             imports.append([float(number) for number in done.stdout.split()])
     content = {
-        "seconds_to_first_steps": seconds,
+        "seconds": seconds,
         "import_seconds": {
             "jax": statistics.median(jax for jax, _ in imports),
             "jaxcnn_beyond_jax": statistics.median(ours for _, ours in imports),

@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
 from jaxcnn.analysis import Analysis
 from jaxcnn.data.augment import make_augment
@@ -26,6 +26,9 @@ from jaxcnn.training import EpochRecord
 # Told apart by the colour-blind too.
 _TRAIN, _TEST, _WRONG = "#0072B2", "#D55E00", "#B22222"
 _CONVOLUTIONS_SHOWN = 16
+# In percent: where an accuracy of 100 % lies on a logarithmic axis of errors.
+_LEAST_ERROR = 0.02
+_ACCURACY_TICKS = (0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 100)
 
 
 def draw(
@@ -90,7 +93,7 @@ def learning_curves(history: Sequence[EpochRecord]) -> Figure:
             values = [scale * getattr(record, f"{split}_{name}") for record in history]
             axis.plot(epochs, values, style, marker="o", ms=3, color=colour, label=split)
         axis.set(xlabel="epoch", ylabel="loss, nats" if scale == 1 else "accuracy, %")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(axis="y", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     losses = [loss for record in history for loss in (record.train_loss, record.test_loss)]
@@ -99,8 +102,25 @@ def learning_curves(history: Sequence[EpochRecord]) -> Figure:
         axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes[0].yaxis.set_major_formatter("{x:g}")
         axes[0].yaxis.set_minor_formatter(NullFormatter())
+    accuracies = [
+        ratio for record in history for ratio in (record.train_accuracy, record.test_accuracy)
+    ]
+    if 1 - min(accuracies) > 10 * (1 - max(accuracies)):
+        # By the logarithm of the error: else all but the first epochs lie on one line.
+        axes[1].set_yscale("function", functions=(_by_error, _percent_at))
+        axes[1].yaxis.set_major_locator(FixedLocator(_ACCURACY_TICKS))
+        axes[1].yaxis.set_major_formatter("{x:g}")
+        axes[1].set_ylabel("accuracy, % (log scale of errors)")
     axes[0].legend(frameon=False)
     return figure
+
+
+def _by_error(percent: np.ndarray) -> np.ndarray:
+    return -np.log10(np.maximum(100 + _LEAST_ERROR - percent, _LEAST_ERROR))
+
+
+def _percent_at(place: np.ndarray) -> np.ndarray:
+    return 100 + _LEAST_ERROR - 10.0**-place
 
 
 def maps(network: Trained, dataset: Dataset, count: int = 3) -> Figure:
