@@ -30,7 +30,7 @@ _BOTH: dict[str, dict[str, Any]] = {
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "mnist": {
         "SGD instead of Muon": {**_SGD, "learning_rate": 0.1},
-        "AdamW instead of Muon": {"optimizer": "adamw", "learning_rate": 0.007},
+        "AdamW instead of Muon": {"optimizer": "adamw", "learning_rate": 0.01},
         "shifts of up to 2 pixels instead of distortions": {"augment": "shift"},
         "label smoothing 0.1": {"label_smoothing": 0.1},
         **_BOTH,
