@@ -1,9 +1,18 @@
 """The pictures of a run, beyond what test_report sees of them on the page."""
 
+from collections.abc import Iterator
+
 import pytest
+from matplotlib import pyplot
 
 from jaxcnn import figures
 from jaxcnn.training import EpochRecord
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open() -> Iterator[None]:
+    yield
+    pyplot.close("all")
 
 
 def _record(epoch: int, accuracy: float) -> EpochRecord:
@@ -14,7 +23,7 @@ def _record(epoch: int, accuracy: float) -> EpochRecord:
 
 
 def _places(accuracies: list[float]) -> list[float]:
-    """How high the test accuracies lie, in points."""
+    """How high the test accuracies lie, as shares of the picture's height."""
     figure = figures.learning_curves([_record(i, a) for i, a in enumerate(accuracies, start=1)])
     figure.canvas.draw()
     axes = figure.axes[1]
