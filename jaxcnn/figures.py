@@ -96,16 +96,14 @@ def learning_curves(history: Sequence[EpochRecord]) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(axis="y", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    losses = [loss for record in history for loss in (record.train_loss, record.test_loss)]
-    if max(losses) > 5 * min(losses):
+    least, most = axes[0].dataLim.intervaly
+    if most > 5 * least:
         axes[0].set_yscale("log")
         axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes[0].yaxis.set_major_formatter("{x:g}")
         axes[0].yaxis.set_minor_formatter(NullFormatter())
-    accuracies = [
-        ratio for record in history for ratio in (record.train_accuracy, record.test_accuracy)
-    ]
-    if 1 - min(accuracies) > 10 * (1 - max(accuracies)):
+    least, most = axes[1].dataLim.intervaly
+    if 100 - least > 10 * (100 - most):
         # By the logarithm of the error: else all but the first epochs lie on one line.
         axes[1].set_yscale("function", functions=(_by_error, _percent_at))
         axes[1].yaxis.set_major_locator(FixedLocator(_ACCURACY_TICKS))
