@@ -366,14 +366,13 @@ class _Member:
             start = state.init(init_key, model, own, shape)
             if tx is None or not hasattr(tx, "update") or not values:
                 return start
-            try:
-                opt_state = optax.tree.set(start.opt_state, **values)
-            except KeyError as error:
+            lacking = [n for n in values if not optax.tree.get_all_with_path(start.opt_state, n)]
+            if lacking:
                 raise UserError(
-                    f"the optimizer does not keep {error.args[0]} in its state: make it with "
+                    f"the optimizer does not keep {', '.join(lacking)} in its state: make it with "
                     "optax.inject_hyperparams"
-                ) from error
-            return start.replace(opt_state=opt_state)
+                )
+            return start.replace(opt_state=optax.tree.set(start.opt_state, **values))
 
         def prepare(seed: jax.Array, values: Any, number: Any, data: Any, count: int) -> Any:
             """Returns what takes the step of a position in an epoch, on a batch of `count`."""

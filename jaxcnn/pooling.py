@@ -5,16 +5,45 @@ maximum of four strided slices on CPU.
 """
 
 import jax
+import jax.numpy as jnp
 
 
+@jax.custom_jvp
 def max_pool(images: jax.Array) -> jax.Array:
-    """Takes the largest of each 2 x 2 square: float[B, H, W, C] -> float[B, H/2, W/2, C]."""
+    """Takes the largest of each 2 x 2 square: float[B, H, W, C] -> float[B, H/2, W/2, C].
+
+    The gradient goes to that pixel, or to the first of those that are equal.
+    """
     return _squares(images).max(axis=(2, 4))
+
+
+@max_pool.defjvp
+def _max_pool_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # jax's own derivative of a maximum looks for the values that equal it. XLA may compute them
+    # once more for that, rounded otherwise: where none is equal, the gradient is lost or not a
+    # number. Of two values that are compared with each other, one is always taken.
+    x, dx = _squares(primals[0]), _squares(tangents[0])
+
+    def larger(one: _Pixels, other: _Pixels) -> _Pixels:
+        first = one[0] >= other[0]
+        return jnp.where(first, one[0], other[0]), jnp.where(first, one[1], other[1])
+
+    top, bottom = (
+        larger(*((x[:, :, row, :, column], dx[:, :, row, :, column]) for column in (0, 1)))
+        for row in (0, 1)
+    )
+    return max_pool(primals[0]), larger(top, bottom)[1]
 
 
 def avg_pool(images: jax.Array) -> jax.Array:
     """Takes the mean of each 2 x 2 square: float[B, H, W, C] -> float[B, H/2, W/2, C]."""
     return _squares(images).mean(axis=(2, 4))
+
+
+# Values, and their tangents.
+_Pixels = tuple[jax.Array, jax.Array]
 
 
 def _squares(images: jax.Array) -> jax.Array:

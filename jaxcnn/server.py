@@ -38,6 +38,9 @@ class Server(http.server.ThreadingHTTPServer):
         is_local: whether only this machine can reach it.
     """
 
+    # Connections that wait to be accepted; beyond, the system resets them or lets them hang.
+    request_queue_size = socket.SOMAXCONN
+
     def __init__(
         self,
         demo: Demo,

@@ -7,6 +7,15 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+# What is set on a user's machine is not under test. Before jax is imported, which reads it; the
+# tests run on CPU, as those of every worker would not fit a GPU's memory.
+for _name in list(os.environ):
+    if _name.startswith(("JAX_", "XLA_")) or _name.lower().endswith("_proxy"):
+        del os.environ[_name]
+for _name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
+    os.environ.pop(_name, None)  # rich reads these
+os.environ["JAX_PLATFORMS"] = "cpu"
+
 import hypothesis
 import jax
 import pytest
@@ -19,27 +28,53 @@ REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("JAXCNN_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# No deadline: a busy machine is no defect.
+# No deadline: a busy machine is no defect. The same examples everywhere; tests.fuzzing has others.
 hypothesis.settings.register_profile(
-    "jaxcnn", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "jaxcnn",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("jaxcnn")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Lets XLA skip LLVM's expensive passes unless a slow test runs.
+
+    Compiling is most of the work of the quick tests. Their programs are the same but for the last
+    step, from XLA's operations to machine code; the slow tests run those that users run.
+    """
+    quick = not any(item.get_closest_marker("slow") for item in session.items)
+    jax.config.update("jax_disable_most_optimizations", quick)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # for child processes
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keeps compiled programs for the session: many tests build the same ones anew."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of the session have in common, with the compiled programs."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    for name, value in {
+        "jax_compilation_cache_dir": os.environ.get(
+            "JAXCNN_TEST_PROGRAMS", str(folder / "programs")
+        ),
+        # With a limit jax locks the folder: without, one process may read what another has half
+        # written.
+        "jax_compilation_cache_max_size": 2**32,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for child processes
+    return folder
 
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps every test off the user's caches, data sets and archives."""
     home = tmp_path_factory.mktemp("home")
-    for name in ("JAXCNN_ARCHIVE_DIR", "JAX_COMPILATION_CACHE_DIR"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("JAXCNN_ARCHIVE_DIR", raising=False)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("JAXCNN_CACHE_DIR", str(home / "jaxcnn"))

@@ -34,7 +34,7 @@ from safetensors.numpy import save
 from jaxcnn import checkpoint, cli, commands, manifest, picture, pytorch, recipes, study, study_cli
 from jaxcnn.data import archives, cache
 from jaxcnn.errors import UserError
-from jaxcnn.models import MnistCNN
+from tests import original
 from tests.official import cifar_members, idx, write_tar
 from tests.stripes import striped_split
 
@@ -130,7 +130,7 @@ class Targets:
         write_tar(folder / "cifar.tar.gz", cifar_members(splits))
         self.idx = idx(striped_split((28, 28, 1), 6, 2).images[..., 0])
         self.tar = gzip.decompress((folder / "cifar.tar.gz").read_bytes())
-        self.weights = self._weights()
+        self.weights = original.weights("mnist")
         self.pictures = list(self._pictures())
         self.tree = {"state": {"a": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(0)}}
         self.saved = folder / "saved"
@@ -146,10 +146,6 @@ class Targets:
             for name in dir(self)
             if name.startswith("try_")
         }
-
-    def _weights(self) -> dict[str, np.ndarray]:
-        images = jnp.zeros((1, 28, 28, 1))
-        return pytorch.to_state_dict(MnistCNN().init(jax.random.key(0), images))
 
     def _pictures(self) -> Any:
         image = Image.fromarray(striped_split((28, 28, 1), 1, 0).images[0, :, :, 0]).resize(

@@ -9,6 +9,7 @@ many times must end with the bits of one that was not.
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,9 @@ from typing import Any
 from jaxcnn import checkpoint, trained
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "mnist.py"
-FLAGS = "--data synthetic --epochs 3 --batch-size 500 --checkpoint-every 15steps --keep 3".split()
+SAVE_EVERY = 15  # steps
+FLAGS = "--data synthetic --epochs 3 --batch-size 500 --keep 3".split()
+FLAGS += ["--checkpoint-every", f"{SAVE_EVERY}steps"]
 FEEDS = ("device", "stream")
 
 
@@ -85,6 +88,31 @@ def inspect(workdir: Path, found: Findings) -> None:
             found.verified += 1
 
 
+def kill(
+    process: subprocess.Popen[str], workdir: Path, generator: random.Random, pace: float
+) -> None:
+    """Kills a run at a random moment, unless it ends before that.
+
+    The moment follows how far the run has come, as a busy machine is slow.
+
+    Args:
+        process: of the run.
+        workdir: of it.
+        generator: of the moment.
+        pace: seconds between two saves, about.
+    """
+    folder = workdir / "checkpoints"
+
+    def step() -> int:
+        return max((saved.step for saved in checkpoint.listed(folder)), default=0)
+
+    goal = step() + SAVE_EVERY * generator.randint(0, 8)
+    while process.poll() is None and step() < goal:
+        time.sleep(0.005)
+    time.sleep(generator.uniform(0, pace))
+    process.kill()
+
+
 def torment(kills: int, seed: int, flags: Sequence[str] = ()) -> Findings:
     """Kills so many processes.
 
@@ -97,32 +125,28 @@ def torment(kills: int, seed: int, flags: Sequence[str] = ()) -> Findings:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         start(folder / "warm", flags).communicate()  # draws the data and compiles
-        began = time.perf_counter()
         out = start(folder / "undisturbed", flags).communicate()[0]
-        whole = time.perf_counter() - began
         try:
             expected = outcome(folder / "undisturbed")
         except (OSError, IndexError):
             found.defects.append(f"the undisturbed run failed: {out}")
             return found
+        seconds = json.loads((folder / "undisturbed" / "result.json").read_text())["train_seconds"]
+        pace = seconds * SAVE_EVERY / expected["steps"]
         number = 0
         while found.kills < kills and not found.defects:
             workdir = folder / f"run-{number}"
             number += 1
             while not (workdir / "result.json").exists() and not found.defects:
-                feed = ("--feed", generator.choice(FEEDS))
-                process = start(workdir, [*flags, *feed])
-                try:
-                    # Few before training begins.
-                    limit = generator.uniform(0.3, 0.95) * whole if found.kills < kills else None
-                    out, _ = process.communicate(timeout=limit)
-                    if process.returncode:
-                        found.defects.append(f"status {process.returncode}: {out}")
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    out, _ = process.communicate()
+                process = start(workdir, [*flags, "--feed", generator.choice(FEEDS)])
+                if found.kills < kills:
+                    kill(process, workdir, generator, pace)
+                out, _ = process.communicate()
+                if process.returncode == -signal.SIGKILL:
                     found.kills += 1
                     inspect(workdir, found)
+                elif process.returncode:
+                    found.defects.append(f"status {process.returncode}: {out}")
                 found.resumed += "going on from" in out
                 if "damaged" in out or "Traceback" in out:
                     found.defects.append(out)

@@ -1,6 +1,6 @@
 """Runs on eight simulated devices and on one, for `tests/test_parallel.py`.
 
-XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.meshes FOLDER
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.meshes FOLDER small|networks
 """
 
 import collections
@@ -11,37 +11,59 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxcnn import checkpoint, ensemble, optimizers, parallel, recipes, state, training
+from jaxcnn import checkpoint, ensemble, optimizers, parallel, pooling, recipes, state, training
 from jaxcnn.data import Dataset
 from jaxcnn.errors import StoppedError
 from tests import conformance
+from tests.linear import Linear
 from tests.stripes import striped_split
 
-MNIST = recipes.get("mnist", "fast").replace(epochs=2, batch_size=32)
-# At its learning rate rounding errors grow slowly.
-CIFAR10 = recipes.get("cifar10", "reference").replace(epochs=2, batch_size=16)
+# By what is asked for: recipes whose collectives are counted; the last one is trained with too.
+RECIPES = {
+    "small": [conformance.RECIPE.replace(optimizer="sgd", epochs=2, batch_size=16)],
+    "networks": [
+        recipes.get("mnist", "fast").replace(epochs=2, batch_size=32),
+        # At its learning rate rounding errors grow slowly.
+        recipes.get("cifar10", "reference").replace(epochs=2, batch_size=16),
+    ],
+}
+
+
+class PooledCNN(nn.Module):
+    """A network with all that may depend on where a batch lies, quick to compile."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.Conv(4, (3, 3), strides=2)(images)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        x = pooling.max_pool(x)
+        x = nn.Dropout(0.1)(x.reshape(x.shape[0], -1), deterministic=not train)
+        return nn.Dense(10)(x)
 
 
 def dataset(recipe: recipes.Recipe) -> Dataset:
-    """The last batch of an epoch has 12 pictures, which do not divide over 8 devices."""
+    """The last batch of an epoch has 12 images, which do not divide over 8 devices."""
     shape = recipe.image_shape
     train, test = striped_split(shape, 4 * recipe.batch_size + 12, 0), striped_split(shape, 70, 1)
     return Dataset(recipe.network, "tiny", train, test, tuple("0123456789"))
 
 
 def distance(tree: Any, other: Any) -> float:
-    """The largest difference of two numbers of trees."""
+    """The Euclidean distance of two trees."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
-    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+    return sum(float(((np.asarray(a) - np.asarray(b)) ** 2).sum()) for a, b in pairs) ** 0.5
 
 
-def collectives(recipe: recipes.Recipe, mesh: jax.sharding.Mesh) -> dict[str, int]:
+def collectives(
+    recipe: recipes.Recipe, model: nn.Module | None, mesh: jax.sharding.Mesh
+) -> dict[str, int]:
     """Counts what moves between devices in the program of an epoch's steps."""
     placement = parallel.Placement(mesh)
-    model = placement.model(training.make_model(recipe))
+    model = placement.model(training.make_model(recipe) if model is None else model)
     tx = optimizers.make_optimizer(recipe, 10)
     start = state.init(jax.random.key(0), model, tx, recipe.image_shape)
     programs = training._compile_train_steps(
@@ -56,47 +78,60 @@ def collectives(recipe: recipes.Recipe, mesh: jax.sharding.Mesh) -> dict[str, in
     return dict(collections.Counter(re.findall(rf" ({names})(?:-start)?\(", text)))
 
 
-def one_run(recipe: recipes.Recipe, folder: Path) -> dict[str, Any]:
+def one_run(
+    recipe: recipes.Recipe, model: nn.Module | None, mesh: jax.sharding.Mesh, folder: Path
+) -> dict[str, Any]:
     """A run on one device, on eight, and one that goes from eight to one."""
-    data, mesh = dataset(recipe), parallel.make_mesh({"data": 8})
+    data = dataset(recipe)
     policy = checkpoint.Policy(folder / recipe.network, checkpoint.Every(0))
     asked = iter([False, False, True])
+    on_eight: dict[str, Any] = {"model": model, "mesh": mesh}
     try:
         training.fit(
-            recipe, data, mesh=mesh, checkpoints=policy, interrupted=lambda: next(asked, True)
+            recipe, data, checkpoints=policy, interrupted=lambda: next(asked, True), **on_eight
         )
         stopped = False
     except StoppedError:
         stopped = True
     runs = {
-        "one": training.fit(recipe, data),
-        "eight": training.fit(recipe, data, mesh=mesh),
-        "streamed": training.fit(recipe, data, mesh=mesh, feed="stream"),
-        "resumed": training.fit(recipe, data, checkpoints=policy),
+        "one": training.fit(recipe, data, model=model),
+        "eight": training.fit(recipe, data, **on_eight),
+        "streamed": training.fit(recipe, data, feed="stream", **on_eight),
+        "resumed": training.fit(recipe, data, model=model, checkpoints=policy),
     }
     one, eight = runs["one"], runs["eight"]
+    network = training.make_model(recipe) if model is None else model
+    init_key, _ = training.split_key(0)
+    tx = optimizers.make_optimizer(recipe, 10)
+    start = state.init(init_key, network, tx, recipe.image_shape)
+
+    def gap(run: training.Result, part: str) -> float:
+        """How far a run ends from that on one device, as a share of how far that has moved."""
+        first, last, other = (getattr(each, part) for each in (start, one.state, run.state))
+        return distance(other, last) / distance(first, last)
+
     return {
         "stopped": stopped,
         **{
-            f"{name} {part}": distance(getattr(run.state, part), getattr(one.state, part))
+            f"{name} {part}": gap(run, part)
             for name, run in runs.items()
             for part in ("params", "batch_stats")
-            if getattr(one.state, part)
         },
         "feeds": distance(eight.state.params, runs["streamed"].state.params),
         "losses": {name: run.history[-1].train_loss for name, run in runs.items()},
         "totals": [run.test_total for run in runs.values()],
+        "dtypes": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(one.state.params)}),
     }
 
 
-def ensembles() -> dict[str, Any]:
+def ensembles(model: nn.Module, meshes: list[dict[parallel.AxisName, int]]) -> dict[str, Any]:
     """An ensemble on one device and on meshes; its six members do not divide over four devices."""
     recipe = conformance.RECIPE.replace(optimizer="sgd", epochs=1)
     members = ensemble.grid([0, 1, 2], learning_rate=[0.02, 0.05])
-    options = {"model": conformance.SmallCNN(), "keep_states": True}
+    options = {"model": model, "keep_states": True}
     one = ensemble.fit(recipe, conformance.dataset(), members, **options)
     distances = {}
-    for axes in ({"ensemble": 2}, {"ensemble": 4, "data": 2}):
+    for axes in meshes:
         mesh = parallel.make_mesh(axes)
         other = ensemble.fit(recipe, conformance.dataset(), members, mesh=mesh, **options)
         assert (other.total, other.diverged_at.tolist()) == (64, [0] * 6)
@@ -104,14 +139,23 @@ def ensembles() -> dict[str, Any]:
     return distances
 
 
-if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_compilation_cache_dir", f"{sys.argv[1]}/programs")
-    warnings.filterwarnings("ignore", message=".*is deprecated")
+def main(folder: str, which: str) -> None:
+    """Writes what it has found."""
+    model, alone, meshes = None, conformance.SmallCNN(), [{"ensemble": 4}]
+    if which == "small":
+        model, alone = PooledCNN(), Linear()
+    else:
+        meshes.append({"ensemble": 4, "data": 2})
     mesh = parallel.make_mesh({"data": 8})
     outcome = {
-        "ensembles": ensembles(),
-        "collectives": [collectives(recipe, mesh) for recipe in (MNIST, CIFAR10)],
-        "cifar10": one_run(CIFAR10, Path(sys.argv[1])),
+        "run": one_run(RECIPES[which][-1], model, mesh, Path(folder)),
+        "collectives": [collectives(recipe, model, mesh) for recipe in RECIPES[which]],
+        "ensembles": ensembles(alone, meshes),
     }
     sys.stdout.write(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    warnings.filterwarnings("ignore", message=".*is deprecated")
+    main(*sys.argv[1:])

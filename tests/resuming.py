@@ -8,9 +8,11 @@ import itertools
 import json
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from jaxcnn import checkpoint, ensemble, training
@@ -27,12 +29,22 @@ OPTIMIZERS = "sgd adamw muon schedule_free_adamw lookahead sam lbfgs noisy_sgd".
 ENSEMBLE = "ensemble/members-000000"
 
 
-def run(folder: Path, stop: bool) -> None:
+def short_pieces(set_: Callable[[Any, str, int], None] = setattr) -> None:
+    """Cuts epochs, of ten steps here, into pieces after which a run may stop."""
+    set_(feed, "_CHUNK_BYTES", 1)
+    set_(feed, "_CHUNK_STEPS", 3)
+    set_(ensemble, "_PIECE", 3)
+
+
+def run(
+    folder: Path,
+    stop: bool,
+    names: Sequence[str] = (*OPTIMIZERS, "ensemble"),
+    model: nn.Module | None = None,
+) -> None:
     """Runs them all, and an ensemble; their checkpoints are in folders of their names."""
-    # An epoch has ten steps.
-    feed._CHUNK_BYTES, feed._CHUNK_STEPS, ensemble._PIECE = 1, 3, 3
-    data, model = conformance.dataset(), conformance.SmallCNN()
-    for name in (*OPTIMIZERS, "ensemble"):
+    data, model = conformance.dataset(), model or conformance.SmallCNN()
+    for name in names:
         asked = itertools.count()
         options: dict[str, Any] = {
             "model": model,
@@ -54,9 +66,11 @@ def run(folder: Path, stop: bool) -> None:
 
 
 def outcomes(folder: Path) -> dict[str, object]:
-    """Returns step, digests and losses of the last checkpoint of each."""
+    """Returns step, digests and losses of the last checkpoint of each that was run."""
     found: dict[str, object] = {}
     for name in (*OPTIMIZERS, ENSEMBLE):
+        if not (folder / name).exists():
+            continue
         content = checkpoint.listed(folder / name)[-1].verify()
         records = content["progress"].get("history", [])
         losses = [(record["train_loss"], record["test_loss"]) for record in records]
@@ -67,4 +81,5 @@ def outcomes(folder: Path) -> dict[str, object]:
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     warnings.filterwarnings("ignore", message=".*is deprecated")
+    short_pieces()
     run(Path(sys.argv[1]), stop="stop" in sys.argv[2:])

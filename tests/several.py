@@ -1,6 +1,6 @@
 """One of several processes of a run or a study, and what starts all of them.
 
-python -m tests.several PORT COUNT K FOLDER [study] [stop|kill|hang VICTIM]
+python -m tests.several PORT COUNT K FOLDER [study|meet] [stop|kill|hang VICTIM]
 """
 
 import itertools
@@ -26,33 +26,37 @@ from tests.stripes import striped_split
 # steps of the rounding errors that are the gradient of a bias before BatchNorm.
 RECIPE_HERE = RECIPE.replace(optimizer="sgd", epochs=3, batch_size=28)
 SAVED = checkpoint.Every(5, "steps")
-# Far more than it takes to notice that a process is gone.
-PATIENCE = 300
+# Ends what hangs, in seconds; no process is late because the machine is busy.
+PATIENCE = 900
 
 
 def start(folder: Path, count: int, devices: int, *action: str) -> list[subprocess.Popen[str]]:
     """Starts the processes of a run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     simulated = f"--xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "XLA_FLAGS": simulated, "PYTHONPATH": str(REPOSITORY)}
-    return [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.several",
-                *map(str, (port, count, process, folder, *action)),
-            ],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(count)
-    ]
+    with socket.socket() as held:
+        # The processes inherit the socket, so no other program gets the port while one of them
+        # lives; process 0 can listen there all the same, since jax's server shares it.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("", 0))
+        port = held.getsockname()[1]
+        return [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "tests.several",
+                    *map(str, (port, count, process, folder, *action)),
+                ],
+                cwd=REPOSITORY,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                pass_fds=[held.fileno()],
+            )
+            for process in range(count)
+        ]
 
 
 def end(running: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
@@ -102,6 +106,10 @@ def compare(folder: Path, interrupted: Callable[[], bool]) -> None:
 def main(port: str, count: str, process: str, folder: str, *action: str) -> None:
     """Joins the others and does what all do; the victim stops, dies or hangs on the way."""
     call = compare if "study" in action else train
+    if "meet" in action:
+        from tests import meeting
+
+        call = lambda folder, _: meeting.meet(folder)  # noqa: E731
     asked, numbers = itertools.count(), {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
 
     def interrupted() -> bool:
@@ -111,11 +119,9 @@ def main(port: str, count: str, process: str, folder: str, *action: str) -> None
             os.kill(os.getpid(), numbers[action[-2]])
         return False
 
-    processes._HEARTBEAT = 5
     address = f"127.0.0.1:{port}" if count != "1" else ""
     processes.join(count, address, int(process) if address else -1)
     with processes.noticing_losses():
-        jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
         call(Path(folder), interrupted)
 
 

@@ -1,4 +1,5 @@
 import inspect
+from pathlib import Path
 
 import optax
 import pytest
@@ -38,9 +39,42 @@ def test_every_optimizer_of_optax_is_there() -> None:
     assert found - PARTS == set(catalog.OPTIMIZERS)
 
 
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "optimizers.md").read_text()
+    rows = [line.strip("| ").split(" | ")[:3] for line in page.splitlines() if line[:2] == "| "]
+    assert rows[2:] == [  # below the heads
+        [name, f"{defaults.learning_rate:g}", f"{defaults.weight_decay:g}"]
+        for name, defaults in catalog.OPTIMIZERS.items()
+        if not defaults.refused
+    ]
+
+
+def test_what_else_an_optimizer_brings() -> None:
+    brought = {
+        name: {**defaults.args, **defaults.recipe}
+        for name, defaults in catalog.OPTIMIZERS.items()
+        if defaults.args or defaults.recipe
+    }
+    constant = {"schedule": "constant", "warmup": 0.0}
+    assert brought == {
+        "ademamix": {"alpha": 2.0, "b3": 0.999},  # optax's are for runs of 100,000 steps and more
+        "dog": {"init_step": ("heuristic", 1e-3)},
+        "galore": {"rank": 32},
+        "lbfgs": constant,
+        "noisy_sgd": {"eta": 1e-4},
+        "reduce_on_plateau": constant,
+        "rmsprop": {"decay": 0.99, "momentum": 0.0},  # PyTorch's
+        "rprop": constant,
+        "schedule_free": constant,
+        "schedule_free_adamw": constant,
+        "schedule_free_sgd": constant,
+        "sgd": {"nesterov": True},
+    }
+
+
 def test_names() -> None:
     assert catalog.get("sgd").learning_rate == 0.05
-    assert catalog.get("my.module:make").learning_rate == 1e-3
+    assert catalog.get("my.module:make") == catalog.Defaults(1e-3, 0.0, {}, {}, "")
     with pytest.raises(ValueError, match=r"got 'admw' \(did you mean adamw\?\)"):
         catalog.get("admw")
     with pytest.raises(ValueError, match="cannot be dpsgd: it needs a gradient for every image"):

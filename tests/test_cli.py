@@ -1,16 +1,18 @@
-import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn import catalog, cli, data, recipes
-from jaxcnn.data import Dataset
+from jaxcnn import catalog, cli, processes, recipes
 from jaxcnn.errors import UserError
+from tests.runs import Ended, raising, start
 
 # AdamW of optax mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
@@ -22,7 +24,12 @@ def test_defaults_are_the_recipe_s() -> None:
             flags, parsed = cli.parse(network, ["--recipe", name])
             assert parsed == recipe
             assert (flags.seed, flags.data, flags.feed) == (0, "auto", "auto")
-    assert cli.parse("mnist", [])[1] == recipes.get("mnist", "fast")
+    flags, parsed = cli.parse("mnist", [])
+    assert parsed == recipes.get("mnist", "fast")
+    assert (flags.recipe, flags.tta, flags.report) == ("fast", False, "auto")
+    assert (flags.checkpoint_every, flags.keep, flags.resume) == ("1", 2, "auto")
+    assert (flags.devices, flags.processes, flags.process_id) == (0, "1", -1)
+    assert flags.compilation_cache
 
 
 def test_flags_change_the_recipe() -> None:
@@ -33,6 +40,12 @@ def test_flags_change_the_recipe() -> None:
     )
     assert recipe == expected
     assert flags.seed == 7
+
+
+def test_the_ends_of_what_is_taken() -> None:
+    for keep, seed in ((1, 0), (10**6, 2**32 - 1)):
+        flags, _ = cli.parse("mnist", ["--keep", str(keep), "--seed", str(seed)])
+        assert (flags.keep, flags.seed) == (keep, seed)
 
 
 def test_optimizer_flags() -> None:
@@ -73,7 +86,11 @@ BAD = [
     (["--ema", "1"], "--ema takes a number from 0 to below 1"),
     (["--optimizer", "schedule_free_sgd", "--schedule", "cosine"], "give --schedule constant"),
     (["--recipe", "slow"], "'slow'"),
+    (["--recipe"], "--recipe"),
     (["--seed", "-1"], "--seed takes a whole number from 0"),
+    (["--seed", "4294967296"], "--seed takes a whole number from 0 to 4294967295"),
+    (["--keep", "0"], "--keep takes a whole number from 1 to 1000000, got 0"),
+    (["--keep", "1000001"], "--keep takes a whole number from 1 to 1000000"),
     (["--data", "cifar10"], "'cifar10'"),
     (["--feed", "pigeon"], "'pigeon'"),
     (["stray"], "stray"),
@@ -94,6 +111,26 @@ def test_a_mistake_is_one_sentence(
     assert ": error: " in line
 
 
+@pytest.fixture(autouse=True)
+def _sigterm() -> Iterator[None]:
+    """Puts back what a command changes for the process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_the_arguments_are_those_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["mnist.py", "--epochs", "none"])
+    with pytest.raises(SystemExit):
+        cli.main("mnist")
+    seen: list[int] = []
+    monkeypatch.setattr(cli, "run", lambda flags, recipe: seen.append(recipe.epochs))
+    monkeypatch.setattr(sys, "argv", ["mnist.py", "--epochs", "7"])
+    cli.main("mnist")
+    cli.main("mnist", ["--epochs", "8"])
+    assert seen == [7, 8]
+
+
 @given(
     st.lists(st.sampled_from(["--epochs", "--seed", "--recipe", "--data"]) | st.text(max_size=8))
 )
@@ -106,118 +143,95 @@ def test_any_arguments_are_parsed_or_refused(argv: list[str]) -> None:
         assert stop.code in (0, None)  # --help or -h
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def start_help() -> str:
+    """Returns what --help prints, and at the end the names of all modules that it imported."""
     code = (
         "import sys\nfrom jaxcnn.cli import main\n"
         "try:\n    main('mnist', ['--help'])\n"
-        "except SystemExit:\n    sys.exit(any(m in sys.modules for m in ('jax', 'numpy', 'flax')))"
+        "except SystemExit as stop:\n    print(*sys.modules)\n    sys.exit(stop.code)"
     )
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-        times.append(time.perf_counter() - began)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    *lines, modules = start_help().splitlines()
     for flag in (
         "--recipe --epochs --batch-size --optimizer --learning-rate --seed --data --data-dir "
         "--archive-dir --workdir --feed"
     ).split():
-        assert flag in done.stdout
-    # jax alone takes longer to import than all of this.
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import jax, flax"], check=True)
-    assert min(times) < time.perf_counter() - began
+        assert any(flag in line for line in lines)
+    heavy = "jax jaxlib numpy flax optax scipy tensorflow_datasets rich.console matplotlib".split()
+    assert not set(heavy) & set(modules.split())
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch, tiny_mnist: Dataset) -> list[dict]:
-    """Puts a tiny data set in the place of any other and keeps what was asked for."""
-    asked: list[dict] = []
+@pytest.mark.slow
+def test_help_is_quick() -> None:
+    """To import jax and flax takes longer than all of --help."""
 
-    def load(name: str, **options: object) -> Dataset:
-        asked.append({"name": name, **options})
-        if options["source"] != "synthetic":
-            return tiny_mnist
-        fields = dict(vars(tiny_mnist)) | {"name": "synthetic-mnist", "notice": "of a reason"}
-        return Dataset(**fields)
+    def seconds(call: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        call()
+        return time.perf_counter() - began
 
-    monkeypatch.setattr(data, "load", load)
-    return asked
-
-
-def test_a_run(tmp_path: Path, tiny: list[dict], capsys: pytest.CaptureFixture[str]) -> None:
-    workdir = tmp_path / "run"
-    argv = ["--epochs", "2", "--data", "mnist", "--workdir", str(workdir), "--seed", "5"]
-    cli.main(
-        "mnist",
-        [
-            *argv,
-            "--no-compilation-cache",
-            "--report",
-            "never",
-            "--archive-dir",
-            "/a",
-            "--data-dir",
-            "/d",
-            "--tta",
-        ],
-    )
-    assert tiny[0]["source"] == "real"
-    assert (tiny[0]["archive_dir"], tiny[0]["data_dir"]) == ("/a", "/d")
-    out, _ = capsys.readouterr()
-    result = json.loads((workdir / "result.json").read_text())
-    assert (result["seed"], result["epochs"], result["dataset"]) == (5, 2, "mnist")
-    assert f"{result['test_correct']} right of 70 total" in out
-    assert f"with test-time augmentation: {result['tta_test_correct']} right of 70" in out
-    assert "NOT THE REAL DATA" not in out
-    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 2
-    assert list(workdir.glob("events.out.tfevents.*"))
-    with pytest.raises(SystemExit):
-        cli.main("mnist", argv)  # the same workdir again
-    assert json.loads((workdir / "result.json").read_text()) == result
-
-
-def test_a_stand_in_is_announced_loudly(
-    tmp_path: Path, tiny: list[dict], capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["--epochs", "1", "--data", "synthetic", "--no-compilation-cache", "--report", "never"]
-    cli.main("mnist", [*argv, "--workdir", str(tmp_path / "run")])
-    lines = capsys.readouterr().out.splitlines()
-    assert "NOT THE REAL DATA" in lines[0]
-    assert "of a reason" in lines[0]
-    accuracy = next(index for index, line in enumerate(lines) if "right of" in line)
-    assert "synthetic-mnist" in lines[accuracy]
-    assert "stand-in" in lines[accuracy + 1]
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert (result["dataset"], result["dataset_is_real"]) == ("synthetic-mnist", False)
-
-
-def test_a_diverged_run_ends_with_status_1(
-    tmp_path: Path, tiny: list[dict], capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = [
-        "--optimizer",
-        "sgd",
-        "--learning-rate",
-        "1e30",
-        "--no-compilation-cache",
-        "--report",
-        "never",
+    imports = [sys.executable, "-c", "import jax, flax"]
+    pairs = [
+        (seconds(start_help), seconds(lambda: subprocess.run(imports, check=True)))
+        for _ in range(3)
     ]
-    with pytest.raises(SystemExit) as caught:
-        cli.main("mnist", [*argv, "--workdir", str(tmp_path / "run")])
-    assert caught.value.code == 1
-    assert "smaller value" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "result.json").exists()
+    assert min(ours for ours, _ in pairs) < min(theirs for _, theirs in pairs)
 
 
-def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(*args: object) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (UserError("no disk: buy one"), 2, "no disk")],
+)
+def test_errors_end_with_their_status(
+    error: BaseException, status: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(processes, "leave", left.append)
+    monkeypatch.setattr(cli, "run", raising(error))
+    monkeypatch.setattr(sys, "argv", ["/some/where/mnist.py"])
+    ended = start()
+    assert ended.status == status
+    assert ended.err.startswith("mnist.py: ")
+    assert said in ended.err
+    assert ended.err.count("\n") == 1
+    assert left == [status]  # so that the other processes of a run end as well
 
-    monkeypatch.setattr(cli, "run", interrupt)
-    with pytest.raises(SystemExit) as caught:
-        cli.main("mnist", [])
-    assert caught.value.code == 130
-    assert len(capsys.readouterr().err.splitlines()) == 1
+
+def test_sigterm_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            time.sleep(0.001)
+
+    left: list[int] = []
+    monkeypatch.setattr(processes, "leave", left.append)
+    monkeypatch.setattr(cli, "run", wait)
+    monkeypatch.setattr(sys, "argv", [""])
+    assert start() == Ended(143, "", "mnist: terminated\n")
+    assert left == [143]
+
+
+def test_pairs() -> None:
+    found = cli.parse_pairs("--x", ["a=1", "b=0.5", "c=text", "d=None", "e=f=g", "h="])
+    assert found == {"a": 1, "b": 0.5, "c": "text", "d": None, "e": "f=g", "h": ""}
+    for pair, said in (
+        ("a", "--x takes key=value pairs, got 'a'"),
+        ("1a=2", "--x takes key=value pairs, got '1a=2'"),
+        ("a=1e999", "--x takes finite numbers, got 'a=1e999'"),
+    ):
+        with pytest.raises(UserError) as caught:
+            cli.parse_pairs("--x", [pair])
+        assert str(caught.value) == said
+
+
+def test_a_recipe_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "reference"\nepochs = 3\n')
+    flags, recipe = cli.parse("mnist", ["--recipe", str(path), "--batch-size=8"])
+    expected = recipes.get("mnist", "reference").replace(name="mine", epochs=3, batch_size=8)
+    assert recipe == expected
+    assert flags.recipe == str(path)

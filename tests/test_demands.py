@@ -1,5 +1,6 @@
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,8 @@ from jaxcnn.data import Dataset
 from jaxcnn.data.augment import make_normalize
 from jaxcnn.errors import UserError
 from jaxcnn.models import Cifar10CNN, MnistCNN
+from tests.linear import Linear
+from tests.test_training import SmallNetwork
 
 # Optax's own arithmetic mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
@@ -73,8 +76,22 @@ def step_of(
     )
 
 
-def test_what_a_step_gives_belongs_together(tiny_cifar10: Dataset) -> None:
+# Sums of 28 rows and 8 images, each term off by 6e-8 at the most. In the large network sums are
+# longer, and a relu or a pool that rounding turns the other way moves a gradient by a little. What
+# does not belong together, other dropout say, differs by tenths.
+@pytest.mark.parametrize(
+    ("network", "rounding"),
+    [
+        (SmallNetwork(), 1e-5),
+        pytest.param(Cifar10CNN(dropout_rate=0.5), 1e-2, marks=pytest.mark.slow),
+    ],
+    ids=["small", "cifar10"],
+)
+def test_what_a_step_gives_belongs_together(
+    network: nn.Module, rounding: float, tiny_mnist: Dataset, tiny_cifar10: Dataset
+) -> None:
     """Same batch, same dropout and same BatchNorm state in all of it."""
+    dataset = tiny_mnist if isinstance(network, SmallNetwork) else tiny_cifar10
 
     def update(
         updates: Any,
@@ -105,16 +122,16 @@ def test_what_a_step_gives_belongs_together(tiny_cifar10: Dataset) -> None:
         return zeros | {"values": jnp.zeros(2)}
 
     tx = optax.GradientTransformationExtraArgs(init, update)
-    train_step, current, batch = step_of(tx, Cifar10CNN(dropout_rate=0.5), tiny_cifar10)
+    train_step, current, batch = step_of(tx, network, dataset)
     draws = []
     for _ in range(2):
         current, metrics = train_step(current, batch)
         seen = current.opt_state
         np.testing.assert_allclose(seen["value"], metrics["loss_sum"] / 8, rtol=1e-6)
         np.testing.assert_allclose(seen["values"], seen["value"], rtol=1e-4)
-        assert float(seen["gap"]) < 1e-5
+        assert float(seen["gap"]) < rounding * float(seen["norm"]) ** 0.5
         assert float(seen["updates"]) == 0
-        np.testing.assert_allclose(seen["slope"], seen["norm"], rtol=1e-2)
+        np.testing.assert_allclose(seen["slope"], seen["norm"], rtol=rounding)
         draws.append(float(seen["draw"]))
     assert draws[0] != draws[1]
 
@@ -186,8 +203,16 @@ def test_sharpness_aware_steps_are_evaluated_at_their_centre() -> None:
     np.testing.assert_allclose(params, 0.9, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["lbfgs", "backtracking"])
-def test_line_searches_train_the_mnist_network(name: str, tiny_mnist: Dataset) -> None:
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        ("backtracking", Linear()),
+        pytest.param("backtracking", MnistCNN(dropout_rate=0.0), marks=pytest.mark.slow),
+        pytest.param("lbfgs", MnistCNN(dropout_rate=0.0), marks=pytest.mark.slow),
+    ],
+    ids=["backtracking-linear", "backtracking-mnist", "lbfgs-mnist"],
+)
+def test_line_searches_train_a_network(name: str, network: nn.Module, tiny_mnist: Dataset) -> None:
     tx = optax.lbfgs(memory_size=3)
     if name == "backtracking":
         tx = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(8))

@@ -1,167 +1,60 @@
 import dataclasses
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxcnn import checkpoint, ensemble, recipes, training
-from jaxcnn.data import Dataset
+from jaxcnn import checkpoint, ensemble, optimizers, training
 from jaxcnn.errors import StoppedError, UserError
-from jaxcnn.training import fit
-from tests.test_training import equal
+from tests.test_training import DATA, MODEL, RECIPE, equal
+from tests.test_training import fit as fit_alone
 
 # Optax's own arithmetic mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
 
-MNIST = recipes.get("mnist", "fast").replace(epochs=2, batch_size=50, optimizer="sgd")
-MEMBERS = ensemble.grid([0, 3], learning_rate=[0.02, 0.05])
+# Most tests take five batches of 64 an epoch, four members, and one or three of these at once: so
+# that all of them share the same compiled programs.
+EVEN = RECIPE.replace(batch_size=64, weight_decay=0.01)
+# A rate that is off by a thousandth changes a run by more than rounding does. Each of its updates
+# is off by 1e-3 then; by rounding it would be by 6e-8 for each of the few hundred terms of the sums
+# in it, at the worst.
+NUDGE = np.float32(1.001)
+MEMBERS = ensemble.Members(
+    np.array([0, 3, 0, 0]),
+    {
+        "learning_rate": np.array([0.1, 0.1, 0.02, 0.1 * NUDGE]),
+        "momentum": np.array([0.9, 0.9, 0.6, 0.9]),
+        "weight_decay": np.array([0.01, 0.01, 0.2, 0.01]),
+    },
+)
 
 
-@pytest.fixture(scope="module")
-def alone(tiny_mnist: Dataset) -> list[training.Result]:
-    """The members' runs by themselves."""
-    rates = MEMBERS.hyperparameters["learning_rate"]
-    return [
-        fit(MNIST.replace(learning_rate=float(rate)), tiny_mnist, seed=int(seed))
-        for seed, rate in zip(MEMBERS.seeds, rates, strict=True)
-    ]
+def fit(members: ensemble.Members = MEMBERS, recipe: Any = EVEN, **options: Any) -> ensemble.Result:
+    """Trains an ensemble of small networks."""
+    return ensemble.fit(recipe, DATA, members, **{"model": MODEL, **options})
 
 
-def test_grid() -> None:
-    members = ensemble.grid([5, 6], learning_rate=[0.1, 0.2], b1=[0.9])
-    assert members.seeds.tolist() == [5, 6, 5, 6]
-    np.testing.assert_allclose(members.hyperparameters["learning_rate"], [0.1, 0.1, 0.2, 0.2])
-    np.testing.assert_allclose(members.hyperparameters["b1"], 0.9)
-    assert ensemble.grid([1, 2]).seeds.tolist() == [1, 2]
-    with pytest.raises(ValueError, match="b1 has shape"):
-        ensemble.Members(np.arange(2), {"b1": np.arange(3)})
+def of_member(index: int, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def test_members_are_the_single_runs_to_the_last_bit(
-    alone: list[training.Result], tiny_mnist: Dataset
-) -> None:
-    result = ensemble.fit(MNIST, tiny_mnist, MEMBERS, chunk=1, keep_states=True)
-    for index, single in enumerate(alone):
-        mine = jax.tree.map(lambda leaf, i=index: leaf[i], result.states.params)
-        jax.tree.map(np.testing.assert_array_equal, mine, single.state.params)
-        assert result.correct[index] == single.test_correct
-        for name in ("train_loss", "train_accuracy"):
-            expected = [getattr(record, name) for record in single.history]
-            np.testing.assert_allclose(result.history[name][:, index], expected, rtol=1e-6)
-        for name in ("loss", "accuracy"):
-            expected = [getattr(record, f"test_{name}") for record in single.history]
-            np.testing.assert_allclose(
-                result.history[f"eval_{name}"][:, index], expected, rtol=1e-6
-            )
-    assert result.total == 70
-    assert result.diverged_at.tolist() == [0, 0, 0, 0]
+def parts(state: Any) -> list[Any]:
+    return [state.params, state.batch_stats, state.opt_state]
 
 
-@pytest.mark.parametrize("chunk", [3, 4])
-def test_members_that_run_at_once_differ_by_rounding(
-    chunk: int, alone: list[training.Result], tiny_mnist: Dataset
-) -> None:
-    result = ensemble.fit(MNIST, tiny_mnist, MEMBERS, chunk=chunk, keep_states=True)
-    for index, single in enumerate(alone):
-        mine = jax.tree.map(lambda leaf, i=index: leaf[i], result.states.params)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), mine, single.state.params
-        )
+def distance(tree: Any, other: Any) -> float:
+    """The largest difference of two numbers."""
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
 
 
-def test_networks_with_batch_norm(tiny_cifar10: Dataset) -> None:
-    recipe = recipes.get("cifar10", "fast").replace(epochs=1, batch_size=16, optimizer="sgd")
-    members = ensemble.grid([1, 2])
-    result = ensemble.fit(recipe, tiny_cifar10, members, chunk=2, keep_states=True)
-    single = fit(recipe, tiny_cifar10, seed=2)
-    for name in ("params", "batch_stats"):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a[1], b, atol=2e-4),
-            getattr(result.states, name),
-            getattr(single.state, name),
-        )
-
-
-def test_only_the_member_that_diverges_is_marked(tiny_mnist: Dataset) -> None:
-    members = ensemble.grid([0], learning_rate=[0.02, 1e30])
-    for chunk in (1, 2):
-        result = ensemble.fit(MNIST, tiny_mnist, members, chunk=chunk)
-        assert result.diverged_at[0] == 0
-        assert 1 < result.diverged_at[1] <= 7
-        assert np.isfinite(result.history["train_loss"][:, 0]).all()
-        assert np.isnan(result.history["train_loss"][:, 1]).all()
-        assert np.isnan(result.history["eval_accuracy"][:, 1]).all()
-
-
-def test_any_number_of_the_optimizer_can_vary(tiny_mnist: Dataset) -> None:
-    recipe = MNIST.replace(optimizer="adam", epochs=1)
-    members = ensemble.grid([0], b1=[0.5, 0.95], weight_decay=[0.0, 1.0])
-    result = ensemble.fit(recipe, tiny_mnist, members, chunk=4)
-    assert len(set(result.history["train_loss"][0].tolist())) == 4
-    single = fit(recipe.replace(optimizer_args={"b1": 0.95}, weight_decay=1.0), tiny_mnist)
-    assert result.history["train_loss"][0, 3] == pytest.approx(
-        single.history[0].train_loss, rel=1e-4
-    )
-
-
-def test_optimizers_of_one_s_own(tiny_mnist: Dataset) -> None:
-    recipe = MNIST.replace(epochs=1)
-    members = ensemble.grid([0], learning_rate=[0.01, 0.05])
-    injected = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
-    one = ensemble.fit(recipe, tiny_mnist, members, tx=injected, chunk=2)
-    other = ensemble.fit(
-        recipe, tiny_mnist, members, tx=lambda values: optax.sgd(values["learning_rate"]), chunk=2
-    )
-    for index, rate in enumerate((0.01, 0.05)):
-        single = fit(recipe, tiny_mnist, tx=optax.sgd(rate)).history[0].train_loss
-        assert one.history["train_loss"][0, index] == pytest.approx(single, rel=1e-4)
-        assert other.history["train_loss"][0, index] == pytest.approx(single, rel=1e-4)
-    with pytest.raises(UserError, match=r"does not keep .*inject_hyperparams"):
-        ensemble.fit(recipe, tiny_mnist, members, tx=optax.sgd(0.1))
-
-
-def test_scored_once_and_on_another_split(tiny_mnist: Dataset) -> None:
-    images: list[int] = []
-    options = {"evaluate_on": tiny_mnist.train, "evaluate_once": True, "report": images.append}
-    result = ensemble.fit(MNIST, tiny_mnist, ensemble.grid([0, 1, 2]), chunk=2, **options)
-    assert result.total == 330
-    assert np.isnan(result.history["eval_loss"][0]).all()
-    assert np.isfinite(result.history["eval_loss"][1]).all()
-    assert images == [660, 660, 330, 330]
-
-
-def test_a_chunk_that_is_too_large_says_so(
-    tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ensemble, "_free_memory", lambda: 20 * 2**20)
-    with pytest.raises(UserError, match=r"a chunk of 4 members needs .* take a chunk of at most 1"):
-        ensemble.fit(MNIST, tiny_mnist, MEMBERS, chunk=4)
-
-
-def test_elsewhere_as_many_run_at_once_as_fit(
-    tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
-    for_each = ensemble._for_each
-    monkeypatch.setattr(
-        ensemble, "_for_each", lambda f, n, *rest: sizes.append(n) or for_each(f, n, *rest)
-    )
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(ensemble, "_SAMPLE", 2)
-    monkeypatch.setattr(ensemble, "_free_memory", lambda: 2**30)
-    recipe = MNIST.replace(epochs=1)
-    ensemble.fit(recipe, tiny_mnist, MEMBERS)
-    assert sizes[-1] == 4
-    monkeypatch.setattr(ensemble, "_free_memory", lambda: 60 * 2**20)
-    ensemble.fit(recipe, tiny_mnist, MEMBERS)
-    assert 1 <= sizes[-1] < 4
-
-
-def assert_same(result: ensemble.Result, other: ensemble.Result) -> None:
+def same(result: ensemble.Result, other: ensemble.Result) -> None:
+    """Asserts that two ensembles are bit-identical."""
     for name, curve in result.history.items():
         np.testing.assert_array_equal(curve, other.history[name])
     np.testing.assert_array_equal(result.correct, other.correct)
@@ -170,73 +63,244 @@ def assert_same(result: ensemble.Result, other: ensemble.Result) -> None:
     equal(result.states, other.states)
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
-def test_an_ensemble_that_is_stopped_again_and_again_ends_with_the_same_bits(
-    chunk: int, tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def check_history(result: ensemble.Result, index: int, single: training.Result) -> None:
+    """Asserts that the curves of a member are those of its run alone, in float32."""
+    for ours, theirs in (
+        ("train_loss", "train_loss"),
+        ("train_accuracy", "train_accuracy"),
+        ("eval_loss", "test_loss"),
+        ("eval_accuracy", "test_accuracy"),
+    ):
+        expected = [getattr(record, theirs) for record in single.history]
+        np.testing.assert_array_equal(result.history[ours][:, index], np.float32(expected))
+
+
+@pytest.fixture(scope="module")
+def one_by_one() -> ensemble.Result:
+    """The members one after the other."""
+    with jax.numpy_dtype_promotion("standard"):
+        return fit(chunk=1, keep_states=True)
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[training.Result]:
+    """The runs of the first three members by themselves."""
+    other = EVEN.replace(learning_rate=0.02, momentum=0.6, weight_decay=0.2)
+    with jax.numpy_dtype_promotion("standard"):
+        return [fit_alone(EVEN), fit_alone(EVEN, seed=3), fit_alone(other)]
+
+
+@pytest.fixture
+def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the programs that a test's first run compiles, for those that go on with it."""
+    compiled: list[Any] = []
+    compile_programs = ensemble._compile
+
+    def once(*args: Any) -> Any:
+        if not compiled:
+            compiled.append(compile_programs(*args))
+        return compiled[0]
+
+    monkeypatch.setattr(ensemble, "_compile", once)
+
+
+def test_grid() -> None:
+    members = ensemble.grid([5, 6], learning_rate=[0.1, 0.2], b1=[0.9])
+    assert members.seeds.tolist() == [5, 6, 5, 6]
+    np.testing.assert_allclose(members.hyperparameters["learning_rate"], [0.1, 0.1, 0.2, 0.2])
+    np.testing.assert_allclose(members.hyperparameters["b1"], 0.9)
+    assert ensemble.grid([1, 2]).seeds.tolist() == [1, 2]
+    taken = members.take([2, 0])
+    assert taken.seeds.tolist() == [5, 5]
+    np.testing.assert_allclose(taken.hyperparameters["learning_rate"], [0.2, 0.1])
+    with pytest.raises(ValueError, match="b1 has shape"):
+        ensemble.Members(np.arange(2), {"b1": np.arange(3)})
+    with pytest.raises(ValueError, match="at least one seed"):
+        ensemble.grid([])
+
+
+def test_members_are_bit_identical_to_single_runs(
+    one_by_one: ensemble.Result, alone: list[training.Result]
 ) -> None:
-    monkeypatch.setattr(ensemble, "_PIECE", 3)  # an epoch has 7 steps
-    members = ensemble.grid([0, 3], learning_rate=[0.02, 1e30])  # one of the rates diverges
-    options = {"chunk": chunk, "keep_states": True}
-    straight = ensemble.fit(MNIST, tiny_mnist, members, **options)
-    assert (straight.diverged_at > 0).tolist() == [False, False, True, True]
-    policy = checkpoint.Policy(tmp_path, checkpoint.Every(5, "steps"))
-    stops = 0
-    while True:
-        asked = itertools.count()
-        try:
-            result = ensemble.fit(
-                MNIST,
-                tiny_mnist,
-                members,
-                checkpoints=policy,
-                interrupted=lambda asked=asked, most=3 + stops % 3: next(asked) > most,
-                **options,
-            )
-        except StoppedError as error:
-            assert "saved in" in str(error)
-            stops += 1
-        else:
-            break
-    assert stops >= 2
-    assert_same(result, straight)
+    for index, single in enumerate(alone):
+        equal(of_member(index, one_by_one.states), single.state)
+        assert one_by_one.correct[index] == single.test_correct
+        check_history(one_by_one, index, single)
+    assert one_by_one.total == 64
+    assert one_by_one.diverged_at.tolist() == [0, 0, 0, 0]
+    assert one_by_one.members is MEMBERS
+
+
+def test_members_that_run_at_once_differ_by_rounding(alone: list[training.Result]) -> None:
+    result = fit(chunk=3, keep_states=True)
+    assert result.history["train_loss"].shape == (2, 4)
+    trees = [parts(of_member(index, result.states)) for index in range(4)]
+    bound = distance(trees[0], trees[3])  # what the nudge does
+    for index, single in enumerate(alone):
+        assert distance(trees[index], parts(single.state)) < bound
+        for other in {0, 1, 2} - {index}:
+            assert distance(trees[index], trees[other]) > 10 * bound
+        for ours, theirs in (("train_loss", "train_loss"), ("eval_loss", "test_loss")):
+            expected = [getattr(record, theirs) for record in single.history]
+            np.testing.assert_allclose(result.history[ours][:, index], expected, atol=bound)
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_a_smaller_last_batch_and_a_run_that_is_stopped_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensemble, "_PIECE", 2)  # an epoch has 7 steps
+    members = ensemble.grid([0, 3])
+    policy = checkpoint.Policy(tmp_path, checkpoint.Every(3, "steps"), keep=100)
+    folders = [tmp_path / "members-000000", tmp_path / "members-000001"]
+    options = {"recipe": RECIPE, "chunk": 1, "keep_states": True, "checkpoints": policy}
+    # A member's run is polled at its steps 2, 3, 5, 6, 7, 9, 11, 12 and 14. It stops before the
+    # smaller batch, and with the second member at the end of an epoch.
+    for polls, member, step in ((3, 0, 6), (9, 1, 7)):
+        polled = itertools.count()
+        with pytest.raises(StoppedError) as caught:
+            fit(members, interrupted=lambda now=polled, most=polls: next(now) >= most, **options)
+        found = checkpoint.listed(folders[member])[-1]
+        assert f"{caught.value}" == f"stopped at step {step} of 14, saved in {found.folder}"
+        assert found.step == step
+    images: list[int] = []
+    result = fit(members, report=images.append, **options)
+    assert images == [100, 100, 50, 50 + 20]  # the second epoch of the second member
+    assert [[one.step for one in checkpoint.listed(folder)] for folder in folders] == [
+        [3, 6, 9, 12, 14],
+        [3, 6, 7, 9, 12, 14],
+    ]
+    for index, seed in enumerate([0, 3]):
+        single = fit_alone(seed=seed)
+        equal(of_member(index, result.states), single.state)
+        check_history(result, index, single)
     # All is there: nothing is trained again.
-    seen: list[int] = []
-    again = ensemble.fit(
-        MNIST, tiny_mnist, members, checkpoints=policy, report=seen.append, **options
-    )
-    assert_same(again, straight)
-    assert seen == []
+    images.clear()
+    same(fit(members, report=images.append, **options), result)
+    assert images == []
 
 
-def test_another_ensemble_is_not_gone_on_with(tiny_mnist: Dataset, tmp_path: Path) -> None:
-    recipe, policy = MNIST.replace(epochs=1), checkpoint.Policy(tmp_path)
-    ensemble.fit(recipe, tiny_mnist, ensemble.grid([0]), checkpoints=policy)
-    for options, named in (
-        ({"members": ensemble.grid([1])}, r"seed \[0\] there and \[1\] here"),
-        ({"members": ensemble.grid([0], momentum=[0.5])}, "hyperparameters"),
-        ({"evaluate_on": tiny_mnist.train}, "evaluate_on"),
-        ({"evaluate_once": True}, "evaluate_once False there and True here"),
+@pytest.mark.usefixtures("compiled_once")
+def test_another_ensemble_is_not_gone_on_with(tmp_path: Path) -> None:
+    policy = checkpoint.Policy(tmp_path)
+    with pytest.raises(StoppedError, match="stopped at step 5 of 10, saved"):
+        fit(chunk=3, checkpoints=policy, interrupted=lambda: True)
+    other = MEMBERS.take([1, 0, 2])
+    faster = dict(MEMBERS.hyperparameters, learning_rate=np.full(4, 0.3))
+    for members, options, named in (
+        (other, {}, r"seed \[0, 3, 0\] there and \[3, 0, 0\] here"),
+        (ensemble.Members(MEMBERS.seeds, faster), {}, "hyperparameters"),
+        (MEMBERS, {"evaluate_on": DATA.train}, "evaluate_on"),
+        (MEMBERS, {"evaluate_once": True}, "evaluate_once False there and True here"),
     ):
         with pytest.raises(UserError, match=named):
-            ensemble.fit(
-                recipe.replace(optimizer="sgd"),
-                tiny_mnist,
-                **{"members": ensemble.grid([0]), "checkpoints": policy, **options},
-            )
+            fit(members, **{"chunk": 3, "checkpoints": policy, **options})
 
 
-def test_mistakes(tiny_mnist: Dataset) -> None:
-    with pytest.raises(UserError, match="batch_size 331 is larger than the 330"):
-        ensemble.fit(MNIST.replace(batch_size=331), tiny_mnist, MEMBERS)
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_only_the_member_that_diverges_is_marked(chunk: int, one_by_one: ensemble.Result) -> None:
+    members = MEMBERS.take([0, 0, 0])
+    members.hyperparameters["learning_rate"][1] = 1e30
+    result = fit(members, chunk=chunk)
+    assert result.diverged_at.tolist() == [0, 2, 0]
+    for name, curve in result.history.items():
+        assert np.isnan(curve[:, 1]).all()
+        assert np.isfinite(curve[:, [0, 2]]).all()
+        if name.endswith("loss"):
+            # Losses below log(10), which rounding changes by less than the nudge does, see above.
+            expected = one_by_one.history[name][:, [0, 0]]
+            np.testing.assert_allclose(curve[:, [0, 2]], expected, atol=1e-3)
+    assert result.states is None
+
+
+def test_optimizers_of_one_s_own(one_by_one: ensemble.Result) -> None:
+    # A function of the hyperparameters: here it makes what the recipe would.
+    made = fit(
+        chunk=1,
+        keep_states=True,
+        tx=lambda values: optimizers.make_optimizer(EVEN, 10, hyperparameters=values),
+    )
+    same(made, one_by_one)
+    # One with its hyperparameters in its state. The step is the only one: what the second rate
+    # spoils no training loss has seen.
+    recipe = EVEN.replace(epochs=1, batch_size=320)
+    members = ensemble.grid([0], learning_rate=[0.05, 1e30])
+    injected = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
+    result = fit(members, recipe, tx=injected, keep_states=True)
+    assert result.diverged_at.tolist() == [0, 1]
+    assert np.isnan(result.history["eval_loss"][0]).tolist() == [False, True]
+    tx = optax.inject_hyperparams(optax.sgd)(learning_rate=0.05)
+    single = fit_alone(recipe, tx=tx)
+    mine = of_member(0, result.states)
+    equal(mine.opt_state.hyperparams, single.state.opt_state.hyperparams)
+    # Sums of at most 320 * 28 products, 6e-8 each, times the rate.
+    assert distance(mine.params, single.state.params) < 1e-3 * 0.05
+    with pytest.raises(UserError, match=r"not keep learning_rate in its .*inject_hyperparams"):
+        fit(members, recipe, tx=optax.sgd(0.1))
+
+
+def test_scored_once_and_on_another_split() -> None:
+    images: list[int] = []
+    options = {"evaluate_on": DATA.train, "evaluate_once": True, "report": images.append}
+    result = fit(chunk=3, **options)
+    assert result.total == 320
+    assert np.isnan(result.history["eval_loss"][0]).all()
+    assert np.isfinite(result.history["eval_loss"][1]).all()
+    np.testing.assert_allclose(result.history["eval_accuracy"][1], result.correct / 320, rtol=1e-6)
+    assert images == [3 * 320, 3 * 320, 320, 320]
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The bytes that are free, and those that every program needs beside the states."""
+    sizes = {"free": 2**40, "program": 0}
+    monkeypatch.setattr(ensemble, "_free_memory", lambda: sizes["free"])
+    monkeypatch.setattr(
+        jax.stages.Compiled,
+        "memory_analysis",
+        lambda program: SimpleNamespace(temp_size_in_bytes=sizes["program"]),
+    )
+    return sizes
+
+
+def test_a_chunk_that_is_too_large_says_so(memory: dict[str, int]) -> None:
+    gib = 2**30
+    memory.update(program=3 * gib, free=gib // 10)
+    said = r"a chunk of 3 members needs 3\.0 GiB .* has 0\.1 GiB free: take a chunk of at most 1"
+    with pytest.raises(UserError, match=said):
+        fit(chunk=3)
+    memory.update(free=3 * gib - gib // 10)  # less a margin of a fifth
+    with pytest.raises(UserError, match="at most 2"):
+        fit(chunk=3)
+
+
+def test_elsewhere_as_many_run_at_once_as_fit(
+    memory: dict[str, int], one_by_one: ensemble.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(ensemble, "_SAMPLE", 1)
+    leaves = jax.tree.leaves(one_by_one.states)
+    member = sum(4 * leaf[0].size for leaf in leaves)  # bytes of its state
+    members = MEMBERS.take([0, 1, 2])
+
+    def sizes(free: float) -> list[int]:
+        memory["free"] = int(free * member)
+        return [len(result.members) for result in ensemble.chunks(EVEN, DATA, members, model=MODEL)]
+
+    assert sizes(4.0) == [3]  # a fifth of the memory is left free
+    assert sizes(2.2) == [1, 1, 1]
+
+
+def test_mistakes() -> None:
+    with pytest.raises(UserError, match="batch_size 321 is larger than the 320"):
+        fit(recipe=RECIPE.replace(batch_size=321))
     with pytest.raises(UserError, match="without members"):
-        ensemble.fit(MNIST, tiny_mnist, ensemble.Members(np.array([], int)))
+        fit(ensemble.Members(np.array([], int)))
     with pytest.raises(UserError, match="chunk takes a whole number from 1"):
-        ensemble.fit(MNIST, tiny_mnist, MEMBERS, chunk=0)
+        fit(chunk=0)
 
 
-def test_seeds_of_all_32_bits(tiny_mnist: Dataset) -> None:
-    recipe = dataclasses.replace(MNIST, epochs=1)
+def test_seeds_of_all_32_bits() -> None:
     seed = 2**32 - 1
-    result = ensemble.fit(recipe, tiny_mnist, ensemble.Members(np.array([seed])))
-    single = fit(recipe, tiny_mnist, seed=seed)
-    assert jnp.float32(single.history[0].train_loss) == result.history["train_loss"][0, 0]
+    members = dataclasses.replace(MEMBERS.take([0]), seeds=np.array([seed]))
+    check_history(fit(members), 0, fit_alone(EVEN, seed=seed))

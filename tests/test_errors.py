@@ -15,6 +15,9 @@ from jaxcnn.errors import UserError, WriteError, writing
         (errno.EFBIG, "the file would exceed the size limit"),
         (errno.EROFS, "the file system is read-only"),
         (errno.EACCES, "the folder may not be written"),
+        (errno.EPERM, "the folder may not be written"),
+        (errno.ENOTDIR, "a part of the path is a file"),
+        (errno.EEXIST, "a file stands where a folder is needed"),
         (errno.EIO, os.strerror(errno.EIO)),
     ],
 )
@@ -25,6 +28,14 @@ def test_a_failed_write_is_one_sentence(number: int, reason: str) -> None:
     ):
         raise OSError(number, os.strerror(number), "/a/b")
     assert isinstance(caught.value, UserError)
+
+
+def test_an_error_that_says_little() -> None:
+    with (
+        pytest.raises(WriteError, match=r"^cannot write /a: something odd; buy a disk$"),
+        writing(Path("/a"), "buy a disk"),
+    ):
+        raise OSError("something odd")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

@@ -13,7 +13,10 @@ import pytest
 from jaxcnn import checkpoint, data
 from tests.conftest import REPOSITORY
 
-LONG = "--data synthetic --epochs 40 --batch-size 1000".split()
+# Goes on until it is ended.
+LONG = "--data synthetic --epochs 100000 --batch-size 1000".split()
+# Ends a test that hangs, in seconds; no run is late because the machine is busy.
+HANG = 600
 
 
 def start(network: str, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -35,6 +38,7 @@ def test_help_and_mistakes(network: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_missing_archives_are_one_sentence(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     done = start(
@@ -46,6 +50,7 @@ def test_missing_archives_are_one_sentence(tmp_path: Path) -> None:
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_real_mnist_for_one_epoch_with_either_feed(tmp_path: Path, real_data: Path) -> None:
     metrics = []
     for feed in ("device", "stream"):
@@ -89,6 +94,7 @@ def begin(workdir: Path, cache: str, *argv: str) -> subprocess.Popen[str]:
     raise AssertionError(process.communicate()[1])
 
 
+@pytest.mark.slow
 def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, cache: str) -> None:
     workdir = tmp_path / "run"
     steps = []
@@ -99,7 +105,7 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, cache: str) -
             assert second.returncode == 2
             assert "in use by another process" in second.stderr
         process.send_signal(signal.Signals[name])
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=HANG)
         assert process.returncode == status
         saved = checkpoint.listed(workdir / "checkpoints")[-1]
         saved.verify()
@@ -107,7 +113,7 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, cache: str) -
         assert "Traceback" not in err
         assert not (workdir / "result.json").exists()
         steps.append(saved.step)
-    assert 0 < steps[0] < steps[1] < 40 * 60
+    assert 0 < steps[0] < steps[1]
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     epochs = [json.loads(line)["epoch"] for line in lines]
     assert epochs == list(range(1, steps[1] // 60 + 1))
@@ -150,6 +156,7 @@ def scarce(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Pat
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
     scarce: tuple[Path, str], cache: str
 ) -> None:
@@ -162,7 +169,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=HANG,
         env={**os.environ, "JAXCNN_CACHE_DIR": cache},
     )
     assert done.returncode == 2

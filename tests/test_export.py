@@ -1,10 +1,12 @@
 import dataclasses
-import functools
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,25 +14,24 @@ import onnx
 import pytest
 import safetensors
 from jax import export as jax_export
+from onnx.reference import ReferenceEvaluator
+from safetensors.numpy import load_file
 
+import jaxcnn
 from jaxcnn import (
     card,
     checkpoint,
     commands,
-    environment,
     export,
-    optimizers,
-    pytorch,
     recipes,
-    state,
     steps,
     trained,
     training,
 )
 from jaxcnn.data import Dataset
 from jaxcnn.data.augment import make_normalize
-from jaxcnn.errors import WriteError
-from tests import original
+from jaxcnn.errors import UserError, WriteError
+from tests import saved
 
 # AdamW of optax mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
@@ -57,30 +58,15 @@ def runs(
     tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Dataset, tiny_cifar10: Dataset
 ) -> dict[str, Path]:
     """A workdir for each network, with a checkpoint whose BatchNorm is far from a fresh one's."""
-    made = {}
-    for dataset in (tiny_mnist, tiny_cifar10):
-        name = dataset.name
-        recipe = recipes.get(name, "fast").replace(epochs=2)
-        model = training.make_model(recipe)
-        key = jax.random.key(0, impl="threefry2x32")
-        tx = optimizers.make_optimizer(recipe, 100, key=key)
-        init = functools.partial(state.init, model=model, tx=tx, input_shape=recipe.image_shape)
-        blank = jax.eval_shape(init, key).replace(key=None)  # to compile the draw takes seconds
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), blank)
-        variables = pytorch.load_state_dict(original.weights(name))
-        tree = {"state": zeros.replace(**variables, key=key), "sums": steps.zero_train_metrics()}
-        progress = {
-            "history": [{"epoch": 1, "step": 5}, {"epoch": 2, "step": 10}],
-            "test_correct": 60,
-            "test_total": 70,
-            "versions": environment.versions(),
-            "device": "cpu (of a test)",
-        }
-        made[name] = tmp_path_factory.mktemp(name)
-        run = training.identity(recipe, dataset, model=model)
-        with checkpoint.opened(checkpoint.Policy(made[name] / "checkpoints"), run) as store:
-            store.save(10, tree, progress, 60 / 70)
-    return made
+    return {
+        dataset.name: saved.save(tmp_path_factory.mktemp("run"), dataset)
+        for dataset in (tiny_mnist, tiny_cifar10)
+    }
+
+
+@pytest.fixture(scope="module")
+def networks(runs: dict[str, Path]) -> dict[str, trained.Trained]:
+    return {name: trained.load(workdir) for name, workdir in runs.items()}
 
 
 def code(text: str) -> str:
@@ -89,12 +75,73 @@ def code(text: str) -> str:
     return found
 
 
+class Session:
+    """What a card asks of onnxruntime, by onnx's own evaluator."""
+
+    def __init__(self, path: str, providers: list[str]) -> None:
+        self.evaluator = ReferenceEvaluator(path)
+
+    def run(self, names: list[str], inputs: Mapping[str, Any]) -> list[np.ndarray]:
+        return self.evaluator.run(names, dict(inputs))
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [("stablehlo", "mnist"), ("onnx", "mnist"), ("onnx", "cifar10")]
+)
+def test_the_code_of_a_card_gives_the_same_logits(
+    form: str,
+    name: str,
+    networks: dict[str, trained.Trained],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    network = networks[name]
+    _, there = export.write(network, form, tmp_path / f"x.{form}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "jaxcnn", None)
+    runtime: Any = ModuleType("onnxruntime")
+    runtime.InferenceSession = Session
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    namespace: dict[str, Any] = {}
+    exec(code(there.read_text()), namespace)
+    assert re.fullmatch(r"\[\d\]\n", capsys.readouterr().out)
+    images = saved.images(name, 2)
+    logits = namespace["logits"](images[:1])  # the batch of the card, which is compiled already
+    assert (logits.dtype, logits.shape) == (np.float32, (1, 10))
+    # Float32 leaves 6e-8 of what is summed: a thousand terms, most of them far below one.
+    expected = saved.exact_logits(network.recipe, network.variables, images)
+    np.testing.assert_allclose(logits, expected[:1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_safetensors_hold_the_original_s_weights(
+    name: str, networks: dict[str, trained.Trained], tmp_path: Path
+) -> None:
+    path, there = export.write(networks[name], "safetensors", tmp_path / "x.safetensors")
+    found = load_file(path)
+    expected = saved.weights(name)
+    counters = {f"batch_norm{layer}.num_batches_tracked" for layer in range(1, 6)}
+    assert found.keys() - counters == expected.keys()
+    assert (counters <= found.keys()) == (name == "cifar10")
+    for key, values in expected.items():
+        np.testing.assert_array_equal(found[key], values)
+    source = code(there.read_text())
+    compile(source, "card", "exec")
+    assert 'load_file("x.safetensors")' in source
+    for key in expected:
+        assert f"self.{key.partition('.')[0]}" in source
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_fresh_process_without_our_code_gives_the_same_logits(
     form: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if form == "safetensors":
-        pytest.importorskip("torch")
+        pytest.importorskip("torch", reason="pip install 'jaxcnn[torch]'")
+    if form == "onnx":
+        pytest.importorskip("onnxruntime", reason="pip install 'jaxcnn[slow]'")
     expected = {}
     for name, workdir in runs.items():
         path = tmp_path / f"{name}.{form}"
@@ -103,8 +150,7 @@ def test_a_fresh_process_without_our_code_gives_the_same_logits(
         assert f"{path}: {path.stat().st_size / 2**20:.1f} MiB" in out
         assert f"{path}.md: the model card" in out
         (tmp_path / f"{name}.py").write_text(code(Path(f"{path}.md").read_text()))
-        images, _ = zip(*original.batches(name), strict=True)
-        pictures = np.concatenate(images)[:64]
+        pictures = saved.images(name, 64)
         np.save(tmp_path / f"{name}.npy", pictures)
         network = trained.load(workdir)
         normalize = make_normalize(network.recipe.mean, network.recipe.std)
@@ -127,8 +173,10 @@ def test_a_fresh_process_without_our_code_gives_the_same_logits(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_stablehlo_is_for_any_batch_and_every_platform(runs: dict[str, Path], name: str) -> None:
-    network = trained.load(runs[name])
+def test_stablehlo_is_for_any_batch_and_every_platform(
+    networks: dict[str, trained.Trained], name: str
+) -> None:
+    network = networks[name]
     exported = jax_export.deserialize(export.stablehlo(network))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     height, width, channels = network.recipe.image_shape
@@ -144,8 +192,10 @@ def test_stablehlo_is_for_any_batch_and_every_platform(runs: dict[str, Path], na
 
 
 @pytest.mark.parametrize("form", ["safetensors", "onnx"])
-def test_what_a_file_says_of_itself(form: str, runs: dict[str, Path], tmp_path: Path) -> None:
-    network = trained.load(runs["cifar10"])
+def test_what_a_file_says_of_itself(
+    form: str, networks: dict[str, trained.Trained], tmp_path: Path
+) -> None:
+    network = networks["cifar10"]
     path, _ = export.write(network, form, tmp_path / f"x.{form}")
     if form == "safetensors":
         with safetensors.safe_open(path, "np") as file:
@@ -154,38 +204,61 @@ def test_what_a_file_says_of_itself(form: str, runs: dict[str, Path], tmp_path: 
             assert int(file.get_tensor("batch_norm1.num_batches_tracked")) == 0
     else:
         said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert (said["network"], said["dataset"], said["step"]) == ("cifar10", "cifar10 tiny", "10")
+    assert (said["network"], said["dataset"], said["step"]) == ("cifar10", "cifar10 tiny", "21")
     assert json.loads(said["class_names"])[:2] == ["airplane", "automobile"]
     assert json.loads(said["mean"]) == [0.4914, 0.4822, 0.4465]
     assert json.loads(said["recipe"])["batch_size"] == network.recipe.batch_size
     assert "jaxcnn" in json.loads(said["versions"])
 
 
-def test_the_card(runs: dict[str, Path], tmp_path: Path) -> None:
-    network = trained.load(runs["mnist"])
+def test_the_card(networks: dict[str, trained.Trained], tmp_path: Path) -> None:
+    network = networks["mnist"]
     path, there = export.write(network, "safetensors", tmp_path / "x.safetensors")
     text = there.read_text()
     assert there == card.beside(path) == tmp_path / "x.safetensors.md"
     for part in (
+        "datasets: [ylecun/mnist]",
         "MNIST network, recipe fast",
-        "| 85.71% (60 of the 70 test images) |",
+        "| 60.00% (42 of the 70 test images) |",
         "207,258 parameters",
         "mean 0.1307, std 0.3081",
         "| 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 |",
-        "10 steps, 2 of 2 epochs, on the training images of mnist tiny, seed 0",
+        "pictures of 28 x 28 pixels, grey",
+        "uint8[N, 28, 28, 1]",
+        "21 steps, 3 of 3 epochs, on the training images of mnist tiny, seed 0",
         f"| learning_rate | {network.recipe.learning_rate} |",
         "CC BY-SA 3.0",
+        "Trained on cpu (of a test)",
         f"jax {jax.__version__}",
+        export.describe("safetensors"),
     ):
         assert part in text
+    assert "flatters" not in text
+    assert text.endswith("\n")
+    text = card.render(network, "onnx", "x.onnx", "a file")
     assert "flatters" not in text
     text = card.render(network, "onnx", "x.onnx", "a file", chosen_by_test=True)
     assert "test images, by which this checkpoint was chosen, which flatters it" in text
 
 
-def test_the_card_of_a_stand_in_or_of_an_unfinished_epoch(
-    tmp_path: Path, tiny_mnist: Dataset
+@pytest.mark.parametrize(
+    ("saves", "part"), [([8], "8 steps, 1 of 3 epochs"), ([3], "3 steps, 0 of 3 epochs")]
+)
+def test_the_card_of_synthetic_data_and_of_an_unfinished_epoch(
+    saves: list[int], part: str, tmp_path: Path, tiny_mnist: Dataset
 ) -> None:
+    dataset = dataclasses.replace(tiny_mnist, name="synthetic-mnist")
+    network = trained.load(saved.save(tmp_path, dataset, saves=saves))
+    text = card.render(network, "onnx", "x.onnx", "a file")
+    assert part in text
+    assert "not measured at this step" in text
+    assert "synthetic-mnist, a drawn stand-in: this network knows nothing about MNIST" in text
+    assert "CC BY" not in text
+    assert "datasets:" not in text
+
+
+@pytest.mark.slow
+def test_the_card_of_a_run_that_was_trained(tmp_path: Path, tiny_mnist: Dataset) -> None:
     dataset = dataclasses.replace(tiny_mnist, name="synthetic-mnist")
     policy = checkpoint.Policy(tmp_path / "checkpoints", checkpoint.Every(8, "steps"), keep=9)
     recipe = recipes.get("mnist", "fast").replace(epochs=1, batch_size=30)
@@ -195,10 +268,15 @@ def test_the_card_of_a_stand_in_or_of_an_unfinished_epoch(
     assert "synthetic-mnist, a drawn stand-in: this network knows nothing about MNIST" in text
     assert "CC BY" not in text
     assert "datasets:" not in text
+    text = card.render(trained.load(tmp_path), "onnx", "x.onnx", "a file")
+    assert "11 steps, 1 of 1 epochs" in text
+    assert "not measured at this step" not in text
 
 
-def test_a_file_that_is_there_is_replaced(runs: dict[str, Path], tmp_path: Path) -> None:
-    network = trained.load(runs["mnist"])
+def test_a_file_that_is_there_is_replaced(
+    networks: dict[str, trained.Trained], tmp_path: Path
+) -> None:
+    network = networks["mnist"]
     path, there = tmp_path / "x.onnx", tmp_path / "x.onnx.md"
     path.write_text("old")
     export.write(network, "onnx", path)
@@ -220,7 +298,7 @@ def test_a_file_that_is_there_is_replaced(runs: dict[str, Path], tmp_path: Path)
         ("--format onnx --out nowhere/x.onnx", "folder nowhere is not there"),
         ("--format onnx --out folder.onnx", "folder.onnx is a folder"),
         ("--format onnx --out card.onnx", "card.onnx.md is a folder"),
-        ("--format onnx --out x.onnx --checkpoint 7", "no checkpoint '7'"),
+        ("--format onnx --out x.onnx --checkpoint 8", "no checkpoint '8'"),
     ],
 )
 def test_mistakes(
@@ -245,6 +323,25 @@ def test_mistakes(
     assert sorted(tmp_path.iterdir()) == folders
 
 
+def test_what_a_form_is() -> None:
+    ours = f"jaxcnn {jaxcnn.__version__}"
+    assert export.describe("stablehlo") == (
+        f"StableHLO for cpu, cuda, tpu, by jax.export of jax {jax.__version__} and {ours}"
+    )
+    assert export.describe("safetensors") == (f"safetensors {safetensors.__version__}, by {ours}")
+    assert export.describe("onnx") == f"ONNX of opset 17, by {ours} with onnx {onnx.__version__}"
+
+
+def test_a_form_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="takes stablehlo, safetensors, onnx, got 'pickle'"):
+        export.check("pickle", tmp_path / "x.pickle")
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert export.check("stablehlo", "~/x.stablehlo") == tmp_path / "x.stablehlo"
+
+
 def test_without_onnx_nothing_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,16 +353,16 @@ def test_without_onnx_nothing_is_read(
 
 
 def test_nothing_is_left_of_a_write_that_fails(
-    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    networks: dict[str, trained.Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = trained.load(runs["mnist"])
     monkeypatch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(WriteError, match=r"x.onnx.*: the disk is full; give --out"):
-        export.write(network, "onnx", tmp_path / "x.onnx")
+        export.write(networks["mnist"], "onnx", tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_documentation_has_the_code_of_the_cards(form: str, runs: dict[str, Path]) -> None:
-    network = trained.load(runs["mnist"])
-    assert code(card.render(network, form, f"mnist.{form}", "a file")) in DOCS.read_text()
+def test_the_documentation_has_the_code_of_the_cards(
+    form: str, networks: dict[str, trained.Trained]
+) -> None:
+    assert code(card.render(networks["mnist"], form, f"mnist.{form}", "a file")) in DOCS.read_text()

@@ -1,9 +1,13 @@
+import pytest
+
 from tests import killing
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_and_no_bit_changes() -> None:
     found = killing.torment(kills=3, seed=0)
     assert found.defects == []
     assert found.kills == 3
     assert found.verified > 0
+    assert found.resumed > 0
     assert found.finished > 0

@@ -1,25 +1,37 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
 import pytest
 
-from jaxcnn import merge, study
+from jaxcnn import ensemble, merge, study
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
 from jaxcnn.shards import Shard
+from tests import scores
 from tests.test_study import STUDY
 
 # Optax's own arithmetic mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
 
 
+@pytest.fixture(scope="module", params=["scores", pytest.param("network", marks=pytest.mark.slow)])
+def _chunks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Lets studies make their scores up, or train."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "scores":
+            patch.setattr(ensemble, "chunks", scores.chunks)
+        yield
+
+
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Dataset) -> tuple[Path, list[Path]]:
+def both(
+    _chunks: None, tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Dataset
+) -> tuple[Path, list[Path]]:
     """A study from beginning to end, and the same one in two shards."""
     workdir = tmp_path_factory.mktemp("whole")
     study.run(STUDY, tiny_mnist, workdir)

@@ -1,7 +1,7 @@
-import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import flax.linen as nn
 import jax
@@ -14,22 +14,28 @@ from jaxcnn.errors import UserError
 from tests import original
 
 NETWORKS = ["mnist", "cifar10"]
-# Absolute for the logits and the maps, else relative to the norm.
+# Absolute for the logits and the maps, else relative to the norm: what README promises. Float32 is
+# off by less than a tenth of that, see `test_rounding_cannot_reach_the_bounds`: the batches
+# are such that it decides nothing.
 TOLERANCES = {"eval_logits": 1e-5, "train_logits": 1e-5, "maps": 1e-5}
 
 
-def assert_close(
-    network: str, ours: dict, theirs: dict, scales: dict[str, float], measured: str
-) -> None:
+def needs(module: str) -> ModuleType:
+    return pytest.importorskip(module, reason=f"no {module}: pip install 'jaxcnn[torch]'")
+
+
+def errors(ours: dict, theirs: dict, scales: dict[str, float]) -> dict[str, float]:
+    """Of every array, as a multiple of its tolerance."""
     assert set(ours) == set(theirs)
+    found = {}
     for name in theirs:
         one, other = np.asarray(ours[name]), np.asarray(theirs[name])
         kind = name.split("/")[0]
         if kind in TOLERANCES:
-            error, tolerance = np.abs(one - other).max(), TOLERANCES[kind]
+            found[name] = np.abs(one - other).max() / TOLERANCES[kind]
         else:
-            error, tolerance = np.linalg.norm(one - other) / scales[name], 1e-4
-        assert error <= tolerance, f"{network} {name} is off {measured} by {error}"
+            found[name] = np.linalg.norm(one - other) / scales[name] / 1e-4
+    return found
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -37,18 +43,38 @@ def measured(request: pytest.FixtureRequest) -> tuple[str, original.Arrays]:
     return request.param, original.measure_jaxcnn(request.param)
 
 
-def test_against_pytorch_itself(measured: tuple[str, original.Arrays]) -> None:
-    pytest.importorskip("torch")
-    network, ours = measured
-    theirs = original.measure_pytorch(network)
-    scales = {name: original.scale(network, name, theirs) for name in theirs}
-    assert_close(network, ours, theirs, scales, "PyTorch")
-
-
 def test_against_recorded_values(measured: tuple[str, original.Arrays]) -> None:
     network, ours = measured
-    record = json.loads(original.RECORD.read_text())["networks"][network]
-    assert_close(network, original.digest(ours), record["digests"], record["scales"], "the record")
+    recorded = original.record(network)
+    found = errors(original.digest(ours), recorded["digests"], recorded["scales"])
+    assert {name: error for name, error in found.items() if not error <= 1} == {}
+    assert recorded["clearance"] >= original.CLEARANCE
+
+
+@pytest.mark.slow
+def test_against_pytorch_itself(measured: tuple[str, original.Arrays]) -> None:
+    needs("torch")
+    network, ours = measured
+    for dtype in ("float64", "float32"):
+        theirs = original.measure_pytorch(network, dtype)
+        scales = {name: original.scale(network, name, theirs) for name in theirs}
+        found = errors(ours, theirs, scales)
+        assert {name: error for name, error in found.items() if not error <= 1} == {}, dtype
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", NETWORKS)
+def test_rounding_cannot_reach_the_bounds(network: str) -> None:
+    needs("torch")
+    peers = original.Peer(network, "float64"), original.Peer(network, "float32")
+    for images, labels in original.batches(network):
+        for peer in peers:
+            peer.train(images, labels)
+        # Half of what the record was chosen by: another processor's float32 rounds otherwise.
+        assert original.clearance(*peers) >= original.CLEARANCE / 2
+    exact, rounded = (original.measure_pytorch(network, kind) for kind in ("float64", "float32"))
+    scales = {name: original.scale(network, name, exact) for name in exact}
+    assert max(errors(rounded, exact, scales).values()) < 0.1
 
 
 def test_the_measurement_covers_everything(measured: tuple[str, original.Arrays]) -> None:
@@ -57,6 +83,7 @@ def test_the_measurement_covers_everything(measured: tuple[str, original.Arrays]
     expected = {"eval_logits", "train_logits", "loss", "grad", "after"}
     assert kinds == expected | ({"maps"} if network == "mnist" else {"stats"})
     parameters = 8 if network == "mnist" else 24
+    assert len(original.trained(network)) == parameters
     assert sum(name.startswith("grad/") for name in ours) == parameters
     moved = [
         np.abs(ours[f"after/{k}"] - v).max()
@@ -66,11 +93,14 @@ def test_the_measurement_covers_everything(measured: tuple[str, original.Arrays]
     assert min(moved) > 1e-5  # twenty steps changed every weight
 
 
+PT = pytest.param(".pt", marks=pytest.mark.slow)  # needs torch
+
+
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("suffix", [".safetensors", PT])
 def test_round_trip(tmp_path: Path, network: str, suffix: str) -> None:
     if suffix == ".pt":
-        pytest.importorskip("torch")
+        needs("torch")
     variables = pytorch.load_state_dict(original.weights(network))
     path = tmp_path / f"weights{suffix}"
     pytorch.save_state_dict(variables, path)
@@ -80,9 +110,10 @@ def test_round_trip(tmp_path: Path, network: str, suffix: str) -> None:
     assert jax.tree.structure(again) == jax.tree.structure(variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_pytorch_loads_what_was_saved(tmp_path: Path, network: str) -> None:
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
     from benchmarks.pytorch_networks import NETWORKS as PEERS
 
     variables = pytorch.load_state_dict(original.weights(network))
@@ -118,10 +149,10 @@ def test_a_bad_tensor_is_named(change: object, said: str) -> None:
         pytorch.load_state_dict(weights)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".npz"])
+@pytest.mark.parametrize("suffix", [".safetensors", PT, ".npz"])
 def test_a_bad_file_is_named(tmp_path: Path, suffix: str) -> None:
     if suffix == ".pt":
-        pytest.importorskip("torch")
+        needs("torch")
     path = tmp_path / f"w{suffix}"
     with pytest.raises(UserError, match=path.name):
         pytorch.load_state_dict(path)
@@ -130,8 +161,9 @@ def test_a_bad_file_is_named(tmp_path: Path, suffix: str) -> None:
         pytorch.load_state_dict(path)
 
 
+@pytest.mark.slow
 def test_a_pickle_is_never_run(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = needs("torch")
 
     class Evil:
         def __reduce__(self) -> tuple:
@@ -143,7 +175,23 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_safetensors_work_without_torch(tmp_path: Path) -> None:
+def test_safetensors_work_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    variables = pytorch.load_state_dict(original.weights("mnist"))
+    pytorch.save_state_dict(variables, tmp_path / "w.safetensors")
+    pytorch.load_state_dict(tmp_path / "w.safetensors")
+    for function in (
+        lambda path: pytorch.save_state_dict(variables, path),
+        pytorch.load_state_dict,
+    ):
+        (tmp_path / "w.pt").write_bytes(b"")
+        with pytest.raises(UserError, match=r"w\.pt needs PyTorch: pip install 'jaxcnn\[torch\]'"):
+            function(tmp_path / "w.pt")
+        assert (tmp_path / "w.pt").read_bytes() == b""
+
+
+@pytest.mark.slow
+def test_safetensors_work_in_a_process_without_torch(tmp_path: Path) -> None:
     program = """
 import sys
 sys.modules["torch"] = None
@@ -177,7 +225,8 @@ def test_reference_starts_as_pytorch_does(network: str) -> None:
     recipe = recipes.get(network, "reference")
     assert recipe.initialization == "pytorch"
     net = training.make_model(recipe)
-    params = net.init(jax.random.key(0), jnp.zeros((1, *original.SHAPES[network])))["params"]
+    images = jnp.zeros((1, *original.SHAPES[network]))
+    params = jax.jit(net.init)(jax.random.key(0), images)["params"]
     for layer, leaves in params.items():
         if layer.startswith("batch_norm"):
             np.testing.assert_array_equal(leaves["scale"], 1)
@@ -197,9 +246,16 @@ def test_multiply_adds_at_batch_64(network: str, millions: str) -> None:
     images = jnp.zeros((64, *original.SHAPES[network]))
     count = models.multiply_adds(original.model(network), images)
     assert f"{count / 1e6:.2f}" == millions
-    torchinfo = pytest.importorskip("torchinfo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", NETWORKS)
+def test_multiply_adds_are_those_of_torchinfo(network: str) -> None:
+    torchinfo = needs("torchinfo")
     from benchmarks.pytorch_networks import NETWORKS as PEERS
 
+    images = jnp.zeros((64, *original.SHAPES[network]))
+    count = models.multiply_adds(original.model(network), images)
     size = (64, *np.roll(original.SHAPES[network], 1).tolist())
     printed = torchinfo.summary(PEERS[network](), size, verbose=0)
     assert count == printed.total_mult_adds

@@ -5,7 +5,8 @@ import resource
 from pathlib import Path
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jaxcnn import recipes, records
 from jaxcnn.data import Dataset
@@ -36,16 +37,24 @@ RESULT = Result(
 )
 
 
-def scalars(path: Path) -> dict[str, tuple[int, float]]:
-    """Reads the scalars of an event file, records of length, checksum, data, checksum."""
-    content, found, position = path.read_bytes(), {}, 0
+def events(folder: Path) -> list[Event]:
+    """Reads an event file, records of length, checksum, data, checksum."""
+    (path,) = folder.glob("events.out.tfevents.*")
+    content, found, position = path.read_bytes(), [], 0
     while position < len(content):
         length = int.from_bytes(content[position : position + 8], "little")
-        event = Event.FromString(content[position + 12 : position + 12 + length])
-        for value in event.summary.value:
-            found[value.tag] = (event.step, value.simple_value)
+        found.append(Event.FromString(content[position + 12 : position + 12 + length]))
         position += 16 + length
     return found
+
+
+def scalars(folder: Path) -> dict[str, tuple[int, float]]:
+    """Reads the last scalar of each name, and its step."""
+    return {
+        value.tag: (event.step, value.simple_value)
+        for event in events(folder)
+        for value in event.summary.value
+    }
 
 
 def test_metrics_and_events(tmp_path: Path) -> None:
@@ -54,11 +63,13 @@ def test_metrics_and_events(tmp_path: Path) -> None:
     files.start(epochs=2, images=60_000)
     files.epoch(RECORD)
     assert json.loads((workdir / "metrics.jsonl").read_text()) == RECORD.asdict()  # at once
+    assert scalars(workdir)["test_accuracy"] == (600, 0.875)
     files.epoch(dataclasses.replace(RECORD, epoch=2, step=1200, learning_rate=None))
     files.stop()
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-    seen = scalars(next(workdir.glob("events.out.tfevents.*")))
+    seen = scalars(workdir)
+    assert seen.keys() == RECORD.asdict().keys() - {"epoch", "step"}
     assert seen["test_accuracy"] == (1200, 0.875)
     assert seen["learning_rate"] == (600, pytest.approx(0.01))
 
@@ -71,14 +82,48 @@ def test_a_resumed_run_has_every_epoch_once(tmp_path: Path) -> None:
     # Killed here: not even closed. The second epoch had been logged, but not saved.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "st')
+    files.stop()
+    for path in tmp_path.glob("events*"):
+        path.unlink()
     again = records.Records(tmp_path)
     again.start(epochs=3, images=60_000, history=[RECORD])
     for epoch in (2, 3):
         again.epoch(dataclasses.replace(RECORD, epoch=epoch, step=600 * epoch))
     again.stop()
-    files.stop()
+    # TensorBoard drops what a stopped run had shown from this step on.
+    (restart,) = (event for event in events(tmp_path) if event.HasField("session_log"))
+    assert (restart.session_log.status, restart.step) == (SessionLog.START, 601)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_what_is_no_number_is_no_json(tmp_path: Path, tiny_mnist: Dataset) -> None:
+    files = records.Records(tmp_path)
+    files.start(epochs=1, images=1)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.epoch(dataclasses.replace(RECORD, train_loss=float("nan")))
+    files.stop()
+    result = dataclasses.replace(RESULT, train_seconds=float("inf"))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        records.write_result(tmp_path, result, recipes.get("mnist", "fast"), tiny_mnist, {})
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_stopping_closes_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[EventsWriter] = []
+    close = EventsWriter.close
+
+    def noted(writer: EventsWriter) -> None:
+        closed.append(writer)
+        close(writer)
+
+    monkeypatch.setattr(EventsWriter, "close", noted)
+    files = records.Records(tmp_path)
+    files.start(epochs=1, images=1)
+    assert not files._metrics.closed
+    files.stop()
+    assert files._metrics.closed
+    assert closed == [files._events]
 
 
 def test_a_full_disk_is_an_error_at_once(tmp_path: Path) -> None:
@@ -97,7 +142,9 @@ def test_a_full_disk_is_an_error_at_once(tmp_path: Path) -> None:
 def test_result(tmp_path: Path, tiny_mnist: Dataset) -> None:
     recipe = recipes.get("mnist", "fast")
     records.write_result(tmp_path, RESULT, recipe, tiny_mnist, {"seed": 3, "feed": "device"})
-    content = json.loads((tmp_path / "result.json").read_text())
+    text = (tmp_path / "result.json").read_text()
+    assert text.startswith('{\n  "dataset": "mnist",\n')
+    content = json.loads(text)
     expected = {
         "dataset": "mnist",
         "dataset_is_real": True,

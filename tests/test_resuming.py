@@ -2,9 +2,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from jaxcnn import checkpoint
 from tests import resuming
 from tests.conftest import REPOSITORY
+from tests.linear import Linear
 
 
 def start(*arguments: str) -> str:
@@ -14,6 +17,25 @@ def start(*arguments: str) -> str:
     ).stdout
 
 
+@pytest.mark.loose_promotion  # optax's own arithmetic mixes dtypes
+def test_a_run_goes_on_in_the_middle_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same process, with an optimizer that draws numbers; the slow test has the others."""
+    name = "noisy_sgd"
+    resuming.short_pieces(monkeypatch.setattr)
+    broken, straight = tmp_path / "broken", tmp_path / "straight"
+    resuming.run(broken, stop=True, names=[name], model=Linear())
+    (stopped,) = checkpoint.listed(broken / name)
+    assert 0 < stopped.step < 10
+    for folder in (broken, straight):
+        resuming.run(folder, stop=False, names=[name], model=Linear())
+    one, other = (resuming.outcomes(folder) for folder in (broken, straight))
+    assert one == other
+    assert len(one) == 1
+
+
+@pytest.mark.slow
 def test_every_kind_of_optimizer_and_an_ensemble_go_on_in_another_process(tmp_path: Path) -> None:
     said = start(str(tmp_path / "broken"), "stop")
     names = (*resuming.OPTIMIZERS, resuming.ENSEMBLE)
@@ -25,3 +47,4 @@ def test_every_kind_of_optimizer_and_an_ensemble_go_on_in_another_process(tmp_pa
     start(str(tmp_path / "straight"))
     broken, straight = (resuming.outcomes(tmp_path / name) for name in ("broken", "straight"))
     assert broken == straight
+    assert len(broken) == len(names)

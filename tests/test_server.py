@@ -2,7 +2,9 @@ import contextlib
 import http.client
 import io
 import json
+import queue
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +15,9 @@ from PIL import Image
 
 from jaxcnn import demo, picture, server
 from jaxcnn.errors import UserError
+
+# Seconds. It only ends what hangs: no answer is late because the machine is busy.
+HANG = 300.0
 
 
 class Stub(demo.Demo):
@@ -44,11 +49,49 @@ def offered() -> demo.Demo:
 
 
 @pytest.fixture
-def listening(offered: demo.Demo) -> Iterator[server.Server]:
+def listening(offered: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> Iterator[server.Server]:
+    monkeypatch.setattr(server, "_LINGER", HANG)
     said: list[str] = []
-    with serving(server.Server(offered, patience=2.0, report=said.append)) as found:
+    with serving(server.Server(offered, patience=HANG, report=said.append)) as found:
         yield found
     assert said == []
+
+
+class Clock:
+    """The server's clock, which a test can put forward.
+
+    Attributes:
+        ahead: seconds.
+        read: has an entry for every time that the server has looked at it.
+    """
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        self.read: queue.Queue[None] = queue.Queue()
+
+    def monotonic(self) -> float:
+        now = time.monotonic() + self.ahead
+        self.read.put(None)
+        return now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(server, "time", found)
+    return found
+
+
+class Watched(server.Server):
+    """Counts the connections that it has closed."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.closed: queue.Queue[None] = queue.Queue()
+        super().__init__(*args, **options)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        super().process_request_thread(request, client_address)
+        self.closed.put(None)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +111,7 @@ def ask(
     **headers: str,
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
     """Sends a request; names of headers with _ for -."""
-    connection = http.client.HTTPConnection(*listening.server_address[:2], timeout=20)
+    connection = http.client.HTTPConnection(*listening.server_address[:2], timeout=HANG)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     connection.request(method, path, body, named)
     response = connection.getresponse()
@@ -77,14 +120,23 @@ def ask(
     return response.status, response.headers, content
 
 
+def connect(listening: server.Server) -> socket.socket:
+    return socket.create_connection(listening.server_address[:2], timeout=HANG)
+
+
+def received(connection: socket.socket) -> bytes:
+    """Returns all that comes until the other end is closed."""
+    answer = b""
+    while part := connection.recv(65536):
+        answer += part
+    return answer
+
+
 def send(listening: server.Server, text: bytes) -> bytes:
     """Sends anything; returns all that comes back."""
-    with socket.create_connection(listening.server_address[:2], timeout=20) as connection:
+    with connect(listening) as connection:
         connection.sendall(text)
-        answer = b""
-        while part := connection.recv(65536):
-            answer += part
-        return answer
+        return received(connection)
 
 
 def refusal(answer: bytes) -> tuple[int, str]:
@@ -222,6 +274,11 @@ def test_a_blank_picture_and_a_bomb(listening: server.Server) -> None:
         assert said in json.loads(answer[2])["error"]
 
 
+def test_the_largest_body_that_is_taken(listening: server.Server) -> None:
+    body = b"x" * demo.LARGEST
+    assert ask(listening, "POST", "/predict", body, Content_Type="image/png")[0] == 422
+
+
 def test_the_refusal_of_a_large_body_arrives(listening: server.Server) -> None:
     body = b"x" * (demo.LARGEST + 1)
     status, _, content = ask(listening, "POST", "/predict", body, Content_Type="image/png")
@@ -273,35 +330,90 @@ def test_other_pages_are_not_answered(listening: server.Server, png: bytes) -> N
         assert sent[1]["Access-Control-Allow-Origin"] is None
 
 
-def test_slow_requests_end(listening: server.Server) -> None:
-    address = listening.server_address[:2]
-    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-    with (
-        socket.create_connection(address, timeout=20) as silent,
-        socket.create_connection(address, timeout=20) as trickling,
-        socket.create_connection(address, timeout=20) as waiting,
-    ):
-        waiting.sendall(head + b"Content-Length: 100\r\n\r\nabc")
-        with contextlib.suppress(OSError):
-            for _ in range(1000):  # never idle for long, and yet it has to end
-                trickling.sendall(b"X")
-                time.sleep(0.05)
-            pytest.fail("bytes in a trickle go on for ever")
-        assert silent.recv(100) == b""
-        assert refusal(waiting.recv(65536))[0] == 408
-    short = send_half(listening, head + b"Content-Length: 100\r\n\r\nabc")
-    assert refusal(short)[0] == 400
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+HALF = HEAD + b"Content-Length: 100\r\n\r\nabc"
 
 
-def send_half(listening: server.Server, text: bytes) -> bytes:
-    """Sends it and ends the sending half."""
-    with socket.create_connection(listening.server_address[:2], timeout=20) as connection:
-        connection.sendall(text)
+def test_silence_ends(offered: demo.Demo) -> None:
+    with serving(server.Server(offered, patience=0.05)) as found, connect(found) as silent:
+        assert received(silent) == b""
+
+
+@pytest.mark.parametrize(("sent", "status"), [(b"POST /predict HT", None), (HALF, 408)])
+def test_a_byte_now_and_then_gains_no_time(
+    offered: demo.Demo, clock: Clock, sent: bytes, status: int | None
+) -> None:
+    with serving(server.Server(offered, patience=HANG)) as found, connect(found) as trickling:
+        trickling.sendall(sent)
+        for _ in range(2):  # by then it has set its limit, and waits
+            clock.read.get(timeout=HANG)
+        clock.ahead = 2 * HANG
+        trickling.sendall(b"X")  # the wait for the next one is over before it begins
+        answer = received(trickling)
+    assert answer == b"" if status is None else refusal(answer)[0] == status
+
+
+def test_half_a_picture(listening: server.Server) -> None:
+    with connect(listening) as connection:
+        connection.sendall(HALF)
         connection.shutdown(socket.SHUT_WR)
-        answer = b""
-        while part := connection.recv(65536):
-            answer += part
-        return answer
+        assert refusal(received(connection))[0] == 400
+
+
+def test_a_client_that_stays_is_left(
+    offered: demo.Demo, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it sends after its answer is taken for a while, and gains no time either."""
+    monkeypatch.setattr(server, "_LINGER", HANG)
+    with serving(Watched(offered, patience=HANG)) as found, connect(found) as staying:
+        staying.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert received(staying).startswith(b"HTTP/1.0 200 ")
+        # Twice for the request, as above, and twice for what comes after it.
+        for _ in range(4):
+            clock.read.get(timeout=HANG)
+        staying.sendall(b"X")
+        clock.read.get(timeout=HANG)  # taken, and it waits for more
+        assert found.closed.empty()
+        clock.ahead = 2 * HANG
+        staying.sendall(b"X")
+        found.closed.get(timeout=HANG)
+
+
+def test_a_silent_client_is_left_too(offered: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_LINGER", 0.05)
+    with serving(Watched(offered, patience=10 * HANG)) as found, connect(found) as staying:
+        staying.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert received(staying).startswith(b"HTTP/1.0 200 ")
+        found.closed.get(timeout=HANG)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_browser_that_goes_away_is_no_event(
+    offered: demo.Demo,
+    asks: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    def page(nonce: str) -> str:
+        asked.set()
+        assert gone.wait(HANG)
+        return 10_000_000 * " "
+
+    monkeypatch.setattr(offered, "page", page)
+    said: list[str] = []
+    with serving(Watched(offered, patience=HANG, report=said.append)) as found:
+        with connect(found) as leaving:
+            # Closing resets the connection: what is sent or read then is an error.
+            leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            leaving.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"\r\n" * asks)
+            if asks:
+                assert asked.wait(HANG)
+        gone.set()
+        found.closed.get(timeout=HANG)
+    assert said == []
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_defect_is_one_line(
@@ -317,8 +429,6 @@ def test_a_defect_is_one_line(
     said: list[str] = []
     with serving(server.Server(offered, report=said.append)) as found:
         status, _, content = ask(found, "POST", "/predict", png, Content_Type="image/png")
-        with socket.create_connection(found.server_address[:2]) as gone:
-            gone.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert status == 500
     assert json.loads(content) == {"error": "the server failed: see its terminal"}
     assert said == ["a request failed: RuntimeError: broken"]
@@ -336,8 +446,36 @@ def test_many_at_once(listening: server.Server, png: bytes) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {status for status, _, _ in answers} == {200}
+    assert [status for status, _, _ in answers] == [200] * 20
     assert len({content for _, _, content in answers}) == 1
+
+
+def test_a_crowd_waits_its_turn(offered: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More connections than there are threads, all made before the first is accepted."""
+    arrived: queue.Queue[None] = queue.Queue()
+    go_on = threading.Semaphore(0)
+
+    def page(nonce: str) -> str:
+        arrived.put(None)
+        assert go_on.acquire(timeout=HANG)
+        return "here"
+
+    monkeypatch.setattr(offered, "page", page)
+    waiting = server.Server(offered, patience=HANG)
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(connect(waiting)) for _ in range(100)]
+        for connection in crowd:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        stack.enter_context(serving(waiting))
+        for _ in range(64):
+            arrived.get(timeout=HANG)
+        # None of the 64 threads has ended, so there is none for the others.
+        assert not waiting._free.acquire(blocking=False)
+        assert arrived.empty()
+        go_on.release(100)
+        for connection in crowd:
+            assert received(connection).endswith(b"here")
+            connection.close()  # the server waits for that
 
 
 def test_everywhere_means_by_any_address(offered: demo.Demo) -> None:

@@ -23,6 +23,7 @@ def test_more_shards_than_optimizers_are_refused() -> None:
 def test_parse() -> None:
     shard = Shard.parse("2/12")
     assert (shard, str(shard)) == (Shard(2, 12), "2/12")
+    assert (Shard.parse("3/3"), Shard.parse("1/1")) == (Shard(3, 3), Shard(1, 1))
     assert shard.folder(Path("run")) == Path("run/shard-2-of-12")
 
 

@@ -2,19 +2,19 @@ import dataclasses
 import json
 import linecache
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
 import numpy as np
 import pytest
 
-from jaxcnn import ensemble, processes, recipes, study
+from jaxcnn import ensemble, environment, processes, recipes, study
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
-from tests.conftest import REPOSITORY
+from jaxcnn.shards import Shard
+from tests import scores
+from tests.linear import Linear
 from tests.several import end, start
 
 # Optax's own arithmetic mixes dtypes.
@@ -29,6 +29,14 @@ STUDY = study.Study(
     validation=60,
     target=0.5,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_networks() -> Iterator[None]:
+    """Lets studies train a network that is quick to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ensemble, "make_model", lambda recipe: Linear())
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +86,18 @@ def test_tuned_on_held_out_images_and_tested_once(
         assert run.total == (60 if tuned else 70)
         assert run.steps_an_epoch == (9 if tuned else 11)
         assert len(run.validation_accuracy) == (2 if tuned else 0)
-    single = ensemble.fit(
-        STUDY.for_optimizer("adamw"), tiny_mnist, ensemble.grid([2], learning_rate=[0.004])
-    )
-    assert runs[-1].correct == single.correct[0]
+    for run, data, score in ((runs[5], tuning, held_out), (runs[-1], tiny_mnist, tiny_mnist.test)):
+        single = ensemble.fit(
+            STUDY.for_optimizer("adamw"),
+            data,
+            ensemble.grid([run.seed], learning_rate=[0.004]),
+            evaluate_on=score,
+        )
+        assert run.correct == single.correct[0]
+        assert list(run.train_loss) == single.history["train_loss"][:, 0].tolist()
+        assert list(run.train_accuracy) == single.history["train_accuracy"][:, 0].tolist()
+    # The final run's images were scored at its end only, and its curve is none of a validation.
+    assert (runs[5].phase, runs[-1].validation_loss) == ("tune", ())
 
 
 @pytest.mark.parametrize("kept", [1, 7, 12])
@@ -108,40 +124,96 @@ def test_a_stopped_study_goes_on(
     monkeypatch.setattr(ensemble, "chunks", counting)
     assert study.run(STUDY, tiny_mnist, tmp_path) == runs
     assert sum(trained) == 12 - kept
-    assert (tmp_path / study.RUNS).read_bytes() == b"".join(lines)
+    for name in (study.RUNS, study.SPECIFICATION):
+        assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
 
 
-def test_a_killed_study_goes_on(whole: tuple[Path, list[study.Run]], tmp_path: Path) -> None:
+def test_every_machine_is_named_that_had_something_to_do(
+    tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensemble, "chunks", scores.chunks)
+    for machine, kept, command in (("a", 0, "one"), ("b", 12, "two"), ("c", 7, ""), ("a", 11, "")):
+        monkeypatch.setattr(environment, "machine", lambda machine=machine: machine)
+        path = tmp_path / study.RUNS
+        if kept:
+            path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:kept]))
+        study.run(STUDY, tiny_mnist, tmp_path, command=command)
+    specification = study.load_specification(tmp_path)
+    assert (specification["machines"], specification["command"]) == (["a", "c"], "one")
+    del specification["machines"]  # as a merge of old shards has none
+    study.write_specification(tmp_path, specification)
+    study.run(STUDY, tiny_mnist, tmp_path)
+    assert study.load_specification(tmp_path)["machines"] == ["a"]
+
+
+def test_progress_is_reported(tiny_mnist: Dataset, tmp_path: Path) -> None:
+    """Also that it has stopped, if it went wrong."""
+    calls: list[tuple[object, ...]] = []
+
+    class Observer(study.Observer):
+        def start(self, runs: int, images: int, done: int) -> None:
+            calls.append(("start", runs, images, done))
+
+        def runs(self, phase: study.Phase, optimizer: str, count: int) -> None:
+            calls.append((phase, optimizer, count))
+
+        def advance(self, images: int) -> None:
+            calls.append(("advance", images))
+
+        def stop(self) -> None:
+            calls.append(("stop",))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ensemble, "chunks", scores.chunks)
+        study.run(STUDY, tiny_mnist, tmp_path, observer=Observer())
+    everything = 2 * 270 * 3 * 2 + 2 * 330 * 2 * 3
+    assert calls[:3] == [("start", 0, everything, 0), ("tune", "sgd", 4), ("advance", 540)]
+    assert sum(images for name, images in (c for c in calls if c[0] == "advance")) == everything
+    assert [call for call in calls if len(call) == 3] == [
+        ("tune", "sgd", 4),
+        ("tune", "adamw", 2),
+        ("final", "sgd", 3),
+        ("final", "adamw", 3),
+    ]
+    assert calls[-1] == ("stop",)
+    path = tmp_path / study.RUNS
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:7]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(ensemble, "chunks")
+        with pytest.raises(AttributeError):
+            study.run(STUDY, tiny_mnist, tmp_path, observer=Observer())
+    assert calls[-3:] == [
+        ("start", 7, everything, 6 * 540 + 660),
+        ("final", "sgd", 2),
+        ("stop",),
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on(tmp_path: Path) -> None:
     """By SIGKILL, in the middle of a run, with another process then."""
-    _, runs = whole
-    code = (
-        "from tests.conftest import tiny_mnist; from tests.test_study import STUDY; "
-        "from jaxcnn import study; import pathlib, sys; "
-        "study.run(STUDY, tiny_mnist.__wrapped__(), pathlib.Path(sys.argv[1]))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    first = subprocess.Popen(command, cwd=REPOSITORY)
-    runs_file = tmp_path / study.RUNS
-    while not (runs_file.exists() and runs_file.stat().st_size):
-        assert first.poll() is None
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    before = study.load_runs(tmp_path / study.RUNS)
-    assert 1 <= len(before) < len(runs)
-    subprocess.run(command, cwd=REPOSITORY, check=True)
-    assert study.load_runs(tmp_path / study.RUNS) == runs
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    ((status, text),) = end(start(killed, 1, 1, "study", "kill", "0"))
+    assert status == -signal.SIGKILL, text
+    assert 1 <= len(study.load_runs(killed / study.RUNS)) < 6
+    for folder in (killed, straight):
+        ((status, text),) = end(start(folder, 1, 1, "study"))
+        assert status == 0, text
+    runs = (straight / study.RUNS).read_bytes()
+    assert len(runs.splitlines()) == 6
+    assert (killed / study.RUNS).read_bytes() == runs
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     """Also if one is killed on the way, and both are started again."""
     one, two = tmp_path / "one", tmp_path / "two"
     alone = start(one, 1, 2, "study")
     running = start(two, 2, 1, "study", "kill", "1")
-    ((status, text), _), whole = end(running), end(alone)
+    ((status, text), _), ((alone_status, alone_text),) = end(running), end(alone)
     assert status in (1, 2)
     assert text.strip().splitlines()[-1].endswith(f"error: {processes.LOST}")
-    assert whole == [(0, "")]
+    assert alone_status == 0, alone_text
     runs = study.load_runs(one / study.RUNS)
     before = study.load_runs(two / study.RUNS)
     assert 1 <= len(before) < len(runs) == 6
@@ -149,6 +221,21 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         assert status == 0, text
     for name in (study.RUNS, study.SPECIFICATION):
         assert (two / name).read_bytes() == (one / name).read_bytes()
+
+
+def test_a_shard_does_what_the_whole_does(
+    whole: tuple[Path, list[study.Run]], tiny_mnist: Dataset, tmp_path: Path
+) -> None:
+    """Bit for bit; what it belongs to is the whole study, which it is a part of."""
+    workdir, runs = whole
+    done = study.run(STUDY, tiny_mnist, tmp_path, shard=Shard(1, 2), command="do it")
+    assert done == [run for run in runs if run.optimizer == "adamw"]
+    specification = study.load_specification(tmp_path)
+    assert [specification.pop(name) for name in ("shard", "shards")] == [1, 2]
+    assert specification.pop("command") == "do it"
+    expected = study.load_specification(workdir)
+    assert expected.pop("command") == ""
+    assert specification == expected
 
 
 def test_another_study_is_refused(whole: tuple[Path, list[study.Run]], tiny_mnist: Dataset) -> None:
@@ -188,6 +275,7 @@ def test_a_study_without_runs_can_be_changed(tiny_mnist: Dataset, tmp_path: Path
 def test_changed_code_of_one_s_own_is_another_study(
     tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ensemble, "chunks", scores.chunks)
     monkeypatch.syspath_prepend(str(tmp_path))
     module = tmp_path / "mine_for_study.py"
     code = "import optax\ndef make(learning_rate):\n    return optax.sgd(learning_rate)\n"
@@ -219,6 +307,7 @@ def test_too_many_held_out(tiny_mnist: Dataset, tmp_path: Path) -> None:
 def test_files_are_plain_json(whole: tuple[Path, list[study.Run]]) -> None:
     workdir, runs = whole
     assert study.load_runs(workdir / study.RUNS) == runs
+    assert study.load(workdir) == STUDY
     specification = json.loads((workdir / study.SPECIFICATION).read_text())
     assert specification["dataset"] == "mnist"
     assert specification["recipe"]["adamw"]["weight_decay"] == 0.02

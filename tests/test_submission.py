@@ -1,13 +1,15 @@
 import json
 import os
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jaxcnn import submission
 
-pytest.importorskip("submitit")
+submitit = pytest.importorskip("submitit")
 
 # Stands for experiments/optimizers.py: leaves its arguments, and fails for one shard.
 SCRIPT = """
@@ -39,7 +41,7 @@ def test_every_shard_is_started(
 ) -> None:
     workdir = tmp_path / "run"
     study = f"--optimizers sgd adamw lion --epochs 1 --workdir {workdir}"
-    submit(script, f"--cluster {cluster} --shards 2 {study} --resources timeout_min=3")
+    submit(script, f"--cluster {cluster} --shards 2 {study} --resources timeout_min=600")
     for shard in ("1/2", "2/2"):
         argv = json.loads((workdir / f"{shard.replace('/', '-')}.json").read_text())
         assert argv == [*study.split(), "--shard", shard]
@@ -83,6 +85,42 @@ def test_on_slurm_it_is_one_array(
     asked = file.read_text()
     assert "#SBATCH --array=0-2" in asked
     assert "#SBATCH --partition=p" in asked
+    assert "#SBATCH --job-name=study" in asked
+    assert "#SBATCH --time=720" in asked
+
+
+def test_slurm_can_be_waited_for(
+    script: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many shards as optimizers are the most; a job that was killed cannot tell."""
+
+    class Job:
+        job_id = "7"
+        paths = types.SimpleNamespace(stderr="7.err")
+
+        def exception(self) -> None:
+            raise submitit.core.utils.UncompletedJobError("killed")
+
+    started: list[Any] = []
+
+    def start(cluster: str, folder: Path, *rest: Any) -> list[Job]:
+        started.append((cluster, folder, *rest))
+        return [Job(), Job()]
+
+    monkeypatch.setattr(submission, "_start", start)
+    argv = f"--optimizers sgd adamw --workdir {tmp_path / 'run'}"
+    with pytest.raises(SystemExit):
+        submit(script, f"--wait --shards 2 {argv}")
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"shard {shard}: job 7, log 7.err" for shard in ("1/2", "2/2")]
+    assert "of 2 shards 1/2, 2/2 failed" in err
+    ((cluster, folder, resources, commands),) = started
+    assert (cluster, folder) == ("slurm", tmp_path / "run" / "jobs")
+    assert resources == {"name": "study", "timeout_min": 720}
+    assert commands[1] == [sys.executable, str(script), *argv.split(), "--shard", "2/2"]
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,78 @@
 import dataclasses
+import hashlib
+import inspect
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxcnn import checkpoint, environment, recipes, training
+from jaxcnn import checkpoint, environment, models, recipes, steps, training
 from jaxcnn.data import Dataset, Split, feed
 from jaxcnn.errors import DivergedError, StoppedError, UserError
 from jaxcnn.models import Cifar10CNN, MnistCNN
 from jaxcnn.steps import Metrics
-from jaxcnn.training import EpochRecord, fit
+from jaxcnn.training import EpochRecord
+from tests import conformance
 
-MNIST = recipes.get("mnist", "reference").replace(
-    epochs=2, batch_size=50, learning_rate=0.02, augment="shift"
+
+class SmallNetwork(nn.Module):
+    """A network with batch statistics and dropout that compiles quickly.
+
+    It is smooth: there is no relu or pool that rounding could turn the other way.
+    """
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = images.mean((2, 3))  # of each row: the label is where the bright stripe is
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+        x = nn.Dropout(0.1)(x, deterministic=not train)
+        return nn.Dense(10)(x)
+
+
+# What `fit` does is the same for every network: the quick tests train the small one, for six
+# batches of 50 and one of 20 an epoch.
+MODEL = SmallNetwork()
+DATA = conformance.dataset()
+RECIPE = conformance.RECIPE.replace(
+    optimizer="sgd", epochs=2, batch_size=50, learning_rate=0.1, schedule="linear"
 )
 
 
 class Recorder:
-    """Remembers what an observer is told."""
+    """Remembers what an observer is notified of."""
 
     def __init__(self) -> None:
-        self.calls: list[object] = []
+        self.calls: list[Any] = []
+        self.losses: list[float] = []
 
     def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
-        self.calls.append(("start", epochs, images))
+        self.calls.append(("start", epochs, images, len(history)))
 
     def advance(self, *, images: int, metrics: Metrics) -> None:
         self.calls.append(("advance", images, int(metrics["count"])))
+        self.losses.append(float(metrics["loss_sum"]))
 
     def epoch(self, record: EpochRecord) -> None:
         self.calls.append(("epoch", record.epoch))
 
     def stop(self) -> None:
         self.calls.append("stop")
+
+
+def fit(
+    recipe: recipes.Recipe = RECIPE, dataset: Dataset = DATA, **options: Any
+) -> training.Result:
+    """Trains the small network."""
+    return training.fit(recipe, dataset, **{"model": MODEL, **options})
 
 
 def timeless(result: training.Result) -> list[dict[str, object]]:
@@ -49,100 +83,6 @@ def timeless(result: training.Result) -> list[dict[str, object]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def first(tiny_mnist: Dataset) -> training.Result:
-    return fit(MNIST, tiny_mnist)
-
-
-def test_result(first: training.Result, tiny_mnist: Dataset) -> None:
-    assert [record.epoch for record in first.history] == [1, 2]
-    assert [record.step for record in first.history] == [7, 14]  # 330 / 50, the rest too
-    assert first.history[0].learning_rate == pytest.approx(0.02)
-    assert first.test_total == len(tiny_mnist.test)
-    assert first.test_accuracy == first.test_correct / first.test_total
-    assert first.history[-1].test_accuracy == pytest.approx(first.test_accuracy)
-    assert first.parameters == 207_258
-    assert int(first.state.step) == 14
-    assert min(first.train_seconds, first.eval_seconds, first.compile_seconds) > 0
-    assert first.images_per_second == pytest.approx(660 / first.train_seconds)
-    assert first.history[1].train_loss < first.history[0].train_loss
-
-
-@pytest.mark.parametrize("feed_name", ["device", "stream"])
-def test_the_same_seed_gives_the_same_bits_with_either_feed(
-    first: training.Result,
-    tiny_mnist: Dataset,
-    feed_name: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    again = fit(MNIST, tiny_mnist, feed=feed_name)
-    assert timeless(again) == timeless(first)
-    jax.tree.map(np.testing.assert_array_equal, again.state.params, first.state.params)
-
-
-def test_another_seed_differs(first: training.Result, tiny_mnist: Dataset) -> None:
-    assert timeless(fit(MNIST, tiny_mnist, seed=1)) != timeless(first)
-
-
-def test_batch_norm_network_with_either_feed_in_several_chunks(
-    tiny_cifar10: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(feed, "_CHUNK_STEPS", 1)
-    monkeypatch.setattr(feed, "_CHUNK_BYTES", 3 * 16 * 3072)  # 2 chunks and a rest an epoch
-    recipe = recipes.get("cifar10", "fast").replace(epochs=1, batch_size=16, optimizer="sgd")
-    recorder = Recorder()
-    one = fit(recipe, tiny_cifar10, feed="device", observers=[recorder])
-    other = fit(recipe, tiny_cifar10, feed="stream")
-    assert timeless(one) == timeless(other)
-    for name in ("params", "batch_stats", "opt_state"):
-        jax.tree.map(
-            np.testing.assert_array_equal, getattr(one.state, name), getattr(other.state, name)
-        )
-    assert recorder.calls == [
-        ("start", 1, 90),
-        ("advance", 48, 48),
-        ("advance", 32, 80),  # the epoch's sums
-        ("advance", 10, 90),
-        ("epoch", 1),
-        "stop",
-    ]
-
-
-def test_any_transformation_and_model_can_be_given(tiny_mnist: Dataset) -> None:
-    class Smaller(MnistCNN):
-        pass
-
-    recipe = MNIST.replace(epochs=1)
-    result = fit(recipe, tiny_mnist, model=Smaller(dropout_rate=0.0), tx=optax.sign_sgd(1e-3))
-    assert result.history[0].learning_rate is None
-    assert np.isfinite(result.history[0].train_loss)
-
-
-def test_a_batch_larger_than_the_split_is_refused(tiny_mnist: Dataset) -> None:
-    with pytest.raises(UserError, match="batch_size 331 is larger than the 330 training images"):
-        fit(MNIST.replace(batch_size=331), tiny_mnist)
-
-
-def test_a_diverged_run_says_so(tiny_mnist: Dataset) -> None:
-    recorder = Recorder()
-    with pytest.raises(DivergedError, match=r"at step 2, where the learning rate is 1e\+30"):
-        fit(MNIST.replace(learning_rate=1e30), tiny_mnist, observers=[recorder])
-    assert recorder.calls[-1] == "stop"
-
-
-def stop_after(chunks: int) -> Callable[[], bool]:
-    """Says yes once it has been asked more often than that."""
-    asked = itertools.count()
-    return lambda: next(asked) > chunks
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cuts an epoch into chunks of two batches."""
-    monkeypatch.setattr(feed, "_CHUNK_STEPS", 2)
-    monkeypatch.setattr(feed, "_CHUNK_BYTES", 1)
-
-
 def equal(state: Any, other: Any) -> None:
     for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
         if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
@@ -150,123 +90,271 @@ def equal(state: Any, other: Any) -> None:
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("network", ["mnist", "cifar10"])
-@pytest.mark.parametrize("feeds", [("device", "stream"), ("stream", "device")])
+def same(result: training.Result, other: training.Result) -> None:
+    """Asserts that two runs are bit-identical."""
+    equal(result.state, other.state)
+    assert timeless(result) == timeless(other)
+    assert (result.test_correct, result.test_total) == (other.test_correct, other.test_total)
+
+
+def stop_after(chunks: int) -> Callable[[], bool]:
+    """Says yes once it has been polled more often than that."""
+    polled = itertools.count()
+    return lambda: next(polled) > chunks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_chunks_and_a_clock() -> Iterator[None]:
+    """Cuts an epoch into chunks of two batches; between two looks at the clock a second passes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feed, "_CHUNK_STEPS", 2)
+        patch.setattr(feed, "_CHUNK_BYTES", 1)
+        clock = SimpleNamespace(perf_counter=itertools.count(0.0).__next__)
+        patch.setattr(training, "time", clock)
+        yield
+
+
+@pytest.fixture
+def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the programs that a test's first run compiles, for those that go on with it."""
+    compiled: list[Any] = []
+    compile_train_steps = training._compile_train_steps
+
+    def once(*args: Any) -> Any:
+        if not compiled:
+            compiled.append(compile_train_steps(*args))
+        return compiled[0]
+
+    monkeypatch.setattr(training, "_compile_train_steps", once)
+
+
+@pytest.fixture(scope="module")
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture(scope="module")
+def first(recorder: Recorder) -> training.Result:
+    """A run without checkpoints."""
+    return fit(observers=[recorder], feed="device")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[training.Result, checkpoint.Policy]:
+    """The same run with a checkpoint after every epoch, and where these are."""
+    policy = checkpoint.Policy(tmp_path_factory.mktemp("saved"))
+    return fit(checkpoints=policy), policy
+
+
+def test_result(first: training.Result) -> None:
+    assert [record.epoch for record in first.history] == [1, 2]
+    assert [record.step for record in first.history] == [7, 14]  # 320 / 50, the rest too
+    # Those of the epochs' last steps, on the way to zero.
+    rates = [record.learning_rate for record in first.history]
+    assert rates == pytest.approx([0.1 * 8 / 14, 0.1 * 1 / 14])
+    assert first.test_total == 64
+    assert first.test_accuracy == first.test_correct / first.test_total
+    assert first.history[-1].test_accuracy == pytest.approx(first.test_accuracy)
+    assert first.parameters == 346  # 2 * 28 of BatchNorm, and 28 * 10 + 10
+    assert int(first.state.step) == 14
+    assert (first.compile_seconds, first.train_seconds, first.eval_seconds) == (1, 2, 2)
+    assert first.images_per_second == 320
+    assert [(r.seconds, r.images_per_second) for r in first.history] == [(1, 320), (1, 320)]
+    # From chance, log(10) = 2.3, to nearly no mistake: stripes are easy.
+    assert first.history[0].train_loss > 1.0 > first.history[1].train_loss
+    assert first.history[1].test_loss < 1.0
+    assert first.history[1].train_accuracy > 0.5
+    assert first.test_accuracy > 0.5
+
+
+def test_observers(first: training.Result, recorder: Recorder) -> None:
+    epoch = [
+        ("advance", 100, 100),
+        ("advance", 100, 200),  # the epoch's sums
+        ("advance", 100, 300),
+        ("advance", 20, 320),
+    ]
+    assert recorder.calls == [
+        ("start", 2, 320, 0),
+        *epoch,
+        ("epoch", 1),
+        *epoch,
+        ("epoch", 2),
+        "stop",
+    ]
+
+
+def test_the_same_seed_gives_the_same_bits_with_either_feed(first: training.Result) -> None:
+    for name in ("params", "batch_stats", "opt_state"):
+        assert jax.tree.leaves(getattr(first.state, name))
+    same(fit(feed="stream"), first)
+
+
+def own_optimizer(learning_rate: float) -> optax.GradientTransformation:
+    """An optimizer with its rate in its state, so that one compiled program serves all rates."""
+    return optax.inject_hyperparams(optax.sgd)(learning_rate=learning_rate)
+
+
+def test_any_transformation_can_be_given() -> None:
+    recipe = RECIPE.replace(epochs=1, batch_size=320)
+    result = fit(recipe, tx=own_optimizer(0.05))
+    assert result.history[0].learning_rate is None
+    assert float(result.state.opt_state.hyperparams["learning_rate"]) == np.float32(0.05)
+    # After the only step, whose update the training loss has not seen.
+    with pytest.raises(
+        DivergedError, match="at step 1: give the optimizer a smaller learning rate"
+    ):
+        fit(recipe, tx=own_optimizer(1e30))
+
+
+def test_a_diverged_run_says_so() -> None:
+    recorder = Recorder()
+    recipe = RECIPE.replace(learning_rate=1e30, batch_size=160, schedule="constant")
+    with pytest.raises(
+        DivergedError,
+        match=r"at step 2, where the learning rate is 1e\+30: give --learning-rate .* than 1e\+30",
+    ):
+        fit(recipe, observers=[recorder])
+    assert recorder.calls[-1] == "stop"
+
+
+@pytest.mark.usefixtures("compiled_once")
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
-    network: str,
-    feeds: tuple[str, str],
-    tiny_mnist: Dataset,
-    tiny_cifar10: Dataset,
-    tmp_path: Path,
+    first: training.Result, tmp_path: Path
 ) -> None:
-    dataset = {"mnist": tiny_mnist, "cifar10": tiny_cifar10}[network]
-    batch_size = {"mnist": 64, "cifar10": 16}[network]  # 6 steps an epoch
-    recipe = recipes.get(network, "fast").replace(epochs=2, batch_size=batch_size, optimizer="sgd")
-    straight = fit(recipe, dataset)
     said: list[str] = []
-    policy = checkpoint.Policy(tmp_path, checkpoint.Every(0), report=said.append)
-    stops = 0
-    while True:
-        options = {"feed": feeds[stops % 2], "interrupted": stop_after(2)}
-        try:
-            result = fit(recipe, dataset, checkpoints=policy, **options)
-        except StoppedError as error:
-            assert "saved in" in str(error)
-            stops += 1
-        else:
-            break
-    assert stops >= 2
-    assert len(said) == stops
-    equal(result.state, straight.state)
-    assert timeless(result) == timeless(straight)
-    assert (result.test_correct, result.test_total) == (straight.test_correct, len(dataset.test))
-    assert result.train_seconds == pytest.approx(sum(r.seconds for r in result.history))
+    policy = checkpoint.Policy(tmp_path, checkpoint.Every(0), keep=100, report=said.append)
+    recorder = Recorder()
+    # `fit` polls at the start, after each chunk, and once more before it stops: here before the
+    # smaller batch, at the end of an epoch and in its middle.
+    stops = [(2, "device", 6), (0, "stream", 7), (1, "device", 11)]
+    for polls, name, step in stops:
+        options = {"feed": name, "interrupted": stop_after(polls), "observers": [recorder]}
+        with pytest.raises(StoppedError) as caught:
+            fit(checkpoints=policy, **options)
+        (found,) = checkpoint.listed(tmp_path)[-1:]
+        assert f"{caught.value}" == f"stopped at step {step} of 14, saved in {found.folder}"
+        assert found.step == step
+        progress = found.verify()["progress"]
+        assert (progress["epoch_seconds"] > 0) == (step != 7)
+    result = fit(checkpoints=policy, feed="stream", observers=[recorder])
+    same(result, first)
+    # Each epoch was trained in two parts.
+    assert [record.seconds for record in result.history] == [2, 2]
+    assert (result.compile_seconds, result.train_seconds, result.eval_seconds) == (4, 4, 2)
+    folders = [tmp_path / f"step-{step:010d}" for _, _, step in stops]
+    assert said == [f"going on from {folder}" for folder in folders]
+    starts = [call for call in recorder.calls if call[0] == "start"]
+    assert starts == [("start", 2, 320, epochs) for epochs in (0, 0, 1, 1)]
+    assert recorder.calls.count("stop") == 4
+    # But for those, only the end is saved.
+    assert [one.step for one in checkpoint.listed(tmp_path)] == [6, 7, 11, 14]
 
 
-@pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("every", ["1", "2", "3steps", "0"])
+def test_another_seed_differs_and_a_run_stopped_without_checkpoints_says_so(
+    recorder: Recorder, first: training.Result, tmp_path: Path
+) -> None:
+    mine = Recorder()
+    with pytest.raises(StoppedError, match="stopped at step 2 of 14, nothing saved"):
+        fit(seed=1, interrupted=stop_after(0), observers=[mine])
+    assert mine.calls == [("start", 2, 320, 0), ("advance", 100, 100), "stop"]
+    assert mine.losses[0] != recorder.losses[0]
+    with pytest.raises(StoppedError, match="stopped at step 0 of 14, nothing saved"):
+        fit(checkpoints=checkpoint.Policy(tmp_path), interrupted=lambda: True)
+    assert not checkpoint.listed(tmp_path)
+
+
+@pytest.mark.usefixtures("compiled_once")
 def test_checkpoints_come_as_often_as_asked_and_change_nothing(
-    every: str, first: training.Result, tiny_mnist: Dataset, tmp_path: Path
+    first: training.Result, tmp_path: Path
 ) -> None:
-    policy = checkpoint.Policy(tmp_path, checkpoint.Every.parse(every), keep=100)
-    result = fit(MNIST, tiny_mnist, checkpoints=policy)  # 7 steps an epoch
-    expected = {"1": [7, 14], "2": [14], "3steps": [3, 6, 9, 12, 14], "0": [14]}
-    found = checkpoint.listed(tmp_path)
-    assert [one.step for one in found] == expected[every]
-    assert timeless(result) == timeless(first)
-    equal(result.state, first.state)
-    for one in found:
-        history = one.verify()["progress"]["history"]
-        assert len(history) == one.step // 7
-        # From every one of them the run goes on to the same end.
-        folder = tmp_path / f"from-{one.step}"
+    policy = checkpoint.Policy(tmp_path, checkpoint.Every(3, "steps"), keep=100)
+    result = fit(checkpoints=policy)
+    same(result, first)
+    assert result.train_seconds == 6  # without saving, in the middle of an epoch too
+    found = {one.step: one for one in checkpoint.listed(tmp_path)}
+    assert list(found) == [3, 6, 9, 12, 14]
+    for step, one in found.items():
+        assert len(one.verify()["progress"]["history"]) == step // 7
+    # The run goes on from any of them to the same end; later checkpoints come anew.
+    for step, every in ((3, checkpoint.Every(2)), (12, checkpoint.Every(5, "steps"))):
+        folder = tmp_path / f"from-{step}"
         folder.mkdir()
-        one.folder.rename(folder / one.folder.name)
-        again = fit(MNIST, tiny_mnist, checkpoints=dataclasses.replace(policy, folder=folder))
-        assert timeless(again) == timeless(first)
-        equal(again.state, first.state)
+        found[step].folder.rename(folder / found[step].folder.name)
+        same(fit(checkpoints=dataclasses.replace(policy, folder=folder, every=every)), first)
+        assert [one.step for one in checkpoint.listed(folder)] == [step, 14]
 
 
-def test_the_accuracy_is_the_score_of_a_checkpoint(tiny_mnist: Dataset, tmp_path: Path) -> None:
-    result = fit(MNIST, tiny_mnist, checkpoints=checkpoint.Policy(tmp_path))
-    for one, record in zip(checkpoint.listed(tmp_path), result.history, strict=True):
-        assert one.read()["score"] == record.test_accuracy
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"epochs": 3}, "epochs 2 there and 3 here"),
-        ({"optimizer": "adam"}, "optimizer sgd there and adam here"),
-        ({"dropout": 0.1}, "dropout 0.5 there and 0.1 here"),
-    ],
-)
-def test_another_recipe_is_not_gone_on_with(
-    change: dict, named: str, tiny_mnist: Dataset, tmp_path: Path
+def test_a_finished_run_is_read_and_not_trained_again(
+    first: training.Result, saved: tuple[training.Result, checkpoint.Policy]
 ) -> None:
-    policy = checkpoint.Policy(tmp_path)
-    with pytest.raises(StoppedError, match="nothing saved"):
-        fit(MNIST, tiny_mnist, checkpoints=policy, interrupted=lambda: True)
-    with pytest.raises(UserError, match=named):
-        fit(MNIST.replace(**change), tiny_mnist, checkpoints=policy)
+    result, policy = saved
+    same(result, first)
+    found = checkpoint.listed(policy.folder)
+    assert [one.step for one in found] == [7, 14]  # after every epoch is the default
+    for one, record in zip(found, result.history, strict=True):
+        content = one.verify()
+        assert content["score"] == record.test_accuracy
+        assert len(content["progress"]["history"]) == record.epoch
+    said: list[str] = []
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environment, "device", lambda: "abacus")
+        again = fit(
+            checkpoints=dataclasses.replace(policy, report=said.append), observers=[recorder]
+        )
+    same(again, first)
+    assert (again.compile_seconds, again.train_seconds, again.eval_seconds) == (2, 2, 2)
+    assert recorder.calls == [("start", 2, 320, 2), "stop"]
+    # Of another device or version the last bits may differ.
+    assert said[0] == f"going on from {found[-1].folder}"
+    assert "the last bits may differ" in said[1]
+    assert f"device {environment.device()} then and abacus now" in said[1]
+    assert len(said) == 2
 
 
-def test_nor_other_data_networks_dtypes_seeds_and_optimizers(
-    tiny_mnist: Dataset, tmp_path: Path
+def test_another_run_is_not_gone_on_with(
+    saved: tuple[training.Result, checkpoint.Policy],
 ) -> None:
-    class Smaller(MnistCNN):
+    class OtherNetwork(SmallNetwork):
         pass
 
-    recipe, policy = MNIST.replace(epochs=1), checkpoint.Policy(tmp_path)
-    fit(recipe, tiny_mnist, checkpoints=policy)
-    images = tiny_mnist.train.images.copy()
+    _, policy = saved
+    images = DATA.train.images.copy()
     images[5, 5, 5] ^= 1
-    other = dataclasses.replace(tiny_mnist, train=Split(images, tiny_mnist.train.labels))
-    half = MnistCNN(dropout_rate=0.5, initialization="pytorch", dtype=jnp.bfloat16)
+    labels = DATA.test.labels.copy()
+    labels[5] ^= 1
+    altered = dataclasses.replace(DATA, train=Split(images, DATA.train.labels))
+    relabelled = dataclasses.replace(DATA, test=Split(DATA.test.images, labels))
+    half = MnistCNN(dtype=jnp.bfloat16)
     for change, named in (
-        ({"dataset": other}, "dataset_checksum"),
-        ({"model": Smaller()}, "model MnistCNN there and .*Smaller here"),
+        ({"recipe": RECIPE.replace(epochs=3)}, "epochs 2 there and 3 here"),
+        ({"recipe": RECIPE.replace(optimizer="adam")}, "optimizer sgd there and adam here"),
+        ({"recipe": RECIPE.replace(dropout=0.5)}, "dropout 0.1 there and 0.5 here"),
+        ({"dataset": altered}, "dataset_checksum"),
+        ({"dataset": relabelled}, "dataset_checksum"),
+        ({"dataset": dataclasses.replace(DATA, name="other")}, "dataset stripes|dataset mnist"),
+        ({"dataset": dataclasses.replace(DATA, version="2")}, "dataset_version stripes there"),
+        ({"model": OtherNetwork()}, "model SmallNetwork there and .*OtherNetwork here"),
         ({"model": half}, "dtype float32 there and bfloat16 here"),
         ({"seed": 1}, "seed 0 there and 1 here"),
         ({"tx": optax.sgd(0.1)}, "own_tx False there and True here"),
     ):
-        options = {"dataset": tiny_mnist, "checkpoints": policy, **change}
         with pytest.raises(UserError, match=named):
-            fit(recipe, **options)
+            fit(**change, checkpoints=policy)
 
 
-def test_a_newer_package_is_mentioned(
-    tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_that_does_not_say_how_far_it_is(
+    saved: tuple[training.Result, checkpoint.Policy], tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    policy = checkpoint.Policy(tmp_path, report=said.append)
-    fit(MNIST, tiny_mnist, checkpoints=policy)
-    monkeypatch.setattr(environment, "device", lambda: "abacus")
-    fit(MNIST, tiny_mnist, checkpoints=policy)
-    assert "going on from" in said[0]
-    assert "device cpu" in said[1]
-    assert "then and abacus now" in said[1]
+    result, _ = saved
+    run = training.identity(RECIPE, DATA, model=MODEL)
+    tree = {"state": result.state, "sums": steps.zero_train_metrics()}
+    policy = checkpoint.Policy(tmp_path)
+    with checkpoint.opened(policy, run) as store:
+        store.save(14, tree, {"history": [{"epoch": 1}]})
+    with pytest.raises(UserError, match="does not say how far its run had come"):
+        fit(checkpoints=policy)
 
 
 def sized(dataset: Dataset, train: int, test: int) -> Dataset:
@@ -280,50 +368,98 @@ def sized(dataset: Dataset, train: int, test: int) -> Dataset:
     )
 
 
-def test_sizes_that_cannot_be(tiny_mnist: Dataset) -> None:
+def test_sizes_that_cannot_be() -> None:
     with pytest.raises(UserError, match="mnist has no training images"):
-        fit(MNIST, sized(tiny_mnist, 0, 70))
+        fit(dataset=sized(DATA, 0, 64))
     with pytest.raises(UserError, match="mnist has no test images"):
-        fit(MNIST, sized(tiny_mnist, 330, 0))
-    long = MNIST.replace(epochs=10**6, batch_size=1)
-    million = np.broadcast_to(tiny_mnist.train.labels[:1], 10**6)
-    images = np.broadcast_to(tiny_mnist.train.images[:1], (10**6, 28, 28, 1))
-    with pytest.raises(UserError, match="steps, more than the 2147483646 that can be counted"):
-        fit(long, dataclasses.replace(tiny_mnist, train=Split(images, million)))
+        fit(dataset=sized(DATA, 320, 0))
+    with pytest.raises(UserError, match="batch_size 321 is larger than the 320 training images"):
+        fit(RECIPE.replace(batch_size=321))
+    assert training.check_sizes(RECIPE.replace(batch_size=320), DATA) == 2
+    assert training.check_sizes(RECIPE, DATA) == 14
 
 
-@pytest.mark.loose_promotion
-@pytest.mark.parametrize("network", ["mnist", "cifar10"])
-def test_one_image_is_enough(network: str, tiny_mnist: Dataset, tiny_cifar10: Dataset) -> None:
-    dataset = sized({"mnist": tiny_mnist, "cifar10": tiny_cifar10}[network], 1, 1)
-    recipe = recipes.get(network, "fast").replace(epochs=2, batch_size=1)
-    result = fit(recipe, dataset)
+def test_runs_that_are_too_long_to_be_counted() -> None:
+    def total(epochs: int, size: int, batch_size: int) -> int:
+        labels = np.broadcast_to(DATA.train.labels[:1], size)
+        images = np.broadcast_to(DATA.train.images[:1], (size, 28, 28, 1))
+        many = dataclasses.replace(DATA, train=Split(images, labels))
+        recipe = RECIPE.replace(epochs=epochs, batch_size=batch_size)
+        return training.check_sizes(recipe, many)
+
+    most = 2**31 - 2
+    said = "steps, more than the 2147483646 that can be counted"
+    assert total(99_962, 21_483, 1) == most
+    with pytest.raises(UserError, match=f"are {99_962 * 21_484} {said}"):
+        total(99_962, 21_484, 1)
+    with pytest.raises(UserError, match=f"are {most + 1} {said}"):
+        total(1, most + 1, 1)
+    assert total(1, most, 2**10) == 2**21
+    with pytest.raises(UserError, match=said):
+        total(1, most + 1, 2**10)
+
+
+def test_one_image_is_enough() -> None:
+    result = fit(RECIPE.replace(batch_size=1), sized(DATA, 1, 1))
     assert [record.step for record in result.history] == [1, 2]
     assert result.test_total == 1
     assert all(np.isfinite(record.train_loss) for record in result.history)
 
 
 def test_make_model() -> None:
-    model = training.make_model(recipes.get("cifar10", "reference").replace(dropout=0.25))
-    assert isinstance(model, Cifar10CNN)
-    assert model.dropout_rate == 0.25
-    assert isinstance(training.make_model(MNIST), MnistCNN)
+    for network, kind, parameters in (
+        ("mnist", MnistCNN, 207_258),
+        ("cifar10", Cifar10CNN, 554_890),
+    ):
+        recipe = recipes.get(network, "reference").replace(dropout=0.25)
+        model = training.make_model(recipe)
+        assert isinstance(model, kind)
+        assert (model.dropout_rate, model.initialization) == (0.25, recipe.initialization)
+        image = jax.ShapeDtypeStruct((1, *recipe.image_shape), jnp.float32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), image)
+        assert models.count_parameters(variables["params"]) == parameters
 
 
-def test_evaluate(first: training.Result, tiny_mnist: Dataset) -> None:
-    correct, total, loss = training.evaluate(MNIST, first.state.variables, tiny_mnist.test)
-    assert (correct, total) == (first.test_correct, first.test_total)
-    assert loss == pytest.approx(first.history[-1].test_loss, rel=1e-5)
+def test_optimizers_that_cannot_train() -> None:
+    training.check_recipe(RECIPE)
+    asks = optax.GradientTransformationExtraArgs(
+        lambda params: (), lambda updates, state, params=None, *, teacher: (updates, state)
+    )
+    with pytest.raises(UserError, match="teacher"):
+        fit(tx=asks)
+    with pytest.raises(UserError, match="frequency"):
+        training.check_recipe(RECIPE.replace(optimizer="adam", optimizer_args={"frequency": 1}))
 
 
-@pytest.mark.parametrize("batch_size", [1, 64, 70, 71])
-def test_eval_batches(tiny_mnist: Dataset, batch_size: int) -> None:
-    batches = training.eval_batches(tiny_mnist.test, batch_size)
+def test_the_code_of_one_s_own_optimizer_is_part_of_what_a_run_is() -> None:
+    recipe = RECIPE.replace(optimizer="optax:adam")
+    code = Path(inspect.getfile(optax.adam)).read_bytes()
+    run = training.identity(recipe, DATA, model=MODEL)
+    assert run["optimizer_code"] == hashlib.sha256(code).hexdigest()
+    assert "optimizer_code" not in training.identity(recipe, DATA, model=MODEL, own_tx=True)
+    assert "optimizer_code" not in training.identity(RECIPE, DATA, model=MODEL)
+
+
+def test_evaluate(first: training.Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "make_model", lambda recipe: MODEL)
+    monkeypatch.setattr(training, "make_views", lambda network: lambda images: images[None])
+    # The average over one view, the image itself, differs by rounding.
+    for tta in (False, True):
+        correct, total, loss = training.evaluate(RECIPE, first.state.variables, DATA.test, tta=tta)
+        assert (correct, total) == (first.test_correct, first.test_total)
+        # Logits of about 5 are rounded by 3e-7 a few times.
+        assert loss == pytest.approx(first.history[-1].test_loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 50, 64, 65])
+def test_eval_batches(batch_size: int) -> None:
+    batches = training.eval_batches(DATA.test, batch_size)
     mask = np.array(batches["mask"]).ravel()
-    assert mask.sum() == 70
+    assert mask.sum() == 64
+    assert batches["label"].shape == (math.ceil(64 / batch_size), batch_size)
     flat = np.array(batches["image"]).reshape(-1, 28, 28, 1)
-    np.testing.assert_array_equal(flat[mask], tiny_mnist.test.images)
-    np.testing.assert_array_equal(np.array(batches["label"]).ravel()[mask], tiny_mnist.test.labels)
+    np.testing.assert_array_equal(flat[mask], DATA.test.images)
+    np.testing.assert_array_equal(np.array(batches["label"]).ravel()[mask], DATA.test.labels)
     assert batches["label"].dtype == jnp.int32
 
 

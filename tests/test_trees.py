@@ -1,3 +1,9 @@
+import errno
+import gc
+import logging
+import os
+import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,5 +92,70 @@ def test_what_cannot_be_read_or_written(tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match="nowhere cannot be read"):
         trees.read(tmp_path / "nowhere", tree, leaves)
     (tmp_path / "file").touch()
-    with pytest.raises((OSError, WriteError)):
+    with pytest.raises((OSError, WriteError), match="file"):
         trees.write(tmp_path / "file" / "arrays", tree)
+
+
+class Left:
+    """What Python can only print an error of: it is raised when nobody refers to it any more."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.itself = self  # so that it is there until the garbage collector comes
+
+    def __del__(self) -> None:
+        raise self.error
+
+
+def test_what_a_failure_leaves_is_not_heard_of_and_anything_else_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[str] = []
+
+    def hook(raised: Any) -> None:
+        heard.append(str(raised.exc_value))
+
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+    loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
+    disabled = [logger.disabled for logger in loggers]
+
+    def call() -> None:
+        assert all(logger.disabled for logger in loggers)
+        for text in ("Event loop is closed", "another error"):
+            Left(RuntimeError(text))
+        raise ValueError("first line\n  second line " + "x" * 300 + " last words")
+
+    result, failure = trees._quietly(call)
+    assert result is None
+    assert failure.startswith("first line second line xx")
+    assert failure.endswith("x last words")
+    assert len(failure) < 300
+    assert heard == ["another error"]
+    assert sys.unraisablehook is hook
+    assert [logger.disabled for logger in loggers] == disabled
+    assert trees._quietly(lambda: 5) == (5, "")
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # takes long
+    for error, said in (
+        (OSError(errno.ENOSPC, "said otherwise"), os.strerror(errno.ENOSPC)),
+        (ValueError("short"), "short"),
+        (KeyError(), "KeyError"),
+    ):
+        assert trees._quietly(lambda error=error: raises(error)) == (None, said)
+
+
+def raises(error: Exception) -> None:
+    raise error
+
+
+def test_why_orbax_could_not_write_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = {"a": jnp.zeros(3)}
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        failure = f"INTERNAL: Error writing: {os.strerror(number)} [type.googleapis.com]"
+        monkeypatch.setattr(trees, "_quietly", lambda call, failure=failure: (None, failure))
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught:
+            trees.write(tmp_path / "arrays", tree)
+        assert caught.value.errno == number
+        assert caught.value.filename == str(tmp_path / "arrays")
+    monkeypatch.setattr(trees, "_quietly", lambda call: (None, "something else"))
+    with pytest.raises(WriteError, match="arrays: something else; give --workdir"):
+        trees.write(tmp_path / "arrays", tree)

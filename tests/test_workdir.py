@@ -1,8 +1,8 @@
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,16 +10,24 @@ import pytest
 from jaxcnn import workdir
 from jaxcnn.errors import UserError, WriteError
 
-HOLD = (
-    "import sys, time\nfrom pathlib import Path\nfrom jaxcnn import workdir\n"
-    "with workdir.locked(Path(sys.argv[1])):\n    print('locked', flush=True)\n    time.sleep(60)"
-)
+HOLD = """
+import sys
+from pathlib import Path
+from jaxcnn import workdir
+
+with workdir.locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()  # until it is closed
+"""
 
 
 def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
@@ -31,17 +39,24 @@ def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path: Pat
             pass
 
 
-def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
+def test_a_lock_ends_with_its_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", pytest.fail)  # a refusal comes at once
     for _ in range(2):
         with workdir.locked(tmp_path):
             pass
     with pytest.raises(ZeroDivisionError), workdir.locked(tmp_path):
         raise ZeroDivisionError
     with workdir.locked(tmp_path):
-        pass
+        with pytest.raises(UserError, match="in use"), workdir.locked(tmp_path):
+            pass
+        # The refusal has not taken the lock away.
+        with pytest.raises(UserError, match="in use"), workdir.locked(tmp_path):
+            pass
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
+    with workdir.locked(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match="give --workdir"), workdir.locked(tmp_path / "file" / "x"):
         pass
@@ -64,22 +79,52 @@ def test_a_file_is_written_whole_or_not_at_all(
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def _write_until_killed(path: Path) -> None:
-    for number in range(10**6):
-        workdir.write(path, str(number % 10).encode() * 100_000)
+# Writes a file and kills itself at the given system call of those that `write` makes.
+KILLED = """
+import os
+import signal
+import sys
+from pathlib import Path
+from jaxcnn import workdir
+
+path, last = Path(sys.argv[1]), int(sys.argv[2])
+calls = []
+
+
+def counted(name):
+    call = getattr(os, name)
+
+    def counting(*args):
+        calls.append(name)
+        if len(calls) == last:
+            print(*calls, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*args)
+
+    return counting
+
+
+for name in ("fsync", "replace", "close"):
+    setattr(os, name, counted(name))
+workdir.write(path, b"2" * 100_000)
+print(*calls, flush=True)
+"""
 
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    workdir.write(path, b"0" * 100_000)
-    for _ in range(5):
-        writer = multiprocessing.get_context("spawn").Process(
-            target=_write_until_killed, args=(path,)
-        )
-        writer.start()
-        while not list(tmp_path.glob(".*.partial")):
-            pass
-        writer.kill()
-        writer.join()
-        content = path.read_bytes()
-        assert content == content[:1] * 100_000
+
+    def killed(at: int) -> tuple[int, list[str]]:
+        command = [sys.executable, "-c", KILLED, str(path), str(at)]
+        process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        return process.returncode, process.stdout.split()
+
+    # On the disk before it gets its name, and the name on the disk before `write` returns.
+    whole = ["fsync", "replace", "fsync", "close"]
+    for at in range(1, 5):
+        workdir.write(path, b"1" * 100_000)
+        assert killed(at) == (-signal.SIGKILL, whole[:at])
+        assert path.read_bytes() == (b"1" if at <= 2 else b"2") * 100_000
+    assert killed(0) == (0, whole)
+    assert path.read_bytes() == b"2" * 100_000
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

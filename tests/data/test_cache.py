@@ -2,8 +2,9 @@ import errno
 import json
 import multiprocessing
 import os
-import time
+import threading
 from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -146,20 +147,53 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".c.lock", "c"]
 
 
-def _load_slowly(folder: str, log: str) -> None:
+def test_who_comes_while_it_is_built_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = threading.Semaphore(0)
+    open_cache = cache._open
+
+    def counted(*args: object) -> object:
+        found = open_cache(*args)  # type: ignore[arg-type]
+        opened.release()
+        return found
+
+    monkeypatch.setattr(cache, "_open", counted)
+    builds: list[int] = []
+
+    def build() -> cache.Arrays:
+        builds.append(1)
+        if len(builds) == 1:
+            late.start()
+            for _ in range(3):  # twice by this thread, and once by the other one, before it waits
+                assert opened.acquire(timeout=300)
+        return arrays()
+
+    def load_here() -> None:
+        loaded.append(cache.load(tmp_path / "c", fingerprint=FINGERPRINT, build=build))
+
+    loaded: list[cache.Arrays] = []
+    late = threading.Thread(target=load_here, daemon=True)
+    load_here()
+    late.join()
+    for each in loaded:
+        assert_sound(each)
+    assert (len(loaded), len(builds)) == (2, 1)
+
+
+def _load_and_log(together: Barrier, folder: str, log: str) -> None:
     def build() -> cache.Arrays:
         with Path(log).open("a") as file:
             file.write("built\n")
-        time.sleep(0.5)
         return arrays()
 
+    together.wait(timeout=300)
     assert_sound(cache.load(Path(folder), fingerprint=FINGERPRINT, build=build))
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_build_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    arguments = (str(tmp_path / "c"), str(tmp_path / "log"))
-    processes = [context.Process(target=_load_slowly, args=arguments) for _ in range(3)]
+    arguments = (context.Barrier(3), str(tmp_path / "c"), str(tmp_path / "log"))
+    processes = [context.Process(target=_load_and_log, args=arguments) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:

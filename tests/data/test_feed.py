@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcnn.data import Split, feed
+from jaxcnn.errors import UserError
 
 
 def numbered(size: int) -> Split:
-    """A split in which picture and label both tell the position."""
+    """A split in which image and label both tell the position."""
     positions = np.arange(size)
     images = np.stack([positions // 256, positions % 256], -1).astype(np.uint8)
     return Split(images.reshape(size, 1, 1, 2), positions.astype(np.int32))
@@ -25,7 +26,7 @@ def batches(source: feed.Feed, epoch: int) -> list[tuple[np.ndarray, np.ndarray]
 
 @pytest.mark.parametrize("name", ["device", "stream"])
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 300])
-def test_an_epoch_has_every_picture_once(
+def test_an_epoch_has_every_image_once(
     name: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "_CHUNK_BYTES", 2 * 60)
@@ -38,6 +39,19 @@ def test_an_epoch_has_every_picture_once(
     assert sorted(labels) == list(range(300))
     images = np.concatenate([images for images, _ in seen]).reshape(300, 2).astype(int)
     np.testing.assert_array_equal(images[:, 0] * 256 + images[:, 1], labels)
+
+
+def test_feeds_have_names() -> None:
+    kinds = {"device": feed.DeviceFeed, "stream": feed.StreamFeed, "auto": feed.DeviceFeed}
+    for name, kind in kinds.items():
+        assert type(feed.make_feed(name, numbered(3), 2, jax.random.key(0))) is kind
+
+
+def test_each_of_many_processes_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert (feed.choose("auto"), feed.choose("stream")) == ("stream", "stream")
+    with pytest.raises(UserError, match="take --feed stream"):
+        feed.choose("device")
 
 
 @pytest.mark.parametrize("batch_size", [7, 64])

@@ -192,6 +192,7 @@ def test_a_full_disk_is_named(
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_real_mnist(tmp_path: Path, real_data: Path) -> None:
     prepared = tfds.locate_or_prepare("mnist", tmp_path, real_data / "archives")
     decoded = tfds.decode(prepared).arrays
@@ -205,6 +206,7 @@ def test_real_mnist(tmp_path: Path, real_data: Path) -> None:
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.slow
 def test_real_cifar10_that_stock_tfds_prepared(real_data: Path) -> None:
     prepared = tfds.locate_or_prepare("cifar10", real_data / "tfds")
     decoded = tfds.decode(prepared)

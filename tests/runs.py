@@ -1,0 +1,132 @@
+"""Runs of the command line within this process, of a small network on few images."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxcnn import checkpoint, cli, interrupts, recipes, records, training
+from jaxcnn.data import Dataset
+
+
+def load_tiny(tiny: Dataset, asked: list[dict[str, Any]]) -> Callable[..., Dataset]:
+    """Returns what loads a tiny data set in the place of any other, and keeps what was asked."""
+
+    def load(name: str, **options: Any) -> Dataset:
+        asked.append({"name": name, **options})
+        if options["source"] != "synthetic":
+            return tiny
+        fields = dict(vars(tiny)) | {"name": "synthetic-mnist", "notice": "of a reason"}
+        return Dataset(**fields)
+
+    return load
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its status and what it printed."""
+
+    status: object
+    out: str
+    err: str
+
+
+def start(*argv: object, network: recipes.NetworkName = "mnist") -> Ended:
+    """Runs a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    status: object = 0
+    handler = signal.getsignal(signal.SIGTERM)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main(network, [str(argument) for argument in argv])
+        except SystemExit as stop:
+            status = stop.code
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+# Three steps an epoch, and checkpoints within and at the end of epochs.
+ARGV = (
+    "--recipe reference --epochs 2 --batch-size 110 --learning-rate 0.01 --seed 5 --data mnist "
+    "--tta --checkpoint-every 2steps --keep 1 --no-compilation-cache --workdir"
+).split()
+# What takes long and is no matter of most tests.
+QUICK = ["--no-tta", "--report", "never"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended, and how what does its work was called.
+
+    Attributes:
+        workdir: of the run.
+        ended: how.
+        calls: arguments of `data.load` and `training.evaluate` by name, those of `report.write`.
+        fitted: what `fit` returned.
+    """
+
+    workdir: Path
+    ended: Ended
+    calls: dict[str, list[Any]] = field(default_factory=dict)
+    fitted: list[training.Result] = field(default_factory=list)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return json.loads((self.workdir / "result.json").read_text())
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, chunk: int) -> None:
+    """Sends this process a signal after so many chunks of a run, and waits until it has come."""
+    watching: list[interrupts.Interrupts] = []
+    watched = interrupts.watched
+
+    @contextlib.contextmanager
+    def watch() -> Iterator[interrupts.Interrupts]:
+        with watched() as interrupted:
+            watching.append(interrupted)
+            yield interrupted
+
+    chunks = itertools.count(1)
+
+    def advance(*_: object, **__: object) -> None:
+        if next(chunks) == chunk:
+            os.kill(os.getpid(), number)
+            while not watching[-1]():
+                time.sleep(0.001)
+
+    monkeypatch.setattr(interrupts, "watched", watch)
+    monkeypatch.setattr(records.Records, "advance", advance)
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Returns all of a run that does not depend on its speed, the bits of its arrays included."""
+    times = {"seconds", "images_per_second"}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    result = json.loads((folder / "result.json").read_text())
+    return {
+        "metrics": [
+            {name: value for name, value in json.loads(line).items() if name not in times}
+            for line in lines
+        ],
+        "correct": (result["test_correct"], result["tta_test_correct"]),
+        "arrays": checkpoint.listed(folder / "checkpoints")[-1].verify()["leaves"],
+    }
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    """Returns what can take the place of a function that fails."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail

@@ -1,0 +1,122 @@
+"""Workdirs of runs that were never trained: checkpoints of known weights with a history."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn import checkpoint, environment, optimizers, pytorch, recipes, state, steps, training
+from jaxcnn.data import Dataset
+from jaxcnn.training import EpochRecord
+from tests import original
+from tests.stripes import striped_split
+
+EPOCHS = (7, 14, 21)  # the steps at which they end
+STEPS, LAST = EPOCHS[0], EPOCHS[-1]
+ACCURACIES = (0.5, 0.7, 0.6)  # after each epoch; the second one is the best
+
+
+def recipe(network: Any, **changes: Any) -> recipes.Recipe:
+    """The network's recipe with an optimizer whose state is small."""
+    changes = {"epochs": 3, "batch_size": 50, "optimizer": "sgd"} | changes
+    return recipes.get(network, "fast").replace(**changes)
+
+
+def save(
+    folder: Path,
+    dataset: Dataset,
+    *,
+    saves: Sequence[int] = (LAST,),
+    run: Mapping[str, Any] = {},
+    **changes: Any,
+) -> Path:
+    """Saves a run.
+
+    Args:
+        folder: its workdir.
+        dataset: that it was trained on.
+        saves: the steps at which there is a checkpoint.
+        run: what differs in the run's identity.
+        **changes: of the recipe's fields.
+
+    Returns:
+        The workdir.
+    """
+    used = recipe(dataset.name.removeprefix("synthetic-"), **changes)
+    identity = training.identity(used, dataset, model=training.make_model(used))
+    policy = checkpoint.Policy(folder / "checkpoints", keep=len(saves))
+    blank = _blank(used)
+    with checkpoint.opened(policy, {**identity, **run}) as store:
+        for step in saves:
+            variables = pytorch.load_state_dict(weights(used.network, step))
+            train_state = blank.replace(**variables, step=np.int32(step))
+            score = ACCURACIES[step // STEPS - 1] if step % STEPS == 0 else None
+            tree = {"state": train_state, "sums": steps.zero_train_metrics()}
+            store.save(step, tree, _progress(step, len(dataset.test)), score)
+    return folder
+
+
+def weights(network: str, step: int = LAST) -> dict[str, np.ndarray]:
+    """The state dict of a checkpoint, another one at each step."""
+    made = original.weights(network)
+    return {**made, "fc2.weight": made["fc2.weight"] * np.float32(step / LAST)}
+
+
+def images(network: Any, count: int) -> np.ndarray:
+    """Images of the network's shape."""
+    return striped_split(recipes.get(network, "fast").image_shape, count, seed=2).images
+
+
+def exact_logits(recipe: recipes.Recipe, variables: Any, images: np.ndarray) -> np.ndarray:
+    """The logits by float64, which rounds a billion times less than float32 does."""
+    with jax.enable_x64(True):
+        model = training.make_model(recipe).clone(dtype=jnp.float64)
+        exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+        normalized = (images / 255.0 - recipe.mean) / recipe.std
+        return np.asarray(jax.jit(model.apply)(exact, normalized), np.float64)
+
+
+def _blank(recipe: recipes.Recipe) -> state.TrainState:
+    """A state without weights, all ones in the optimizer's; compiling a real one takes seconds."""
+    key = jax.random.key(0, impl="threefry2x32")
+    init = functools.partial(
+        state.init,
+        model=training.make_model(recipe),
+        tx=optimizers.make_optimizer(recipe, LAST, key=key),
+        input_shape=recipe.image_shape,
+    )
+    shapes = jax.eval_shape(init, key).replace(key=None)
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    return ones.replace(key=key)
+
+
+def _progress(step: int, total: int) -> dict[str, Any]:
+    history = [
+        EpochRecord(
+            epoch=epoch,
+            step=EPOCHS[epoch - 1],
+            learning_rate=0.1 / epoch,
+            train_loss=2.5 / epoch,
+            train_accuracy=ACCURACIES[epoch - 1] - 0.1,
+            test_loss=2.0 / epoch,
+            test_accuracy=ACCURACIES[epoch - 1],
+            seconds=11.5,
+            images_per_second=1234.5,
+        ).asdict()
+        for epoch in range(1, step // STEPS + 1)
+    ]
+    return {
+        "history": history,
+        "test_correct": round(history[-1]["test_accuracy"] * total) if history else 0,
+        "test_total": total,
+        "train_seconds": 34.5,
+        "eval_seconds": 120.0,
+        "compile_seconds": 2.0,
+        "epoch_seconds": 0.0,
+        "versions": environment.versions(),
+        "device": "cpu (of a test)",
+    }
