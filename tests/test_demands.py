@@ -1,3 +1,4 @@
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +37,19 @@ def asking(*names: str, needed: bool = True) -> optax.GradientTransformation:
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
+class Optimizer:
+    """An optimizer that somebody wrote as a class, with an argument that can be left out."""
+
+    def init(self, params: Any) -> Any:
+        return optax.EmptyState()
+
+    def update(self, updates: Any, state: Any, params: Any = None, *, value: Any = None) -> Any:
+        return updates, state
+
+
+OPTIMIZER = Optimizer()
+
+
 @pytest.mark.parametrize(
     ("tx", "names"),
     [
@@ -51,6 +65,13 @@ def asking(*names: str, needed: bool = True) -> optax.GradientTransformation:
         (contrib.sam(optax.sgd(0.1), optax.sgd(0.1), opaque_mode=True), ("grad_fn",)),
         (asking("key", "grad_fn"), ("grad_fn", "key")),
         (asking(needed=False), ("value",)),
+        (optax.GradientTransformationExtraArgs(OPTIMIZER.init, OPTIMIZER.update), ("value",)),
+        (
+            optax.GradientTransformationExtraArgs(
+                OPTIMIZER.init, functools.partial(Optimizer.update, OPTIMIZER)
+            ),
+            ("value",),
+        ),
     ],
 )
 def test_what_update_asks_for(tx: optax.GradientTransformation, names: tuple[str, ...]) -> None:

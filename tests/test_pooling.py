@@ -29,3 +29,16 @@ def test_value_and_gradient_are_those_of_flax(
 
     one, other = jax.jit(lambda x: (outcome(ours)(x), outcome(flax, (2, 2), (2, 2))(x)))(images)
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("best", [(0, 1, 2, 3), (1, 2), (2, 3), (1, 3), (0, 3), (3,)])
+def test_a_tie_goes_to_the_first(best: tuple[int, ...]) -> None:
+    square = np.zeros(4, np.float32)
+    square[list(best)] = 2.0
+    expected = np.zeros(4)
+    expected[best[0]] = 1.0
+    pooled, grad = jax.value_and_grad(lambda x: pooling.max_pool(x).sum())(
+        square.reshape(1, 2, 2, 1)
+    )
+    assert pooled == 2.0
+    np.testing.assert_array_equal(grad.ravel(), expected)

@@ -17,8 +17,22 @@ def test_init() -> None:
     assert made.step.dtype == jnp.int32
     assert set(made.variables) == {"params", "batch_stats"}
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(made))
+    assert made.variables == {"params": made.params, "batch_stats": made.batch_stats}
+    assert made.eval_variables == made.variables
     expected = jax.eval_shape(tx.init, made.params)
     assert jax.tree.structure(made.opt_state) == jax.tree.structure(expected)
+
+
+def test_evaluation_is_at_the_parameters_that_the_optimizer_says() -> None:
+    tx = optax.lookahead(optax.sgd(0.1), sync_period=2, slow_step_size=0.5)
+    made = state.init(jax.random.key(0), nn.Dense(3), tx, (4,))
+    moved = made.replace(params=jax.tree.map(jnp.zeros_like, made.params))
+    assert moved.variables["params"] is moved.params
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        moved.eval_variables,
+        {"params": made.params, "batch_stats": {}},
+    )
 
 
 def test_init_is_a_function_of_its_key() -> None:

@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import io
 import re
 import socket
@@ -119,6 +120,27 @@ def test_a_small_archive_that_unpacks_to_much_is_refused(
         archives.read_cifar(path)
 
 
+def test_the_limits_are_those_of_the_official_files() -> None:
+    assert archives._CIFAR_LARGEST_MEMBER == 30_730_000
+    assert 6 * 30_730_000 + 100_000 < archives._CIFAR_LARGEST < 6 * 30_730_000 + 3_000_000
+    assert archives._IDX_LARGEST == 47_040_000
+
+
+def test_an_archive_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.gz").touch()
+    wanted = archive("http://localhost", tmp_path / "a.gz")
+
+    def fail(*args: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"cannot read .*a\.gz: Permission denied"):
+        archives.gather([wanted], tmp_path, tmp_path / "out", ignore)
+
+
 def test_gather_takes_the_folder_first_and_downloads_the_rest(
     tmp_path: Path, server: tuple[Path, str]
 ) -> None:
@@ -179,8 +201,9 @@ def test_missing_on_the_server(tmp_path: Path, server: tuple[Path, str], own: bo
     (folder / "a.gz").write_bytes(b"right")
     wanted = archive(url, folder / "a.gz")
     (folder / "a.gz").unlink()
-    with pytest.raises(DataUnavailableError, match=r"a\.gz.*answered 404.*--archive-dir"):
+    with pytest.raises(DataUnavailableError, match=r"a\.gz.*answered 404.*--archive-dir") as caught:
         archives.gather([wanted], folder if own else None, tmp_path, ignore)
+    assert (f"a.gz is not in {folder}" in str(caught.value)) == own
 
 
 def test_refused_connection(tmp_path: Path) -> None:

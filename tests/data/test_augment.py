@@ -1,3 +1,4 @@
+import functools
 from collections.abc import Callable
 
 import jax
@@ -46,7 +47,9 @@ distort = jax.jit(augment.random_distortion)
 STILL = {"rotation": 0.0, "scale": 0.0, "shear": 0.0, "pixels": 0.0, "elastic": 0.0}
 
 
-def test_a_distortion_by_nothing_changes_nothing(images: jax.Array) -> None:
+def test_a_distortion_by_nothing_changes_nothing() -> None:
+    random = np.random.RandomState(0)
+    images = jnp.asarray(random.randint(0, 256, (200, 29, 29, 1)).astype(np.uint8))
     same = distort(jax.random.key(1), images, **STILL)
     assert same.dtype == images.dtype
     np.testing.assert_array_equal(same, images)
@@ -113,6 +116,24 @@ def test_augmentation_is_a_function_of_its_key(images: jax.Array, name: str) -> 
     assert once.shape == images.shape
     assert once.dtype == images.dtype
     assert (change(jax.random.key(4), images) != once).any()
+
+
+def test_how_far_augmentation_goes(images: jax.Array) -> None:
+    def flip_shift(key: jax.Array, images: jax.Array) -> jax.Array:
+        flip_key, shift_key = jax.random.split(key)
+        return augment.random_shift(shift_key, augment.random_flip(flip_key, images), 4, "reflect")
+
+    expected = {
+        "shift": functools.partial(augment.random_shift, pixels=2, mode="constant"),
+        "flip-shift": flip_shift,
+        "distort": functools.partial(
+            augment.random_distortion, rotation=8.0, scale=0.08, shear=0.08, pixels=1.5, elastic=0.4
+        ),
+    }
+    key = jax.random.key(5)
+    for name, change in expected.items():
+        found = jax.jit(augment.make_augment(name))(key, images)
+        np.testing.assert_array_equal(found, jax.jit(change)(key, images))  # by the same operations
 
 
 def test_none() -> None:

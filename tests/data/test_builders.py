@@ -1,10 +1,16 @@
+import io
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 from tensorflow_datasets.image_classification import cifar, mnist
 
 from jaxcnn.data import builders
 from jaxcnn.data.tfds import IMAGE_SHAPES, VERSIONS
+from tests.official import Official
 
 STOCK = {"mnist": mnist.MNIST, "cifar10": cifar.Cifar10}
 
@@ -26,6 +32,33 @@ def test_every_archive_has_a_registered_checksum(name: str) -> None:
         assert len(archive.sha256) == 64
         assert archive.size > 1000
         assert STOCK[name].url_infos[archive.url].filename == archive.filename
+
+
+def test_examples_are_those_of_the_archives(tmp_path: Path, name: str, official: Official) -> None:
+    builder = builders.BUILDERS[name](data_dir=tmp_path)
+    manager = SimpleNamespace(download=lambda url: official.folder / url.rsplit("/", 1)[1])
+    for split, examples in builder._split_generators(manager).items():
+        expected = official.splits[split]
+        found = list(examples)
+        assert [key for key, _ in found] == list(range(len(expected)))
+        for key, example in found:
+            assert type(example["label"]) is int
+            assert example["label"] == expected.labels[key]
+            file = io.BytesIO(example["image"].read())  # as TFDS reads it
+            image = np.asarray(Image.open(file, formats=["PNG"]))
+            np.testing.assert_array_equal(image.reshape(IMAGE_SHAPES[name]), expected.images[key])
+            assert example.get("id") == (f"{split}_{key:05d}" if name == "cifar10" else None)
+
+
+@pytest.mark.parametrize("name", ["mnist"])
+def test_as_many_labels_as_images_are_needed(tmp_path: Path, official: Official) -> None:
+    train_labels, test_images = (
+        official.folder / url.rsplit("/", 1)[1] for url in builders.Mnist.urls[1:3]
+    )
+    builder = builders.Mnist(data_dir=tmp_path)
+    examples = builder._generate_examples(test_images, train_labels)
+    with pytest.raises(ValueError, match="longer"):
+        list(examples)
 
 
 def test_the_stock_builders_stay_registered(name: str) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxcnn import manifest
 from jaxcnn.data import cache
-from jaxcnn.errors import WriteError
+from jaxcnn.errors import DataError, WriteError
 
 FINGERPRINT = {"version": "1", "files": [["a", 1, 2]]}
 
@@ -101,6 +102,27 @@ def test_damage_is_noticed_and_mended(
     assert len(lines) == 1
     assert said in lines[0]
     assert load(tmp_path / "c")[1] == 0
+
+
+def test_a_cache_of_another_form_is_rebuilt(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    manifest.seal(tmp_path / "c", {"format": cache._FORMAT, "fingerprint": FINGERPRINT})
+    loaded, builds, lines = load(tmp_path / "c")
+    assert_sound(loaded)
+    assert builds == 1
+    assert lines == [f"the cache {tmp_path / 'c'} is rebuilt: it cannot be read (KeyError)"]
+
+
+def test_what_does_not_read_back_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seal = manifest.seal
+
+    def seal_and_damage(folder: Path, content: dict[str, object]) -> None:
+        seal(folder, content)
+        flip_bit(folder)
+
+    monkeypatch.setattr(manifest, "seal", seal_and_damage)
+    with pytest.raises(DataError, match=r"does not read back .*train_images.npy was altered"):
+        load(tmp_path / "c")
 
 
 def test_another_version_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +222,11 @@ def test_processes_that_start_together_build_once(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert (tmp_path / "log").read_text() == "built\n"
+
+
+def test_a_short_digest_tells_texts_apart() -> None:
+    assert cache.short_digest("") == "e3b0c44298fc"  # of SHA-256's e3b0c44298fc1c14...
+    assert cache.short_digest("a") != cache.short_digest("b")
 
 
 def test_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -175,6 +176,66 @@ def test_the_fingerprint_follows_the_files(tmp_path: Path, name: str, official: 
     shard.unlink()
     shard.write_bytes(copy + b"x")
     assert prepared.fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(RuntimeError("first\nsecond"), "first"), (RuntimeError(), "RuntimeError")],
+)
+def test_why_nothing_was_prepared_is_said(
+    tmp_path: Path,
+    official: Official,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    said: str,
+) -> None:
+    from jaxcnn.data import builders
+
+    def fail(self: object, dl_manager: object) -> None:
+        raise error
+
+    monkeypatch.setattr(builders.BUILDERS[name], "_split_generators", fail)
+    message = f"{name} cannot be prepared in {tmp_path / 'data'} ({said}): give --data-dir"
+    with pytest.raises(DataError, match=re.escape(message)):
+        prepare(tmp_path, name, official)
+
+
+def test_images_of_another_shape_are_refused(
+    tmp_path: Path, name: str, official: Official, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(tmp_path, name, official)
+    monkeypatch.setitem(tfds.IMAGE_SHAPES, name, (8, 8, 1))
+    with pytest.raises(DataError, match=r"its images have the shape \((28|32), "):
+        tfds.decode(prepared)
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path, name: str, official: Official) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(DataError, match=r"data.* goes through a file: give --data-dir"):
+        prepare(tmp_path, name, official)
+
+
+def test_tfds_is_quiet(
+    tmp_path: Path,
+    name: str,
+    official: Official,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import tensorflow_datasets
+
+    bars: list[bool] = []
+    monkeypatch.setattr(tensorflow_datasets, "enable_progress_bar", lambda: bars.append(True))
+    with caplog.at_level(logging.INFO, logger="absl"):
+        tfds.decode(prepare(tmp_path, name, official))
+        assert logging.getLogger("absl").level == logging.INFO
+    assert capfd.readouterr() == ("", "")
+    assert bars == [True, True]  # as they were, after each of the two
+    # What it logs at this level only, outside of the slow part.
+    said = [record.getMessage() for record in caplog.records]
+    assert [line for line in said if not line.startswith("Load dataset info")] == []
 
 
 def test_a_full_disk_is_named(
