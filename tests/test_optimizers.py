@@ -3,6 +3,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -236,6 +237,7 @@ def test_arguments_reach_the_optimizer() -> None:
         ("math:hypot", {}, "does not say what it takes"),
         ("tests.test_optimizers:without_rate", {}, "has no parameter learning_rate"),
         ("tests.test_optimizers:without_return", {}, "it returns NoneType, no optax."),
+        ("tests.test_optimizers:without_update", {}, "it returns SimpleNamespace, no optax."),
         ("tests.test_optimizers:two_numbers", {}, "needs beta; give it as beta=VALUE"),
         ("tests.test_optimizers:missing", {}, "has no function missing"),
         ("tests.no_module:make", {}, "cannot import tests.no_module"),
@@ -254,6 +256,11 @@ def without_rate(lr: float = 0.1) -> optax.GradientTransformation:
 
 def without_return(learning_rate: float) -> None:
     """An optimizer whose author forgot to return it."""
+
+
+def without_update(learning_rate: float) -> SimpleNamespace:
+    """An optimizer of which half is missing."""
+    return SimpleNamespace(init=lambda params: ())
 
 
 def noisy(learning_rate: float, key: jax.Array, seed: int = 0) -> optax.GradientTransformation:
@@ -352,6 +359,22 @@ def test_clipping() -> None:
     tx = optimizers.make_optimizer(BASE.replace(clip=2.0, learning_rate=1.0, momentum=0.0), 10)
     (updates,) = updates_of(tx, jnp.ones(4), [jnp.full(4, 10.0)])
     assert np.linalg.norm(updates) == pytest.approx(2.0)  # within 1e-6, of a sum of four squares
+
+
+def test_a_sharpness_aware_optimizer_clips_what_it_steps_with() -> None:
+    recipe = BASE.replace(optimizer="sam", clip=2.0, learning_rate=1.0, weight_decay=0.0)
+    seen = []
+
+    def grad_fn(params: jax.Array, *_: Any) -> jax.Array:
+        seen.append(params)
+        return 10.0 * params
+
+    tx = optimizers.make_optimizer(recipe, 10)
+    updates, _ = tx.update(jnp.full(4, 10.0), tx.init(jnp.ones(4)), jnp.ones(4), grad_fn=grad_fn)
+    assert np.linalg.norm(updates) == pytest.approx(2.0)  # within 1e-6, of a sum of four squares
+    assert updates[0] == pytest.approx(-1.0)
+    # It ascends by rho, 0.05, however long the gradient: by half of that along each of four axes.
+    np.testing.assert_allclose(seen[-1], 1.025, rtol=1e-6)
 
 
 def test_a_schedule_where_none_can_be() -> None:

@@ -28,7 +28,14 @@ DOUBLE = (
 # it, 1e-3 of its norm.
 TOLERANCES = {"float64": 1e-10, "float32": 1e-2}
 
-EIGHT = AbstractMesh((1, 8), ("ensemble", "data"))
+
+def abstract(ensemble: int, data: int) -> AbstractMesh:
+    """A mesh of no devices, with the axes that `parallel.make_mesh` gives one of devices."""
+    auto = (jax.sharding.AxisType.Auto,) * 2  # in jax 0.12 an abstract mesh has others by default
+    return AbstractMesh((ensemble, data), ("ensemble", "data"), auto)
+
+
+EIGHT = abstract(1, 8)
 
 
 def runs(folder: Path, which: str, precision: str) -> dict[str, Any]:
@@ -143,7 +150,7 @@ def test_a_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parallel.describe(EIGHT) == "mesh data=8"
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert dict(parallel.make_mesh({"data": jax.device_count()}).shape)["data"] > 0
-    many = AbstractMesh((2, 4), ("ensemble", "data"))
+    many = abstract(2, 4)
     assert parallel.describe(many) == "mesh ensemble=2,data=4 of 2 processes"
 
 
@@ -169,7 +176,7 @@ def test_the_images_of_a_batch_are_cut() -> None:
 
 def test_only_a_cut_batch_trains_layer_by_layer() -> None:
     network, small = models.MnistCNN(), SmallCNN()
-    spread = parallel.Placement(AbstractMesh((8, 1), ("ensemble", "data")))
+    spread = parallel.Placement(abstract(8, 1))
     for placement, staged in (
         (parallel.ONE_DEVICE, True),
         (spread, True),

@@ -60,6 +60,11 @@ def test_a_run_of_one_step(schedule: str) -> None:
     assert rates_of(recipe, 1)[0] > 0
 
 
+def test_a_single_step_has_the_peak() -> None:
+    rates = rates_of(BASE.replace(schedule="linear", learning_rate=1.0), 1)
+    np.testing.assert_array_equal(rates, [1.0, 0.0])
+
+
 def test_a_trapezoid_of_no_whole_fifth_falls_to_zero() -> None:
     rates = rates_of(BASE.replace(schedule="trapezoid", learning_rate=1.0), 12)
     np.testing.assert_allclose(rates, [1.0] * 10 + [2 / 3, 1 / 3, 0.0], atol=1e-6)

@@ -73,7 +73,11 @@ def dataset(
 @functools.cache
 def initial_state(network: str) -> state.TrainState:
     shape = (32, 32, 3) if network.startswith("cifar") else (28, 28, 1)
-    return state.init(jax.random.key(0), MODELS[network], TX, shape)
+    made = state.init(jax.random.key(0), MODELS[network], TX, shape)
+    if network.endswith("64"):  # a step returns them so
+        exact = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), made.batch_stats)
+        made = made.replace(batch_stats=exact)
+    return made
 
 
 @functools.cache

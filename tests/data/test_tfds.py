@@ -29,7 +29,12 @@ def test_prepare_and_decode(tmp_path: Path, name: str, official: Official, way: 
     assert sum("downloading" in line for line in lines) == (
         0 if way == "folder" else len(official.archives)
     )
-    decoded = tfds.decode(prepared)
+    decoded = tfds.decode(prepared, lines.append)
+    version = tfds.VERSIONS[name]
+    assert lines[-2:] == [
+        f"preparing {name} {version} in {tmp_path / 'data'}, once",
+        f"decoding {name} {version} from {prepared.folder}, once",
+    ]
     assert len(decoded.class_names) == 10
     for split, expected in official.splits.items():
         images, labels = decoded.arrays[f"{split}_images"], decoded.arrays[f"{split}_labels"]
