@@ -35,6 +35,7 @@ class Stub(demo.Demo):
 
 @contextlib.contextmanager
 def serving(listening: server.Server) -> Iterator[server.Server]:
+    listening.daemon_threads = False  # so that closing it waits for every connection to end
     thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
     with listening:
         thread.start()
