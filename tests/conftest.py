@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -15,6 +16,8 @@ for _name in list(os.environ):
 for _name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
     os.environ.pop(_name, None)  # rich reads these
 os.environ["JAX_PLATFORMS"] = "cpu"
+# A job in the background of a script is started with Ctrl-C ignored, and its children would be too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import jax

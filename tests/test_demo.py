@@ -231,22 +231,25 @@ def test_a_port_that_is_taken_ends_the_command(
     [pytest.param(2, 130, "interrupted", marks=pytest.mark.slow), (15, 143, "term")],
 )
 def test_the_command_and_its_end(workdir: Path, number: int, status: int, said: str) -> None:
-    running = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "jaxcnn", "demo", str(workdir)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert running.stdout is not None
-    line = running.stdout.readline()
-    address = line.split()[0].removeprefix("http://").rstrip("/")
-    assert address.startswith("127.0.0.1:")
-    connection = http.client.HTTPConnection(address, timeout=600)
-    connection.request("GET", "/")
-    assert connection.getresponse().status == 200
-    connection.close()
-    running.send_signal(number)
-    out, err = running.communicate(timeout=600)
+    ) as running:
+        try:
+            assert running.stdout is not None
+            line = running.stdout.readline()
+            address = line.split()[0].removeprefix("http://").rstrip("/")
+            assert address.startswith("127.0.0.1:")
+            connection = http.client.HTTPConnection(address, timeout=600)
+            connection.request("GET", "/")
+            assert connection.getresponse().status == 200
+            connection.close()
+            running.send_signal(number)
+            out, err = running.communicate(timeout=600)
+        finally:
+            running.kill()  # where it has not ended by itself
     assert running.returncode == status
     assert out == ""
     assert len(err.splitlines()) == 1
