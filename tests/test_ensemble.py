@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcnn import checkpoint, ensemble, optimizers, training
+from jaxcnn import checkpoint, ensemble, optimizers, processes, training
 from jaxcnn.errors import StoppedError, UserError
-from tests.test_training import DATA, MODEL, RECIPE, equal
+from tests.linear import Linear
+from tests.test_training import DATA, MODEL, RECIPE, equal, sized
 from tests.test_training import fit as fit_alone
 
 # Optax's own arithmetic mixes dtypes.
@@ -304,3 +305,20 @@ def test_seeds_of_all_32_bits() -> None:
     seed = 2**32 - 1
     members = dataclasses.replace(MEMBERS.take([0]), seeds=np.array([seed]))
     check_history(fit(members), 0, fit_alone(EVEN, seed=seed))
+
+
+def test_one_image_is_enough() -> None:
+    recipe = RECIPE.replace(epochs=1, batch_size=1)
+    result = ensemble.fit(recipe, sized(DATA, 1, 1), ensemble.grid([0]), model=Linear())
+    assert result.total == 1
+    assert all(np.isfinite(curve).all() for curve in result.history.values())
+
+
+@pytest.mark.parametrize("asked", ["checkpoints", "keep_states"])
+def test_states_are_not_to_be_had_of_several_processes(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    options = {"checkpoints": checkpoint.Policy(tmp_path), "keep_states": True}
+    with pytest.raises(UserError, match="take one process for checkpoints and keep_states"):
+        fit(**{asked: options[asked]})

@@ -194,7 +194,7 @@ def test_more_than_eight_bits(tmp_path: Path) -> None:
     for number, values in enumerate(
         (
             mask.astype(np.uint16) * 100 + 7,
-            mask.astype(np.float32) * 1e-3 - 5,
+            mask.astype(np.float32) * 1e-6 - 1e-3,
             mask.astype(np.int32) * 3,
         )
     ):

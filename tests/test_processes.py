@@ -112,6 +112,13 @@ def test_one_process_needs_no_other(tmp_path: Path) -> None:
     processes.leave(3)  # does nothing
 
 
+def test_several_processes_agree_a_call_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    asked = iter([False, True, False, False])
+    agreed = processes.Agreed(lambda: next(asked))
+    assert [agreed() for _ in range(5)] == [False, False, True, True, True]
+
+
 def test_a_lost_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(text: str) -> None:
         with processes.noticing_losses():

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcnn import catalog, recipes
+from tests.conftest import REPOSITORY
 from tests.official import CIFAR_NAMES
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
 @pytest.mark.parametrize(("network", "batch_size"), [("mnist", 64), ("cifar10", 4)])
@@ -32,6 +35,17 @@ def test_reference_is_the_original(network: str, batch_size: int) -> None:
         "std": (0.3081,),
     }
     assert {field: getattr(recipe, field) for field in expected} == expected
+
+
+@pytest.mark.parametrize("network", ["mnist", "cifar10"])
+def test_the_recorded_results_are_of_the_recipes(network: str) -> None:
+    for result, name in (
+        (f"accuracy-{network}-best", "best"),
+        (f"time-to-accuracy-{network}", "fast"),
+    ):
+        recorded = json.loads((RESULTS / f"{result}.json").read_text())["recipe"]
+        recorded.setdefault("recipe", recorded.get("name"))  # its name, as older files call it
+        assert recipes.from_dict(recorded) == recipes.get(network, name)
 
 
 def test_every_recipe_knows_its_name() -> None:
