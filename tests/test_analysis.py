@@ -15,10 +15,10 @@ def analysed(labels: list[int], answers: list[int], confidences: list[float]) ->
 
 
 def test_counts() -> None:
-    found = analysed([0, 0, 1, 2], [0, 1, 1, 1], [0.9, 0.8, 0.7, 0.95])
-    assert found.accuracy == 0.5
+    found = analysed([0, 0, 1, 2, 1], [0, 1, 1, 1, 1], [0.9, 0.8, 0.7, 0.95, 0.6])
+    assert found.accuracy == 0.6
     assert found.confusion[0, 0] == found.confusion[0, 1] == found.confusion[2, 1] == 1
-    assert found.confusion.sum() == 4
+    assert found.confusion.sum() == 5
     np.testing.assert_array_equal(found.accuracy_by_class[:3], [0.5, 1.0, 0.0])
     assert np.isnan(found.accuracy_by_class[3:]).all()
     assert found.mistakes(5).tolist() == [3, 1]

@@ -38,6 +38,8 @@ def test_every() -> None:
 
 def test_saved_and_resumed(tmp_path: Path) -> None:
     policy = Policy(tmp_path / "run")
+    assert checkpoint.listed(policy.folder) == []
+    assert checkpoint.best(policy.folder) is None
     with checkpoint.opened(policy, RUN) as store:
         assert store.resume(tree()) is None
         saved = store.save(7, tree(1.5), {"seconds": 0.1}, 0.5)

@@ -229,6 +229,7 @@ def test_arguments_reach_the_optimizer() -> None:
     [
         ("adam", {"b3": 1}, "b3: adam has no such argument; it takes b1, b2"),
         ("adam", {"b1": "high"}, "b1: adam takes a number here, got 'high'"),
+        ("sgd", {"momentum": "high"}, "momentum: sgd takes a number here, got 'high'"),
         ("adam", {"learning_rate": 1}, "learning_rate: give --learning-rate instead"),
         ("adamw", {"weight_decay": 1}, "weight_decay: give --weight-decay instead"),
         ("lookahead", {"fast_optimizer": "sdg"}, "optax has no optimizer 'sdg'"),
@@ -316,6 +317,25 @@ def test_one_number_for_all_parameters_stays_one(name: str) -> None:
 def two_numbers(learning_rate: float, beta: float) -> optax.GradientTransformation:
     """An optimizer of a user's."""
     return optax.chain(optax.trace(beta), optax.scale(-learning_rate))
+
+
+def named(learning_rate: float, kind: str | None = None) -> optax.GradientTransformation:
+    """Another one, which takes a text."""
+    return {"sgd": optax.sgd, None: optax.adam}[kind](learning_rate)
+
+
+def texts(learning_rate: float, kind=None) -> optax.GradientTransformation:  # type: ignore[no-untyped-def]
+    """The same without an annotation."""
+    return named(learning_rate, kind)
+
+
+@pytest.mark.parametrize("name", ["named", "texts"])
+def test_an_optimizer_of_one_s_own_may_take_a_text(name: str) -> None:
+    recipe = BASE.replace(
+        optimizer=f"tests.test_optimizers:{name}", optimizer_args={"kind": "sgd"}, learning_rate=0.5
+    )
+    (update,) = updates_of(optimizers.make_optimizer(recipe, 10), jnp.ones(3), [jnp.ones(3)])
+    np.testing.assert_array_equal(update, -0.5 * np.ones(3))
 
 
 def test_an_optimizer_of_one_s_own_follows_the_schedule() -> None:

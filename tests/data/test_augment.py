@@ -84,6 +84,9 @@ def test_a_distortion_moves_things_as_far_as_it_says(
     assert check(rows, columns).all()
     # And not all in the same way.
     assert np.hypot(rows - rows.mean(), columns - columns.mean()).max() > 0.5
+    if change.keys() & {"pixels", "elastic"}:  # along one axis as it may be along the other
+        # Of 200 independent pairs, 1 / sqrt(200) is typical.
+        assert abs(np.corrcoef(rows, columns)[0, 1]) < 5 / np.sqrt(200)
 
 
 def test_a_rotation_is_in_degrees() -> None:
