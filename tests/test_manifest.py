@@ -1,6 +1,8 @@
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -83,3 +85,16 @@ def test_any_other_byte_is_noticed(
     # White space is no content.
     assert path.name == manifest.NAME
     assert sound["progress"] == {"history": [1.5]}
+
+
+def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def fail(path: Path, *how: Any, **options: Any) -> Any:
+        if path.name == "one":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, *how, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(manifest.DamagedError, match=r"one cannot be read"):
+        manifest.verify(folder)

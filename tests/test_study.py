@@ -4,6 +4,7 @@ import linecache
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
@@ -62,6 +63,18 @@ def test_every_run_is_there_once(whole: tuple[Path, list[study.Run]]) -> None:
         ("adamw", 0.004, seed) for seed in range(3)
     ]
     assert len(runs) == 12
+
+
+def test_all_processes_are_asked_for_the_same(
+    tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensemble, "chunks", scores.chunks)
+    compared: list[dict[str, Any]] = []
+    monkeypatch.setattr(processes, "check_same", compared.append)
+    study.run(STUDY, tiny_mnist, tmp_path, chunk=2)
+    (asked,) = compared
+    assert (asked["chunk"], asked["mesh"], asked["seeds"]) == (2, None, STUDY.seeds)
+    assert asked["learning_rates"]["sgd"] == [0.02, 1e30]
 
 
 def test_a_diverged_run_is_marked_alone(whole: tuple[Path, list[study.Run]]) -> None:

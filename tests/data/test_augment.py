@@ -48,6 +48,17 @@ def test_shift_gives_windows_of_the_padded_image(images: jax.Array, mode: str) -
     assert any(row != column for row, column in seen)  # drawn independently
 
 
+def test_every_shift_is_drawn_as_often() -> None:
+    dot = np.zeros((9, 9, 1), np.uint8)
+    dot[4, 4] = 1
+    images = jnp.asarray(np.broadcast_to(dot, (4900, 9, 9, 1)))
+    shifted = augment.random_shift(jax.random.key(1), images, 3, "constant")
+    for drawn in np.nonzero(shifted)[1:3]:
+        counts = np.bincount(drawn - 1, minlength=7)
+        # 700 each; four standard deviations are 98.
+        np.testing.assert_allclose(counts, 7 * [700], atol=98)
+
+
 distort = jax.jit(augment.random_distortion)
 STILL = {"rotation": 0.0, "scale": 0.0, "shear": 0.0, "pixels": 0.0, "elastic": 0.0}
 
