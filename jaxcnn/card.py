@@ -1,6 +1,7 @@
 """A model card: what a network is, how good, of what data, and the code that loads it."""
 
 import json
+import re
 from pathlib import Path
 
 from jaxcnn.models import count_parameters
@@ -56,15 +57,14 @@ def render(
     import jinja2
 
     recipe, run = network.recipe, network.run
-    progress = network.checkpoint.read()["progress"]
+    progress = network.progress
     real = not run["dataset"].startswith("synthetic-")
     height, width, channels = recipe.image_shape
-    template = jinja2.Template(
-        Path(__file__).with_suffix(".md").read_text(),
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
+    environment = jinja2.Environment(
+        trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["plain"] = _plain
+    template = environment.from_string(Path(__file__).with_suffix(".md").read_text())
     return template.render(
         network=recipe.network,
         form=form,
@@ -86,21 +86,25 @@ def render(
         class_names=recipe.class_names,
         recipe=recipe.asdict(),
         training=(
-            f"{network.checkpoint.step:,} steps, {len(progress['history'])} of {recipe.epochs} "
+            f"{network.checkpoint.step:,} steps, {len(progress.history)} of {recipe.epochs} "
             f"epochs, on the training images of {run['dataset']} {run['dataset_version']}, seed "
             f"{run['seed']}."
         ),
-        device=progress["device"],
-        versions=progress["versions"],
+        device=progress.device,
+        versions=progress.versions,
         tool=tool,
     )
 
 
+def _plain(text: object) -> str:
+    """Returns a text of the run's author's, none of whose characters Markdown or HTML takes up."""
+    return re.sub(r"[\\`*<>&|\[\]]", r"\\\g<0>", str(text))
+
+
 def _accuracy(network: Trained, chosen_by_test: bool) -> str:
-    progress = network.checkpoint.read()["progress"]
-    history = progress["history"]
-    if not history or history[-1]["step"] != network.checkpoint.step:
+    progress = network.progress
+    if not progress.history or progress.history[-1].step != network.checkpoint.step:
         return "not measured at this step, which is within an epoch"
-    right, total = progress["test_correct"], progress["test_total"]
+    right, total = progress.test_correct, progress.test_total
     chosen = ", by which this checkpoint was chosen, which flatters it" if chosen_by_test else ""
     return f"{right / total:.2%} ({right:,} of the {total:,} test images{chosen})"

@@ -94,13 +94,37 @@ OPTIMIZERS: dict[str, Defaults] = {
 }
 
 
+_trusted: set[str] = set()
+
+
+def is_own(name: str) -> bool:
+    """Whether a name has the form of an optimizer of one's own, "module:factory"."""
+    return _DOTTED.fullmatch(name) is not None
+
+
+def trust(name: str) -> None:
+    """Lets an optimizer of one's own be imported.
+
+    Only the command line and Python code may say so: that a file names it is not enough.
+
+    Args:
+        name: "module:factory".
+    """
+    _trusted.add(name)
+
+
+def is_trusted(name: str) -> bool:
+    """Whether an optimizer may be imported: `trust` was called with its name."""
+    return name in _trusted
+
+
 def get(name: str) -> Defaults:
     """Returns the defaults of an optimizer of optax, or of the user's own, "module:factory".
 
     Raises:
         ValueError: there is none of that name, or it cannot be used.
     """
-    if _DOTTED.fullmatch(name):
+    if is_own(name):
         return Defaults()
     if name not in OPTIMIZERS:
         near = difflib.get_close_matches(name, OPTIMIZERS, n=1)

@@ -5,6 +5,7 @@ digest of every file and, beside the arrays, all that is needed to go on with th
 """
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from jaxcnn import manifest, trees, workdir
+from jaxcnn import document, manifest, trees, workdir
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
 
 # Part of every manifest: raised when the layout changes.
-_FORMAT = 1
+_FORMAT = 2
 _ARRAYS = "arrays"
 # What the run is; for the time before its first checkpoint, which says it too.
 _RUN = "run.json"
@@ -96,7 +97,7 @@ class Checkpoint:
         Raises:
             DamagedError: that is missing or was altered.
         """
-        return _checked(manifest.read(self.folder))
+        return self._checked(manifest.read(self.folder))
 
     def verify(self) -> dict[str, Any]:
         """Returns the same once every file has been read and found as it was written.
@@ -104,13 +105,14 @@ class Checkpoint:
         Raises:
             DamagedError: one is not; the message names it.
         """
-        return _checked(manifest.verify(self.folder))
+        return self._checked(manifest.verify(self.folder))
 
-    def restore(self, like: Any) -> Any:
+    def restore(self, like: Any, *, partial: bool = False) -> Any:
         """Verifies every file and returns the arrays.
 
         Args:
             like: a tree of arrays, or of their shapes and dtypes, as it was saved.
+            partial: whether it may be a part of what was saved.
 
         Returns:
             That tree with the arrays that were saved, bit by bit.
@@ -119,7 +121,21 @@ class Checkpoint:
             DamagedError: a file is missing or was altered, or the arrays are not those saved.
             UserError: what was saved has other names, shapes or dtypes than `like`.
         """
-        return trees.read(self.folder / _ARRAYS, like, self.verify()["leaves"])
+        leaves = self.verify()["leaves"]
+        return trees.read(self.folder / _ARRAYS, like, leaves, partial=partial)
+
+    def _checked(self, content: dict[str, Any]) -> dict[str, Any]:
+        if content.get("format") != _FORMAT:
+            raise manifest.DamagedError(f"{manifest.NAME} is of another version of this package")
+        kinds = {"run": dict, "progress": dict, "leaves": list, "step": int}
+        good = all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+        good = good and isinstance(content.get("score", ""), float | int | None)
+        good = good and all(map(_is_leaf, content["leaves"]))
+        if not good:
+            raise manifest.DamagedError(f"{manifest.NAME} is no checkpoint's")
+        if content["step"] != self.step:
+            raise manifest.DamagedError(f"it is of step {content['step']}, and its name is not")
+        return content
 
 
 def listed(folder: Path) -> list[Checkpoint]:
@@ -304,8 +320,8 @@ def _known_run(folder: Path) -> dict[str, Any] | None:
         with contextlib.suppress(manifest.DamagedError):
             run: dict[str, Any] = checkpoint.read()["run"]
             return run
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = json.loads((folder / _RUN).read_text())
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        content = document.read(folder / _RUN)
         return content if isinstance(content, dict) else None
     return None
 
@@ -324,19 +340,10 @@ def _check_same(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path)
         )
 
 
-def _checked(content: dict[str, Any]) -> dict[str, Any]:
-    kinds = {"run": dict, "progress": dict, "leaves": list, "step": int}
-    if content.get("format") != _FORMAT:
-        raise manifest.DamagedError(f"{manifest.NAME} is of another version of this package")
-    good = all(isinstance(content.get(name), kind) for name, kind in kinds.items())
-    good = good and isinstance(content.get("score", ""), float | int | None)
-    good = good and all(
-        isinstance(leaf, list) and [type(value) for value in leaf] == [str, list, str, str]
-        for leaf in content["leaves"]
-    )
-    if not good:
-        raise manifest.DamagedError(f"{manifest.NAME} is no checkpoint's")
-    return content
+def _is_leaf(leaf: Any) -> bool:
+    """Whether that says of an array its path, shape, dtype and digest."""
+    form = isinstance(leaf, list) and [type(value) for value in leaf] == [str, list, str, str]
+    return form and all(type(size) is int and size >= 0 for size in leaf[1])
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -350,11 +357,11 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _set_aside(folder: Path) -> None:
-    """Takes a damaged checkpoint off the list, for its owner to look at."""
-    aside = folder.with_name(f"{folder.name}.damaged")
+    """Takes a damaged checkpoint off the list, for its owner to look at; it is never removed."""
+    endings = itertools.chain(["damaged"], (f"damaged-{number}" for number in itertools.count(2)))
+    asides = (folder.with_name(f"{folder.name}.{ending}") for ending in endings)
     with writing(folder, WORKDIR_REMEDY):
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        folder.rename(next(path for path in asides if not path.exists()))
 
 
 def _remove(folder: Path) -> None:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro import conf
 
-from jaxcnn import interrupts, recipes
-from jaxcnn.errors import DivergedError, StoppedError, UserError
+from jaxcnn import catalog, interrupts, recipes, screen
+from jaxcnn.errors import DivergedError, StoppedError, UserError, as_path, describe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,8 +140,9 @@ def main(network: recipes.NetworkName, argv: Sequence[str] | None = None) -> Non
             Ctrl-C, 143 after SIGTERM; one sentence on standard error says why.
     """
     with ending_on_errors(network):
-        flags, recipe = parse(network, sys.argv[1:] if argv is None else argv)
-        run(flags, recipe)
+        argv = sys.argv[1:] if argv is None else argv
+        trust_own(argv)
+        run(*parse(network, argv))
 
 
 @contextlib.contextmanager
@@ -156,21 +157,30 @@ def ending_on_errors(name: str) -> Iterator[None]:
     """
     program = Path(sys.argv[0]).name or name
     interrupts.raise_on_sigterm()
-    try:
-        yield
-    except UserError as error:
-        sys.stderr.write(f"{program}: error: {error}\n")
-        status = 1 if isinstance(error, DivergedError) else 2
-        _leave(status)
-        raise SystemExit(status) from None
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{program}: interrupted\n")
-        _leave(130)
-        raise SystemExit(130) from None
-    except interrupts.Terminated:
-        sys.stderr.write(f"{program}: terminated\n")
-        _leave(143)
-        raise SystemExit(143) from None
+    with screen.guarded() as shown:
+        status, said = 0, ""
+        try:
+            yield
+        except SystemExit as end:  # --help, or a run that was asked to stop and has said so
+            shown.flush()
+            if end.code or not shown.failure:
+                raise
+        except UserError as error:
+            status, said = 1 if isinstance(error, DivergedError) else 2, f"error: {error}"
+        except OSError as error:
+            status, said = 2, f"error: {describe(error)}; give another path, or mend this one"
+        except KeyboardInterrupt:
+            status, said = 130, "interrupted"
+        except interrupts.Terminated:
+            status, said = 143, "terminated"
+        shown.flush()
+        if shown.failure and not status:
+            reason = describe(shown.failure)
+            status, said = 2, f"error: standard output: {reason}; all else was done"
+        if status:
+            sys.stderr.write(f"{program}: {said}\n")
+            _leave(status)
+            raise SystemExit(status)
 
 
 def _leave(status: int) -> None:
@@ -293,12 +303,11 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     console = Console(highlight=False)
 
     every = checkpoint.Every.parse(flags.checkpoint_every)
-    look_for_own([recipe.optimizer])
     axes = join_processes(flags, ("data",))
     say = say_on(console)
     mesh = parallel.make_mesh(axes) if axes else None
     started = datetime.now().strftime("%Y%m%d-%H%M%S")
-    workdir = Path(flags.workdir or f"runs/{recipe.network}-{started}").expanduser()
+    workdir = as_path(flags.workdir or f"runs/{recipe.network}-{started}")
     processes.from_main(lambda: records.check_workdir(workdir, flags.resume))
     training.check_recipe(recipe)  # before the data is loaded, which takes longer
     if flags.compilation_cache:
@@ -443,9 +452,15 @@ def describe_score(dataset: "Dataset", correct: int, total: int, *, tta: bool = 
     )
 
 
-def look_for_own(names: Sequence[str]) -> None:
-    """Lets the user's own optimizers, if any, be found where the command runs."""
-    if any(":" in name for name in names):
+def trust_own(argv: Sequence[str]) -> None:
+    """Lets the user's own optimizers that a command line names be found where it runs.
+
+    Those that only a recipe file names stay what they are: the name of a stranger's code.
+    """
+    values = {argument.rpartition("=")[2] for argument in argv}
+    if own := list(filter(catalog.is_own, values)):
+        for name in own:
+            catalog.trust(name)
         sys.path.append(str(Path.cwd()))
 
 

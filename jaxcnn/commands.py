@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro import conf
 
 from jaxcnn import cli
-from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
+from jaxcnn.errors import WORKDIR_REMEDY, UserError, as_path, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,7 +176,7 @@ def _report(flags: Report, console: "Console") -> None:
 
     say = cli.say_on(console)
     network, dataset = _load(flags, say)
-    folder = Path(flags.out or flags.workdir).expanduser()
+    folder = as_path(flags.out or flags.workdir)
     say(f"report: {report.write(network, dataset, folder)}")
 
 
@@ -211,7 +211,7 @@ def _predict(flags: Predict, console: "Console") -> None:
         rest = ", ".join(f"{names[index]} {row[index]:.1%}" for index in others)
         say(f"{path}: {names[first]} ({row[first]:.1%}; then {rest})", "bold")
     if flags.prepared:
-        _keep(Path(flags.prepared).expanduser(), flags.pictures, pictures)
+        _keep(as_path(flags.prepared), flags.pictures, pictures)
         say(f"prepared pictures: {flags.prepared}")
 
 

@@ -44,11 +44,10 @@ class Demo:
         import jinja2
 
         recipe, run = self._network.recipe, self._network.run
-        progress = self._network.checkpoint.read()["progress"]
+        history = self._network.progress.history
         score = ""
-        if progress["history"]:
-            accuracy = progress["history"][-1]["test_accuracy"]
-            score = f"; {accuracy:.2%} of the test images right"
+        if history:
+            score = f"; {history[-1].test_accuracy:.2%} of the test images right"
         height, width, _ = recipe.image_shape
         template = jinja2.Template(
             Path(__file__).with_suffix(".html").read_text(), autoescape=True, trim_blocks=True

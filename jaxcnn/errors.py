@@ -1,6 +1,7 @@
 """Errors that a user can cause and mend."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +38,44 @@ class StoppedError(Exception):
     """A run was asked to stop and has saved what it can; the message says where."""
 
 
+class ReadError(UserError):
+    """A file cannot be read: the system says why, and nothing is known of what it holds."""
+
+
 class WriteError(UserError):
     """A file or folder cannot be written: the disk is full, say, or read-only."""
+
+
+def as_path(text: str | os.PathLike[str]) -> Path:
+    """Returns a path that a user has given, with ~ as the home folder that it stands for.
+
+    Raises:
+        UserError: no file can be called so.
+    """
+    try:
+        path = Path(text).expanduser()
+        if b"\0" in os.fsencode(path):
+            raise ValueError("a file name has no byte 0")
+    except (RuntimeError, ValueError) as error:  # no such user, or a name that cannot be encoded
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{str(text)!r} is no path here ({reason}): give another one") from None
+    return path
+
+
+def describe(error: OSError, path: Path | None = None) -> str:
+    """Returns which path an error is about, if it says so, and what is wrong with it."""
+    reason = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EFBIG: "the file would exceed the size limit",
+        errno.EROFS: "the file system is read-only",
+        errno.EACCES: "there is no permission",
+        errno.EPERM: "there is no permission",
+        errno.ENOTDIR: "a part of the path is a file",
+        errno.EEXIST: "a file stands where a folder is needed",
+    }.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
+    where = error.filename or path
+    return f"{where}: {reason}" if where else reason
 
 
 @contextmanager
@@ -47,15 +84,4 @@ def writing(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or path
-        reason = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EFBIG: "the file would exceed the size limit",
-            errno.EROFS: "the file system is read-only",
-            errno.EACCES: "the folder may not be written",
-            errno.EPERM: "the folder may not be written",
-            errno.ENOTDIR: "a part of the path is a file",
-            errno.EEXIST: "a file stands where a folder is needed",
-        }.get(error.errno or 0, error.strerror or str(error))
-        raise WriteError(f"cannot write {where}: {reason}; {remedy}") from error
+        raise WriteError(f"cannot write {describe(error, path)}; {remedy}") from error

@@ -16,7 +16,7 @@ import numpy as np
 import jaxcnn
 from jaxcnn import card, environment, onnx_graph, pytorch, steps, workdir
 from jaxcnn.data.augment import make_normalize
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, as_path
 from jaxcnn.trained import Trained
 
 FormatName = Literal["stablehlo", "safetensors", "onnx"]
@@ -39,7 +39,7 @@ def check(form: str, path: str | os.PathLike[str]) -> Path:
         UserError: there is no such form, a package that it needs is missing, or the path has
             another ending, is a folder, or lies in none.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if form not in get_args(FormatName):
         raise UserError(f"--format takes {', '.join(get_args(FormatName))}, got {form!r}")
     if path.suffix != f".{form}":

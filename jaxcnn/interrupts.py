@@ -18,6 +18,8 @@ def raise_on_sigterm() -> None:
     """Makes SIGTERM end a command as Ctrl-C does: what is open is closed and cleared away."""
 
     def handler(*_: object) -> None:
+        # Some send it twice at once, timeout(1) say: what closes and clears away goes on.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
     if threading.current_thread() is threading.main_thread():

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from jaxcnn import document
 
 NAME = "manifest.json"
 
@@ -37,9 +39,10 @@ def read(folder: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: it is missing or was altered.
+        ReadError: it cannot be read, which is no damage.
     """
     try:
-        manifest = json.loads((folder / NAME).read_text())
+        manifest = document.read(folder / NAME)
         content: dict[str, Any] = manifest["content"]
         if manifest["sha256"] != _digest(content):
             raise DamagedError(f"{NAME} was altered")
@@ -47,8 +50,8 @@ def read(folder: Path) -> dict[str, Any]:
             raise DamagedError(f"{NAME} is none")
     except FileNotFoundError:
         raise DamagedError(f"{NAME} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DamagedError(f"{NAME} cannot be read") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DamagedError(f"{NAME} is none") from None
     return content
 
 
@@ -60,21 +63,16 @@ def verify(folder: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: a file is missing or was altered.
+        ReadError: one cannot be read, which is no damage.
     """
     content = read(folder)
     stated: dict[str, list[Any]] = content["files"]
     for name, (size, _) in stated.items():
         # Cheaper than a digest, and says more.
-        try:
-            there = (folder / name).stat().st_size
-        except OSError:
-            raise DamagedError(f"{name} is missing") from None
+        there = _patiently(folder, name, lambda path: path.stat().st_size)
         if there != size:
             raise DamagedError(f"{name} has {there} bytes instead of {size}")
-    try:
-        found = _digests(folder, list(stated))
-    except OSError as error:
-        raise DamagedError(f"{error.filename} cannot be read") from None
+    found = _digests(folder, list(stated))
     for name, expected in stated.items():
         if found[name] != expected:
             raise DamagedError(f"{name} was altered")
@@ -84,15 +82,22 @@ def verify(folder: Path) -> dict[str, Any]:
 def _digests(folder: Path, names: list[str]) -> dict[str, list[Any]]:
     """Returns size in bytes and SHA-256 of each file."""
 
-    def digest(name: str) -> list[Any]:
-        with (folder / name).open("rb") as file:
-            return [
-                (folder / name).stat().st_size,
-                hashlib.file_digest(file, "sha256").hexdigest(),
-            ]
+    def digest(path: Path) -> list[Any]:
+        if not path.is_file():  # a pipe keeps its reader waiting
+            raise FileNotFoundError
+        with path.open("rb") as file:
+            return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 
     with ThreadPoolExecutor() as threads:
-        return dict(zip(names, threads.map(digest, names), strict=True))
+        found = threads.map(lambda name: _patiently(folder, name, digest), names)
+        return dict(zip(names, found, strict=True))
+
+
+def _patiently(folder: Path, name: str, use: Callable[[Path], Any]) -> Any:
+    try:
+        return document.patiently(folder / name, lambda: use(folder / name))
+    except FileNotFoundError:
+        raise DamagedError(f"{name} is missing") from None
 
 
 def _is_entry(name: str, entry: Any) -> bool:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from jaxcnn import demands
+from jaxcnn import catalog, demands
 from jaxcnn.errors import UserError
 from jaxcnn.recipes import Recipe
 from jaxcnn.schedules import make_schedule
@@ -110,13 +110,19 @@ def find(name: str) -> Factory:
         name: of one in `optax` or `optax.contrib`, or "module:factory".
 
     Raises:
-        UserError: the module cannot be imported or has no such factory.
+        UserError: the module cannot be imported or has no such factory; or a file alone names it,
+            see `jaxcnn.catalog.trust`.
     """
     if ":" not in name:
         factory: Factory = (
             _PRESETS.get(name) or getattr(optax, name, None) or getattr(contrib, name)
         )
         return factory
+    if not catalog.is_trusted(name):
+        raise UserError(
+            f"the optimizer {name} is code from outside jaxcnn, which runs only if you name it "
+            f"yourself: give --optimizer {name} as well, or call jaxcnn.catalog.trust({name!r})"
+        )
     module_name, attribute = name.split(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute, None)
@@ -271,9 +277,9 @@ def _inner(optimizer: str, learning_rate: Any, **more: Any) -> optax.GradientTra
     """Returns an optimizer within another one, with what it takes of `more`."""
     if not isinstance(optimizer, str):
         return optimizer
-    factory = find(optimizer) if ":" in optimizer or hasattr(optax, optimizer) else None
-    if factory is None:
+    if ":" not in optimizer and optimizer not in catalog.OPTIMIZERS:
         raise UserError(f"--optimizer-args: optax has no optimizer {optimizer!r}; give sgd or adam")
+    factory = find(optimizer)
     fixed = {"momentum": 0.9, "weight_decay": 0.0} if optimizer == "sgd" else {"weight_decay": 0.0}
     takes = _signature(optimizer, factory)
     return factory(learning_rate, **{k: v for k, v in (fixed | more).items() if k in takes})

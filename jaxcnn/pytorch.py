@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn import workdir
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, as_path
 from jaxcnn.models import Cifar10CNN, MnistCNN
 
 Variables = dict[str, Any]
@@ -55,7 +55,7 @@ def load_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> Varia
             floating-point numbers; the message names it.
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
-    tensors = source if isinstance(source, Mapping) else _read(Path(source).expanduser())
+    tensors = source if isinstance(source, Mapping) else _read(as_path(source))
     tensors = {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
     network = "cifar10" if any(name.startswith("batch_norm") for name in tensors) else "mnist"
     expected = _names(network)
@@ -97,7 +97,7 @@ def save_state_dict(variables: Mapping[str, Any], path: str | os.PathLike[str]) 
         UserError: a weight is missing or misshapen, the ending is another one, torch is missing
             for a `.pt` file, or the file cannot be written.
     """
-    _write(to_state_dict(variables), Path(path).expanduser())
+    _write(to_state_dict(variables), as_path(path))
 
 
 def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -9,10 +9,10 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jaxcnn import catalog
+from jaxcnn.errors import as_path
 
 NetworkName = Literal["mnist", "cifar10"]
 RecipeName = Literal["reference", "fast", "best"]
@@ -75,7 +75,8 @@ class Recipe:
     std: tuple[float, ...] = (0.3081,)
 
     def __post_init__(self) -> None:
-        _check(self, "name", isinstance(self.name, str), "a text")
+        named = isinstance(self.name, str) and self.name.isprintable()
+        _check(self, "name", named, "a line of text")
         for field, kind in (
             ("network", NetworkName),
             ("schedule", ScheduleName),
@@ -254,7 +255,7 @@ def load(network: NetworkName, path: str | os.PathLike[str]) -> Recipe:
     Raises:
         ValueError: the file cannot be read, or a field is unknown or out of range.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     try:
         fields = tomllib.loads(path.read_bytes().decode())
     except OSError as error:

@@ -1,8 +1,6 @@
 """The report of a run: one page that needs no network, and its pictures as files."""
 
 import base64
-import contextlib
-import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn import analysis, figures, workdir
+from jaxcnn import analysis, document, figures, workdir
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.errors import WORKDIR_REMEDY, writing
+from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
 from jaxcnn.models import count_parameters
 from jaxcnn.trained import Trained
 from jaxcnn.training import EpochRecord
@@ -56,10 +54,10 @@ def write(network: Trained, dataset: Dataset, folder: Path) -> Path:
         The path of the page.
 
     Raises:
+        UserError: the result there is not what a run writes.
         WriteError: the folder cannot be written.
     """
-    progress = network.checkpoint.read()["progress"]
-    history = [EpochRecord(**record) for record in progress["history"]]
+    history, result = network.progress.history, _result(folder)
     probabilities = [
         network.probabilities(np.asarray(dataset.test.images[start : start + 500]))
         for start in range(0, len(dataset.test), 500)
@@ -69,7 +67,7 @@ def write(network: Trained, dataset: Dataset, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         paths = figures.save(figures.draw(network, dataset, history, found), folder)
         shown = {name: path.read_bytes() for name, path in paths.items()}
-    page = _page(network, dataset, history, found, shown, _result(folder), progress)
+    page = _page(network, dataset, history, found, shown, result)
     path = folder / REPORT
     workdir.write(path, page.encode())
     return path
@@ -77,10 +75,22 @@ def write(network: Trained, dataset: Dataset, folder: Path) -> Path:
 
 def _result(folder: Path) -> dict[str, Any]:
     """Returns what the run wrote at its end; nothing where it has not come to it."""
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads((folder / "result.json").read_text())
-        return content if isinstance(content, dict) else {}
-    return {}
+    path = folder / "result.json"
+    try:
+        content = document.read(path)
+        document.check(content, {}, "it")
+    except (FileNotFoundError, ValueError):
+        return {}
+    try:
+        ratio = content.get("tta_test_accuracy", 0.0)
+        document.check({"tta_test_accuracy": ratio}, {"tta_test_accuracy": float}, "it")
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"tta_test_accuracy is {ratio}")
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not what the run wrote ({error}): put that back, or move the file away"
+        ) from None
+    return dict(content)
 
 
 def _page(
@@ -90,7 +100,6 @@ def _page(
     found: analysis.Analysis,
     pictures: dict[str, bytes],
     result: dict[str, Any],
-    progress: dict[str, Any],
 ) -> str:
     # Imported here: only a report needs it.
     import jinja2
@@ -100,28 +109,28 @@ def _page(
     rows = [
         [_shown(name, title, texts[name], pictures[name]) for name, title in row] for row in _ROWS
     ]
-    network_name = network.recipe.title
+    network_name, progress = network.recipe.title, network.progress
     ended = bool(result)
     figures_ = [
         ("test accuracy", f"{right / total:.2%}"),
         ("right answers", f"{right:,}/{total:,}"),
         ("parameters", f"{count_parameters(network.variables['params']):,}"),
-        ("training", _seconds(progress["train_seconds"])),
+        ("training", _seconds(progress.train_seconds)),
         ("steps", f"{network.checkpoint.step:,}"),
     ]
     if "tta_test_accuracy" in result:
         figures_.insert(1, ("with test-time augmentation", f"{result['tta_test_accuracy']:.2%}"))
-    recipe = network.recipe.asdict()
+    recipe, command = network.recipe.asdict(), str(result.get("command", "not recorded"))
     settings = {"seed": network.run["seed"], "dtype": network.run["dtype"]}
     data = {
         "data set": f"{dataset.name} {dataset.version}",
         "training images": f"{len(dataset.train):,}",
         "test images": f"{len(dataset.test):,}",
         "expected calibration error": f"{found.calibration_error:.2%}",
-        "compiled in": _seconds(progress["compile_seconds"]),
-        "evaluated in": _seconds(progress["eval_seconds"]),
-        "device": progress["device"],
-        **progress["versions"],
+        "compiled in": _seconds(progress.compile_seconds),
+        "evaluated in": _seconds(progress.eval_seconds),
+        "device": progress.device,
+        **progress.versions,
     }
     template = jinja2.Template(
         Path(__file__).with_suffix(".html").read_text(), autoescape=True, trim_blocks=True
@@ -142,7 +151,7 @@ def _page(
         rows=rows,
         history=history,
         layers=_layers(network),
-        command=result.get("command", "not recorded"),
+        command=command if command.isprintable() else "not recorded",
         tables=[
             ("Recipe", [(k, _value(v)) for k, v in {**recipe, **settings}.items()]),
             ("Data, device and versions", list(data.items())),

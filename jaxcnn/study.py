@@ -17,7 +17,15 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jaxcnn import ensemble, environment, optimizers, processes, recipes, workdir
+from jaxcnn import (
+    document,
+    ensemble,
+    environment,
+    optimizers,
+    processes,
+    recipes,
+    workdir,
+)
 from jaxcnn.data.cache import short_digest
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
@@ -226,6 +234,18 @@ def wanted(study: Study, runs: list[Run], phase: Phase, optimizer: str) -> list[
     return [pair for pair in itertools.product(rates, range(seeds)) if pair not in known]
 
 
+# The form of a line.
+_RUN: dict[str, Any] = {
+    **dict.fromkeys("phase optimizer".split(), str),
+    **dict.fromkeys("seed steps_an_epoch diverged_at correct total".split(), int),
+    "learning_rate": float,
+    "train_loss": [(float, None)],
+    "train_accuracy": [(float, None)],
+    "validation_loss": [(float, None)],
+    "validation_accuracy": [(float, None)],
+}
+
+
 def load_runs(path: Path, *, repair: bool = True) -> list[Run]:
     """Reads the runs that have ended; a last line that was cut short is none.
 
@@ -243,20 +263,26 @@ def load_runs(path: Path, *, repair: bool = True) -> list[Run]:
     if repair and whole != content:
         with writing(path, WORKDIR_REMEDY), path.open("r+b") as file:
             file.truncate(len(whole))
-    runs = []
+    runs: dict[Any, Run] = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             fields = json.loads(line)
             if fields.pop("digest") != short_digest(json.dumps(fields)):
                 raise ValueError("altered")
+            document.check(fields, _RUN, "it")
             lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-            runs.append(Run(**fields | lists))
+            run = Run(**fields | lists)
+            if not 0 <= run.correct <= run.total != 0 or run.phase not in PHASES:
+                raise ValueError("no score")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UserError(
                 f"{path}, line {number}, is no run of a study, or was altered: remove that line to "
                 "have the run done again, or the folder"
             ) from None
-    return runs
+        key = (run.phase, run.optimizer, run.learning_rate, run.seed)
+        if runs.setdefault(key, run) is not run:
+            raise UserError(f"{path}, line {number}, is of a run that is there already: remove it")
+    return list(runs.values())
 
 
 def _missing(
@@ -332,6 +358,15 @@ def _images(study: Study, dataset: Dataset, runs: list[Run]) -> tuple[int, int]:
     return everything, sum(tuning if run.phase == "tune" else epochs * size for run in runs)
 
 
+_STUDY: dict[str, Any] = {
+    **dict.fromkeys("dataset dataset_version".split(), str),
+    "base_recipe": {},
+    "learning_rates": {str: [float]},
+    **dict.fromkeys("tune_seeds seeds validation".split(), int),
+    "target": float,
+}
+
+
 def load(folder: Path) -> Study:
     """Returns the study that a folder's runs belong to.
 
@@ -340,6 +375,7 @@ def load(folder: Path) -> Study:
     """
     specification = load_specification(folder)
     try:
+        document.check(specification, _STUDY, "it")
         recipe = recipes.from_dict(specification["base_recipe"])
         rates = {name: tuple(rates) for name, rates in specification["learning_rates"].items()}
         names = ("tune_seeds", "seeds", "validation", "target")
@@ -359,12 +395,12 @@ def load_specification(folder: Path) -> dict[str, Any]:
         UserError: it cannot be read.
     """
     try:
-        there = json.loads((folder / SPECIFICATION).read_text())
-    except (OSError, ValueError):
-        there = None
-    if not isinstance(there, dict):
-        raise unknown(folder)
-    return there
+        there = document.read(folder / SPECIFICATION)
+        document.check(there, {}, "it")
+        document.check(there.get("machines", []), [str], "machines")
+    except (FileNotFoundError, ValueError):
+        raise unknown(folder) from None
+    return dict(there)
 
 
 def unknown(folder: Path) -> UserError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro import conf
 
 from jaxcnn import catalog, cli, recipes
-from jaxcnn.errors import UserError
+from jaxcnn.errors import UserError, as_path
 from jaxcnn.shards import Shard
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     with cli.ending_on_errors("study"):
         argv = sys.argv[1:] if argv is None else argv
+        cli.trust_own(argv)
         command = shlex.join([Path(sys.executable).name, sys.argv[0], *argv])
         run(parse(argv), command)
 
@@ -145,7 +146,7 @@ def parse(argv: Sequence[str]) -> StudyFlags:
 
 def workdir(flags: StudyFlags) -> Path:
     """Returns where the results of a study go."""
-    return Path(flags.workdir or f"runs/study-{flags.network}").expanduser()
+    return as_path(flags.workdir or f"runs/study-{flags.network}")
 
 
 def run(flags: StudyFlags, command: str = "") -> None:
@@ -175,11 +176,11 @@ def _merge(flags: StudyFlags, command: str) -> "tuple[Study, list[Run], Path]":
     """Joins shards; returns the study, its runs and where they are."""
     from jaxcnn import merge
 
-    folders = merge.find([Path(folder).expanduser() for folder in flags.merge])
+    folders = merge.find([as_path(folder) for folder in flags.merge])
     parents = {folder.resolve().parent for folder in folders}
     if not flags.workdir and len(parents) > 1:
         raise UserError("--merge of shards that lie in several folders takes --workdir too")
-    out = Path(flags.workdir).expanduser() if flags.workdir else folders[0].parent
+    out = as_path(flags.workdir) if flags.workdir else folders[0].parent
     plan, runs = merge.merge(folders, out, command)
     return plan, runs, out
 
@@ -192,7 +193,6 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     if flags.batch_size:
         changes["batch_size"] = flags.batch_size
     recipe = cli.replace(recipes.get(flags.network, flags.recipe), **changes)
-    cli.look_for_own(flags.optimizers)
     axes = cli.join_processes(flags, ("ensemble", "data"))
     mesh = parallel.make_mesh(axes) if axes else None
     parallel.Placement(mesh).check_batch(recipe.batch_size)

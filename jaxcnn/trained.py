@@ -4,7 +4,6 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -12,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import checkpoint, models, optimizers, recipes, state, steps
+from jaxcnn import checkpoint, document, manifest, models, recipes, steps
 from jaxcnn.data.augment import make_normalize
-from jaxcnn.errors import UserError
-from jaxcnn.manifest import DamagedError
+from jaxcnn.errors import UserError, as_path
 from jaxcnn.recipes import Recipe
-from jaxcnn.training import make_model
+from jaxcnn.training import Progress, make_model
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Trained:
         model: the network.
         variables: what its `apply` takes, those to evaluate at.
         checkpoint: where they come from.
+        progress: of the run until then.
     """
 
     recipe: Recipe
@@ -37,6 +36,7 @@ class Trained:
     model: nn.Module
     variables: Any
     checkpoint: checkpoint.Checkpoint
+    progress: Progress
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Returns the probability of each class, float32[N, 10].
@@ -89,10 +89,9 @@ def load(
         report: called with a line of text about checkpoints that are damaged.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or it is of a network or an optimizer
-            given in code.
+        UserError: there is no such checkpoint, it is damaged, or it is of a network given in code.
     """
-    folder = Path(workdir).expanduser()
+    folder = as_path(workdir)
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     there = checkpoint.listed(folder)
     if not there:
@@ -114,28 +113,33 @@ def load(
         )
     try:
         return _restore(chosen)
-    except DamagedError as error:
+    except manifest.DamagedError as error:
         raise UserError(
             f"the checkpoint {chosen.folder} is damaged ({error}): take another one"
         ) from None
 
 
+# Of a run's identity, beside the recipe.
+_RUN = {"seed": int} | dict.fromkeys("dataset dataset_version dataset_checksum dtype".split(), str)
+
+
 def _restore(found: checkpoint.Checkpoint) -> Trained:
-    run = found.read()["run"]  # `restore` verifies the rest
-    if run.get("own_tx") is not False or run.get("model") not in ("MnistCNN", "Cifar10CNN"):
+    content = found.read()  # `restore` verifies the rest
+    run = content["run"]
+    if run.get("model") not in ("MnistCNN", "Cifar10CNN"):
         raise UserError(
-            f"{found.folder} was trained with a network or an optimizer given in code: restore it "
-            "there, with jaxcnn.checkpoint"
+            f"{found.folder} was trained with a network given in code: restore it there, with "
+            "jaxcnn.checkpoint"
         )
     try:
         recipe = recipes.from_dict(run)
+        document.check(run, _RUN, "run")
+        progress = Progress.from_json(content["progress"])
     except (ValueError, TypeError) as error:
-        raise DamagedError(f"its recipe is none ({error})") from error
+        raise manifest.DamagedError(f"{manifest.NAME} is no run's ({error})") from error
     model = make_model(recipe)
-    # The number of steps decides values and no shapes.
-    tx = optimizers.make_optimizer(recipe, 100, key=jax.random.key(0, impl="threefry2x32"))
-    init = functools.partial(state.init, model=model, tx=tx, input_shape=recipe.image_shape)
-    like = jax.eval_shape(init, jax.random.key(0, impl="threefry2x32"))
-    sums = jax.eval_shape(steps.zero_train_metrics)
-    restored = found.restore({"state": like, "sums": sums})["state"]
-    return Trained(recipe, run, model, restored.eval_variables, found)
+    # The network alone: the run may name an optimizer that is code from who knows where.
+    image = jax.ShapeDtypeStruct((1, *recipe.image_shape), jnp.float32)
+    like = {"batch_stats": {}} | jax.eval_shape(model.init, jax.random.key(0), image)
+    variables = found.restore({"network": like}, partial=True)["network"]
+    return Trained(recipe, run, model, variables, found, progress)

@@ -16,7 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn import checkpoint, demands, environment, optimizers, processes, schedules, state, steps
+from jaxcnn import (
+    checkpoint,
+    demands,
+    document,
+    environment,
+    optimizers,
+    processes,
+    schedules,
+    state,
+    steps,
+)
 from jaxcnn.data.augment import make_augment, make_normalize
 from jaxcnn.data.dataset import Dataset, FeedName, Split
 from jaxcnn.data.feed import make_feed
@@ -203,7 +213,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 @dataclass
-class _Done:
+class Progress:
     """What a run has done, beside its state.
 
     Attributes:
@@ -229,14 +239,31 @@ class _Done:
     device: str = dataclasses.field(default_factory=environment.device)
 
     @classmethod
-    def load(cls, progress: dict[str, Any], saved: Path) -> "_Done":
-        try:
-            history = [EpochRecord(**record) for record in progress["history"]]
-            return cls(**{**progress, "history": history})
-        except (KeyError, TypeError):
-            raise UserError(
-                f"{saved} does not say how far its run had come: give another --workdir"
-            ) from None
+    def from_json(cls, values: dict[str, Any]) -> "Progress":
+        """Returns the progress that a checkpoint has.
+
+        Raises:
+            ValueError: it is none.
+        """
+        document.check(values, _PROGRESS, "progress")
+        history = [{name: record[name] for name in _RECORD} for record in values["history"]]
+        if history and not 0 <= values["test_correct"] <= values["test_total"] != 0:
+            raise ValueError("test_correct is more than test_total")
+        known = {name: values[name] for name in _PROGRESS}
+        return cls(**{**known, "history": [EpochRecord(**record) for record in history]})
+
+
+_RECORD = {"epoch": int, "step": int, "learning_rate": (float, None)} | dict.fromkeys(
+    "train_loss train_accuracy test_loss test_accuracy seconds images_per_second".split(), float
+)
+_PROGRESS: dict[str, Any] = {
+    "history": [_RECORD],
+    "test_correct": int,
+    "test_total": int,
+    **dict.fromkeys("train_seconds eval_seconds compile_seconds epoch_seconds".split(), float),
+    "versions": {str: str},
+    "device": str,
+}
 
 
 def identity(
@@ -349,11 +376,18 @@ def fit(
         image_shape = dataset.train.images.shape[1:]
         check_optimizer(tx, model, image_shape)
         train_state = state.init(init_key, model, tx, image_shape)
-        sums, done = steps.zero_train_metrics(), _Done()
+        sums, done = steps.zero_train_metrics(), Progress()
         saved: Path | None = None
-        if store and (found := store.resume({"state": train_state, "sums": sums})):
+        if store and (found := store.resume(checkpoint_tree(train_state, sums))):
             tree, progress, saved = found
-            train_state, sums, done = tree["state"], tree["sums"], _Done.load(progress, saved)
+            train_state, sums = tree["state"], tree["sums"]
+            try:
+                done = Progress.from_json(progress)
+            except ValueError as error:
+                raise UserError(
+                    f"{saved} does not say how far its run had come ({error}): give another "
+                    "--workdir"
+                ) from None
             _report_resumed(checkpoints, saved, done)
         step = int(train_state.step)
         train_state, sums = placement.replicate((train_state, sums))
@@ -363,7 +397,7 @@ def fit(
             if store is None:
                 return None
             score = done.history[-1].test_accuracy if step % per_epoch == 0 else None
-            tree = placement.fetch({"state": train_state, "sums": sums})
+            tree = placement.fetch(checkpoint_tree(train_state, sums))
             return store.save(step, tree, asdict(done), score)
 
         def stop_if_asked() -> None:
@@ -457,7 +491,12 @@ def fit(
     )
 
 
-def _report_resumed(checkpoints: checkpoint.Policy | None, saved: Path, done: _Done) -> None:
+def checkpoint_tree(train_state: state.TrainState, sums: steps.Metrics) -> dict[str, Any]:
+    """Returns what a checkpoint holds: the network for who only uses it, and all that goes on."""
+    return {"network": train_state.eval_variables, "state": train_state, "sums": sums}
+
+
+def _report_resumed(checkpoints: checkpoint.Policy | None, saved: Path, done: Progress) -> None:
     assert checkpoints is not None
     checkpoints.report(f"going on from {saved}")
     here = {**environment.versions(), "device": environment.device()}

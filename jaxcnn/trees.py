@@ -9,6 +9,7 @@ import errno
 import gc
 import hashlib
 import logging
+import math
 import os
 import sys
 import time
@@ -43,13 +44,14 @@ def write(folder: Path, tree: Any) -> list[list[Any]]:
 
     named = _named(tree)
     plain = {name: as_numbers(leaf) for name, leaf in named.items()}
-    arrays = {position: plain[name] for name, position in _positions(plain).items()}
+    positions = _positions({name: leaf.size for name, leaf in plain.items()})
+    arrays = {position: plain[name] for name, position in positions.items()}
     if jax.process_count() > 1:  # Orbax wants arrays of all processes then, or of none
         arrays = jax.tree.map(np.asarray, arrays)
 
     def save() -> None:
         with contextlib.closing(_checkpointer()) as checkpointer:
-            checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(arrays))
+            checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(arrays))
 
     _, failure = _quietly(save)
     if failure:
@@ -63,13 +65,14 @@ def write(folder: Path, tree: Any) -> list[list[Any]]:
     ]
 
 
-def read(folder: Path, like: Any, leaves: Sequence[Sequence[Any]]) -> Any:
+def read(folder: Path, like: Any, leaves: Sequence[Sequence[Any]], *, partial: bool = False) -> Any:
     """Reads the arrays of a tree.
 
     Args:
         folder: in which they are.
         like: a tree of arrays, or of shapes and dtypes, of the form that was written.
         leaves: what `write` returned.
+        partial: whether more may have been written than `like` has.
 
     Returns:
         That tree with the arrays that were written, bit by bit.
@@ -81,27 +84,29 @@ def read(folder: Path, like: Any, leaves: Sequence[Sequence[Any]]) -> Any:
     named = _named(like)
     there = {name: f"{dtype}{list(shape)}" for name, shape, dtype, _ in leaves}
     wanted = {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named.items()}
-    for name in sorted(there.keys() | wanted.keys()):
+    for name in sorted(wanted.keys() if partial else there.keys() | wanted.keys()):
         if there.get(name) != wanted.get(name):
             raise UserError(
-                f"{folder} holds {there.get(name, 'nothing')} as {name}, and this network with "
-                f"this optimizer needs {wanted.get(name, 'nothing')}: give what it was saved with"
+                f"{folder} holds {there.get(name, 'nothing')} as {name}, and what is to be "
+                f"restored needs {wanted.get(name, 'nothing')}: give what it was saved with"
             )
-    arrays = _restore(folder, {name: as_numbers(leaf) for name, leaf in named.items()})
+    # Orbax's names count all arrays that were written.
+    positions = _positions({name: math.prod(shape) for name, shape, _, _ in leaves})
+    arrays = _restore(folder, {name: as_numbers(leaf) for name, leaf in named.items()}, positions)
     for name, _, _, digest in leaves:
-        if _sha256(arrays[name]) != digest:
+        if name in arrays and _sha256(arrays[name]) != digest:
             raise manifest.DamagedError(f"{folder.name} gives other numbers for {name}")
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: as_written(arrays[_name(path)], leaf), like
     )
 
 
-def _restore(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+def _restore(folder: Path, like: Mapping[str, Any], positions: Mapping[str, str]) -> dict[str, Any]:
     """Reads arrays by Orbax."""
     import orbax.checkpoint as ocp
 
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    positions = _positions(like)
+    positions = {name: positions[name] for name in like if name in positions}
     wanted: dict[str, Any] = {
         position: jax.ShapeDtypeStruct(
             like[name].shape,
@@ -112,10 +117,15 @@ def _restore(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     }
     if jax.process_count() > 1:  # see `write`
         wanted = {at: np.empty(leaf.shape, leaf.dtype) for at, leaf in wanted.items()}
+    how = ocp.args.PyTreeRestore(
+        wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
 
     def restore() -> Any:
         with contextlib.closing(_checkpointer()) as checkpointer:
-            return checkpointer.restore(folder.absolute(), args=ocp.args.StandardRestore(wanted))
+            return checkpointer.restore(folder.absolute(), args=how)
 
     arrays, failure = _quietly(restore)
     if failure:
@@ -133,7 +143,7 @@ def _checkpointer() -> Any:
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"{process}"
     )
     return ocp.Checkpointer(
-        ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
     )
 
 
@@ -158,12 +168,12 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _positions(named: Mapping[str, Any]) -> dict[str, str]:
+def _positions(sizes: Mapping[str, int]) -> dict[str, str]:
     """Returns the name that each array has for Orbax: not all paths are good file names.
 
     Arrays of no numbers, which it refuses, are left out.
     """
-    return {name: f"{index:05d}" for index, name in enumerate(sorted(named)) if named[name].size}
+    return {name: f"{index:05d}" for index, name in enumerate(sorted(sizes)) if sizes[name]}
 
 
 def _is_key(leaf: Any) -> bool:

@@ -55,7 +55,7 @@ def save(
             variables = pytorch.load_state_dict(weights(used.network, step))
             train_state = blank.replace(**variables, step=np.int32(step))
             score = ACCURACIES[step // STEPS - 1] if step % STEPS == 0 else None
-            tree = {"state": train_state, "sums": steps.zero_train_metrics()}
+            tree = training.checkpoint_tree(train_state, steps.zero_train_metrics())
             store.save(step, tree, _progress(step, len(dataset.test)), score)
     return folder
 

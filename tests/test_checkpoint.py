@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import resource
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn import checkpoint, manifest, trees
+from jaxcnn import checkpoint, document, manifest, trees
 from jaxcnn.checkpoint import Every, Policy
 from jaxcnn.errors import UserError, WriteError
 from jaxcnn.manifest import DamagedError
@@ -172,6 +173,8 @@ def test_damage_to_any_file_is_named_and_the_one_before_is_used(
         {"leaves": 5},
         {"leaves": [["a", 5, "float32", ""]]},
         {"leaves": [["a"]]},
+        {"leaves": [["a", ["2"], "float32", ""]]},
+        {"leaves": [["a", [-1], "float32", ""]]},
         {"progress": []},
     ],
 )
@@ -184,6 +187,52 @@ def test_a_manifest_that_is_no_checkpoint_s(sound: Path, tmp_path: Path, change:
     with pytest.raises(DamagedError, match="is no checkpoint's"):
         checkpoint.listed(folder)[-1].verify()
     assert checkpoint.best(folder).step == 2
+
+
+def test_a_checkpoint_under_another_s_name_is_not_used(sound: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "run"))
+    (folder / "step-0000000003").rename(folder / "aside")
+    (folder / "step-0000000002").rename(folder / "step-0000000003")
+    (folder / "aside").rename(folder / "step-0000000002")
+    for found, other in zip(checkpoint.listed(folder)[1:], (3, 2), strict=True):
+        with pytest.raises(DamagedError, match=f"it is of step {other}, and its name is not"):
+            found.verify()
+    assert [found.step for found in checkpoint.sound(folder, lambda line: None)] == [1]
+
+
+def test_what_is_set_aside_stays(sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for name in ("damaged", "damaged-2", "damaged-3"):
+        shutil.copytree(sound, folder, dirs_exist_ok=True)
+        flip(folder / "step-0000000003" / "manifest.json")
+        with checkpoint.opened(Policy(folder), RUN) as store:
+            store.resume(tree())
+        assert (folder / f"step-0000000003.{name}").is_dir()
+    assert len(list(folder.glob("*.damaged*"))) == 3
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE])
+def test_a_checkpoint_that_cannot_be_read_is_left_where_it_is(
+    number: int, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "run"))
+    monkeypatch.setattr(document.time, "sleep", lambda seconds: None)
+    opened = Path.open
+
+    def fail(path: Path, *how: Any, **options: Any) -> Any:
+        if path.parent.name == "step-0000000003":
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *how, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    said: list[str] = []
+    with (
+        pytest.raises(UserError, match=f"cannot read .*manifest.json: {os.strerror(number)}"),
+        checkpoint.opened(Policy(folder, report=said.append), RUN) as store,
+    ):
+        store.resume(tree())
+    assert said == []
+    assert steps(folder) == [1, 2, 3]
 
 
 def test_nothing_sound_is_no_new_beginning(sound: Path, tmp_path: Path) -> None:
@@ -212,7 +261,7 @@ def test_what_a_killed_process_left_is_cleared_away(sound: Path, tmp_path: Path)
 def test_a_checkpoint_of_another_version_is_not_used(
     sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "_FORMAT", checkpoint._FORMAT + 1)
     with pytest.raises(DamagedError, match="another version"):
         checkpoint.listed(sound)[0].verify()
 

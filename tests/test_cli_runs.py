@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from jaxcnn import (
+    catalog,
     checkpoint,
     cli,
     compilation,
@@ -377,10 +378,12 @@ def test_own_optimizers_are_found_where_the_command_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", before := list(sys.path))
-    cli.look_for_own(["sgd"])
+    monkeypatch.setattr(catalog, "_trusted", set())
+    cli.trust_own(["--optimizer", "sgd", "--coordinator", "here:1234"])
     assert sys.path == before
-    cli.look_for_own(["sgd", "mine:make"])
+    cli.trust_own(["--optimizers", "sgd", "mine:make"])
     assert sys.path.pop() == str(tmp_path)
+    assert catalog.is_trusted("mine:make")
     argv = [*ARGV, "run", *QUICK, "--optimizer"]
     missing = start(*argv, "optimizer_of_test_cli:make")
     assert missing.status == 2
@@ -389,4 +392,15 @@ def test_own_optimizers_are_found_where_the_command_runs(
     (tmp_path / "optimizer_of_test_cli.py").write_text("from optax import sgd as make\n")
     assert start(*argv, "optimizer_of_test_cli:make").status == 0
     assert len(fitted) == len(asked) == 1
+    # A recipe file alone is not enough.
+    monkeypatch.setattr(catalog, "_trusted", set())
+    del sys.modules["optimizer_of_test_cli"]
+    (tmp_path / "mine.toml").write_text("optimizer = 'optimizer_of_test_cli:make'\n")
+    by_file = [*argv[:-1], "--recipe", "mine.toml", "--workdir", "other"]
+    untold = start(*by_file)
+    assert untold.status == 2
+    assert "give --optimizer optimizer_of_test_cli:make as well" in untold.err
+    assert "optimizer_of_test_cli" not in sys.modules
+    assert start(*by_file, "--optimizer", "optimizer_of_test_cli:make").status == 0
+    assert len(fitted) == 2
     del sys.modules["optimizer_of_test_cli"]

@@ -12,7 +12,18 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from jaxcnn import checkpoint, commands, data, picture, recipes, report, server, trained, training
+from jaxcnn import (
+    checkpoint,
+    commands,
+    data,
+    figures,
+    picture,
+    recipes,
+    report,
+    server,
+    trained,
+    training,
+)
 from jaxcnn.data import Dataset, Split
 from tests import saved
 
@@ -322,3 +333,57 @@ def test_a_trained_network(
     # Where a stripe is, is soon learned; by chance one in ten would be right.
     right = sum(f"{path}: {tiny_mnist.test.labels[i]} (" in out for i, path in enumerate(paths))
     assert right >= 3
+
+
+# Each fails at another place of a path.
+IMPOSSIBLE = ["~nosuchuser/x", "n" * 300, "file/below", "loop/x", "a\0b", "/proc/jaxcnn/x"]
+
+
+@pytest.mark.parametrize("path", IMPOSSIBLE)
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "evaluate PATH",
+        "evaluate RUN --data-dir PATH",
+        "report PATH",
+        "report RUN --out PATH",
+        "predict PATH picture.png",
+        "predict RUN PATH",
+        "predict RUN picture.png --prepared PATH",
+        "export PATH --format safetensors --out x.safetensors",
+        "export RUN --format safetensors --out PATH.safetensors",
+        "demo PATH",
+    ],
+)
+def test_paths_that_cannot_be(
+    argv: str,
+    path: str,
+    workdir: Path,
+    tiny_mnist: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    digit = np.full((40, 40), 255, np.uint8)
+    digit[10:30, 18:22] = 0
+    Image.fromarray(digit).save("picture.png")
+    if "--data-dir" not in argv:
+        monkeypatch.setattr(data, "load", lambda *_, **__: tiny_mnist)
+        monkeypatch.setattr(figures, "draw", lambda *_: {})
+        rows = np.eye(10, dtype=np.float32)
+        monkeypatch.setattr(
+            trained.Trained, "probabilities", lambda _, images: rows[np.arange(len(images)) % 10]
+        )
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as caught:
+        commands.main(
+            [part.replace("PATH", path).replace("RUN", str(workdir)) for part in argv.split(" ")]
+        )
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert path[:60].split("\0")[0].removesuffix("/x") in said
+    assert sorted(tmp_path.rglob("*")) == before

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxcnn.errors import UserError, WriteError, writing
+from jaxcnn.errors import UserError, WriteError, as_path, writing
 
 
 @pytest.mark.parametrize(
@@ -14,8 +14,8 @@ from jaxcnn.errors import UserError, WriteError, writing
         (errno.EDQUOT, "the disk quota is used up"),
         (errno.EFBIG, "the file would exceed the size limit"),
         (errno.EROFS, "the file system is read-only"),
-        (errno.EACCES, "the folder may not be written"),
-        (errno.EPERM, "the folder may not be written"),
+        (errno.EACCES, "there is no permission"),
+        (errno.EPERM, "there is no permission"),
         (errno.ENOTDIR, "a part of the path is a file"),
         (errno.EEXIST, "a file stands where a folder is needed"),
         (errno.EIO, os.strerror(errno.EIO)),
@@ -51,3 +51,16 @@ def test_a_real_full_disk() -> None:
 def test_other_errors_pass() -> None:
     with pytest.raises(KeyError), writing(Path("/a"), "buy a disk"):
         raise KeyError
+
+
+def test_a_path_as_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    assert as_path("~/x") == Path("/home/of/mine/x")
+    assert as_path(Path("a/~b")) == Path("a/~b")
+
+
+@pytest.mark.parametrize("text", ["~nosuchuser/x", "a\0b", "\0", "a/\ud800"])
+def test_what_is_no_path(text: str) -> None:
+    with pytest.raises(UserError, match=r"is no path here .*: give another one") as caught:
+        as_path(text)
+    assert len(str(caught.value).splitlines()) == 1

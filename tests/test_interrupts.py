@@ -174,3 +174,14 @@ def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
         signal.signal(signal.SIGTERM, handler)
     assert closed == [True]
     assert not issubclass(interrupts.Terminated, Exception)  # what catches errors lets it pass
+
+
+def test_a_second_sigterm_does_not_stop_the_first() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        interrupts.raise_on_sigterm()
+        with pytest.raises(interrupts.Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # would end this process
+    finally:
+        signal.signal(signal.SIGTERM, before)

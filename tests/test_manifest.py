@@ -1,5 +1,7 @@
 import errno
+import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn import manifest
+from jaxcnn import document, manifest
+from jaxcnn.errors import ReadError
 
 
 @pytest.fixture
@@ -46,16 +49,16 @@ def forge(change: Callable[[dict], object]) -> Callable[[Path], object]:
         (lambda f: (f / "one").write_bytes(b"1234"), "one has 4 bytes instead of 5"),
         (lambda f: (f / "deep" / "two").unlink(), "deep/two is missing"),
         (lambda f: (f / manifest.NAME).unlink(), "manifest.json is missing"),
-        (lambda f: (f / manifest.NAME).write_text("{"), "manifest.json cannot be read"),
-        (lambda f: (f / manifest.NAME).write_bytes(b"\xff"), "manifest.json cannot be read"),
-        (lambda f: (f / manifest.NAME).write_text("[" * 10**5), "manifest.json cannot be read"),
+        (lambda f: (f / manifest.NAME).write_text("{"), "manifest.json is none"),
+        (lambda f: (f / manifest.NAME).write_bytes(b"\xff"), "manifest.json is none"),
+        (lambda f: (f / manifest.NAME).write_text("[" * 10**5), "manifest.json is none"),
         (
             forge(lambda content: content["files"].update({"../x": [0, ""]})),
             "manifest.json is none",
         ),
         (forge(lambda content: content["files"].update({"/etc/passwd": [0, ""]})), "is none"),
-        (forge(lambda content: content["files"].update({"one": 5})), "cannot be read|is none"),
-        (forge(lambda content: content.update(files=[])), "cannot be read"),
+        (forge(lambda content: content["files"].update({"one": 5})), "is none"),
+        (forge(lambda content: content.update(files=[])), "is none"),
     ],
 )
 def test_damage_is_named(folder: Path, damage: Callable[[Path], object], said: str) -> None:
@@ -87,14 +90,22 @@ def test_any_other_byte_is_noticed(
     assert sound["progress"] == {"history": [1.5]}
 
 
-def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Path.open
+@pytest.mark.parametrize("name", ["one", manifest.NAME])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE])
+def test_a_file_that_cannot_be_read_is_not_damaged(
+    name: str, number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read again, and only if that fails too is it an error of its own."""
+    monkeypatch.setattr(document.time, "sleep", lambda seconds: None)
+    opened, failures = Path.open, iter([True])
 
     def fail(path: Path, *how: Any, **options: Any) -> Any:
-        if path.name == "one":
-            raise OSError(errno.EIO, "Input/output error", str(path))
+        if path.name == name and next(failures, False):
+            raise OSError(number, os.strerror(number), str(path))
         return opened(path, *how, **options)
 
     monkeypatch.setattr(Path, "open", fail)
-    with pytest.raises(manifest.DamagedError, match=r"one cannot be read"):
+    manifest.verify(folder)
+    failures = itertools.repeat(True)
+    with pytest.raises(ReadError, match=f"cannot read .*{name}: {os.strerror(number)}"):
         manifest.verify(folder)

@@ -40,6 +40,12 @@ PARAMS = {"kernel": jnp.full((3, 3, 2, 4), 0.5), "bias": jnp.ones(4)}
 pytestmark = pytest.mark.loose_promotion
 
 
+@pytest.fixture(autouse=True)
+def _named_by_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes a test may run what is in it."""
+    monkeypatch.setattr(catalog, "is_trusted", lambda name: name.startswith(("tests.", "math:")))
+
+
 def updates_of(
     tx: optax.GradientTransformation, params: Any, grads: Sequence[Any], **extra: Any
 ) -> list[Any]:
@@ -336,6 +342,41 @@ def test_an_optimizer_of_one_s_own_may_take_a_text(name: str) -> None:
     )
     (update,) = updates_of(optimizers.make_optimizer(recipe, 10), jnp.ones(3), [jnp.ones(3)])
     np.testing.assert_array_equal(update, -0.5 * np.ones(3))
+
+
+def ran(*_: Any, **__: Any) -> optax.GradientTransformation:
+    raise AssertionError("code that nobody has named")
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("tests.test_optimizers:ran", {}),
+        ("lookahead", {"fast_optimizer": "tests.test_optimizers:ran"}),
+        ("sam", {"optimizer": "tests.test_optimizers:ran"}),
+        ("schedule_free", {"base_optimizer": "tests.test_optimizers:ran"}),
+        ("mechanize", {"base_optimizer": "tests.test_optimizers:ran"}),
+        ("reduce_on_plateau", {"optimizer": "tests.test_optimizers:ran"}),
+    ],
+)
+def test_code_runs_only_if_the_caller_names_it(
+    name: str, args: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(catalog, "_trusted", set())
+    recipe = BASE.replace(optimizer=name, optimizer_args=args, schedule="constant", warmup=0.0)
+    with pytest.raises(UserError, match="code from outside jaxcnn, which runs only if you name it"):
+        optimizers.make_optimizer(recipe, 10)
+    catalog.trust("tests.test_optimizers:ran")
+    with pytest.raises(UserError, match="code that nobody has named"):
+        optimizers.make_optimizer(recipe, 10)
+
+
+@pytest.mark.parametrize("inner", ["apply_if_finite", "chain", "jax", "tree"])
+def test_only_an_optimizer_goes_into_another(inner: str) -> None:
+    recipe = BASE.replace(optimizer="lookahead", optimizer_args={"fast_optimizer": inner})
+    with pytest.raises(UserError, match=f"optax has no optimizer '{inner}'"):
+        optimizers.make_optimizer(recipe, 10)
 
 
 def test_an_optimizer_of_one_s_own_follows_the_schedule() -> None:

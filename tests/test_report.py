@@ -14,6 +14,7 @@ from PIL import Image
 
 from jaxcnn import cli, commands, data, figures, report, trained, training
 from jaxcnn.data import Dataset, Split
+from jaxcnn.errors import UserError
 from tests import saved
 from tests.page import Page, fetched
 
@@ -252,6 +253,22 @@ def test_what_changes_the_page(
     text = write()
     assert ending not in text
     assert Page(text).by_id("command").text.split()[1:] == "python x.py --flag <b>".split()
+
+
+@pytest.mark.parametrize("unseen", ["mnist"], indirect=True)
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("ratio", ["1.4", "-0.1", "null", '"0.9"', "true", "NaN", "1e999"])
+def test_a_result_that_cannot_be(
+    ratio: str, unseen: tuple[Path, trained.Trained, Dataset], tmp_path: Path
+) -> None:
+    _, network, dataset = unseen
+    (tmp_path / "result.json").write_text(f'{{"tta_test_accuracy": {ratio}}}')
+    if ratio == "NaN":  # which is no JSON
+        report.write(network, dataset, tmp_path)
+        return
+    with pytest.raises(UserError, match=r"result.json is not what the run wrote .*tta_test_acc"):
+        report.write(network, dataset, tmp_path)
+    assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize("unseen", ["mnist"], indirect=True)

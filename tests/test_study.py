@@ -10,8 +10,9 @@ import filelock
 import numpy as np
 import pytest
 
-from jaxcnn import ensemble, environment, processes, recipes, study
+from jaxcnn import catalog, ensemble, environment, processes, recipes, study
 from jaxcnn.data import Dataset
+from jaxcnn.data.cache import short_digest
 from jaxcnn.errors import UserError
 from jaxcnn.shards import Shard
 from tests import scores
@@ -266,6 +267,39 @@ def test_damage_is_named(tiny_mnist: Dataset, tmp_path: Path) -> None:
     path.unlink()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"correct": 61},
+        {"correct": -1},
+        {"total": 0},
+        {"correct": "1"},
+        {"phase": "once"},
+        {"train_loss": [0.5, "x"]},
+        {"optimizer": None},
+        {"seed": 0.5},
+    ],
+)
+def test_what_a_line_says_is_checked(
+    change: dict[str, Any], whole: tuple[Path, list[study.Run]], tmp_path: Path
+) -> None:
+    """Though its digest is right."""
+    first, second = (whole[0] / study.RUNS).read_text().splitlines()[:2]
+    fields = json.loads(second) | change
+    del fields["digest"]
+    line = json.dumps({**fields, "digest": short_digest(json.dumps(fields))})
+    (tmp_path / study.RUNS).write_text(f"{first}\n{line}\n")
+    with pytest.raises(UserError, match=r"runs.jsonl, line 2, is no run of a study"):
+        study.load_runs(tmp_path / study.RUNS)
+
+
+def test_a_run_counts_once(whole: tuple[Path, list[study.Run]], tmp_path: Path) -> None:
+    lines = (whole[0] / study.RUNS).read_text().splitlines(keepends=True)
+    (tmp_path / study.RUNS).write_text("".join([*lines, lines[3]]))
+    with pytest.raises(UserError, match=r"line 13, is of a run that is there already: remove it"):
+        study.load_runs(tmp_path / study.RUNS)
+
+
 def test_runs_of_an_unknown_study_are_refused(
     whole: tuple[Path, list[study.Run]], tiny_mnist: Dataset, tmp_path: Path
 ) -> None:
@@ -293,6 +327,7 @@ def test_changed_code_of_one_s_own_is_another_study(
     module = tmp_path / "mine_for_study.py"
     code = "import optax\ndef make(learning_rate):\n    return optax.sgd(learning_rate)\n"
     module.write_text(code)
+    monkeypatch.setattr(catalog, "is_trusted", lambda name: True)
     rates = {"mine_for_study:make": (0.01,)}
     small = study.Study(RECIPE.replace(epochs=1), rates, tune_seeds=1, seeds=1, validation=60)
     study.run(small, tiny_mnist, tmp_path / "run")

@@ -108,6 +108,26 @@ def test_the_parameters_to_evaluate_at_are_loaded(tmp_path: Path, tiny_mnist: Da
     assert all((leaf == 1).all() for leaf in jax.tree.leaves(found.variables["params"]))
 
 
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"own_tx": True},
+        {"optimizer": "subprocess:run", "optimizer_args": {"args": "false"}},
+        {"optimizer": "lookahead", "optimizer_args": {"fast_optimizer": "os:_exit"}},
+    ],
+)
+def test_no_optimizer_is_made(run: dict[str, Any], tmp_path: Path, tiny_mnist: Dataset) -> None:
+    """Which may be given in code, or be code that only the file names."""
+    workdir = saved.save(tmp_path, tiny_mnist, saves=[7], run=run)
+    found = trained.load(workdir)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        found.variables["params"],
+        pytorch.load_state_dict(saved.weights("mnist", 7))["params"],
+    )
+    assert found.run["optimizer"] == run.get("optimizer", found.run["optimizer"])
+
+
 def test_the_newest_sound_one(workdir: Path, tmp_path: Path) -> None:
     workdir = Path(shutil.copytree(workdir, tmp_path / "run"))
     newest = checkpoint.listed(workdir / "checkpoints")[-1].folder
@@ -130,15 +150,14 @@ def test_mistakes(workdir: Path, tmp_path: Path, tiny_mnist: Dataset) -> None:
             trained.load(workdir, which)
     with pytest.raises(UserError, match="holds no checkpoint"):
         trained.load(tmp_path)
-    for number, run in enumerate(({"own_tx": True}, {"model": SmallCNN.__qualname__})):
-        own = saved.save(tmp_path / str(number), tiny_mnist, saves=[7], run=run)
-        with pytest.raises(UserError, match="given in code"):
-            trained.load(own)
+    own = saved.save(tmp_path / "own", tiny_mnist, saves=[7], run={"model": SmallCNN.__qualname__})
+    with pytest.raises(UserError, match="given in code"):
+        trained.load(own)
     senseless = saved.save(tmp_path / "senseless", tiny_mnist, saves=[7], run={"epochs": -1})
     said: list[str] = []
     with pytest.raises(UserError, match=r"no checkpoint in .* is sound"):
         trained.load(senseless, report=said.append)
-    assert "its recipe is none (epochs takes" in said[0]
+    assert "manifest.json is no run's (epochs takes" in said[0]
 
 
 @pytest.fixture(scope="session")

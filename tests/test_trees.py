@@ -79,6 +79,15 @@ def test_another_form_is_refused(tmp_path: Path, change: dict, said: str) -> Non
         trees.read(tmp_path / "arrays", less, leaves)
 
 
+def test_a_part_can_be_read(tmp_path: Path) -> None:
+    leaves = trees.write(tmp_path / "arrays", TREE)
+    part = {name: TREE[name] for name in ("half", "key")}
+    read = trees.read(tmp_path / "arrays", jax.eval_shape(lambda: part), leaves, partial=True)
+    assert_equal(read, part)
+    with pytest.raises(UserError, match="holds nothing as more"):
+        trees.read(tmp_path / "arrays", {"more": jnp.zeros(2)}, leaves, partial=True)
+
+
 def test_other_numbers_are_noticed(tmp_path: Path) -> None:
     trees.write(tmp_path / "arrays", {"a": jnp.zeros(3)})
     leaves = trees.write(tmp_path / "others", {"a": jnp.ones(3)})

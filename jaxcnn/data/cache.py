@@ -15,7 +15,7 @@ import numpy as np
 import platformdirs
 
 from jaxcnn import manifest
-from jaxcnn.errors import DataError, writing
+from jaxcnn.errors import DataError, as_path, writing
 
 # Part of every manifest: raised when the layout changes, so that older caches are rebuilt.
 _FORMAT = 2
@@ -32,7 +32,7 @@ class Arrays:
 def root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Returns the folder of all caches: `cache_dir`, `JAXCNN_CACHE_DIR` or the user's own."""
     chosen = cache_dir or os.environ.get("JAXCNN_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("jaxcnn")
+    return as_path(chosen) if chosen else platformdirs.user_cache_path("jaxcnn")
 
 
 def short_digest(text: str) -> str:

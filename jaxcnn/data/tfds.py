@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.data import archives, cache
-from jaxcnn.errors import DataError, writing
+from jaxcnn.errors import DataError, as_path, writing
 
 # The versions of TFDS's builders. Stated here too so that a warm start need not import TFDS; a
 # test compares them.
@@ -73,7 +73,7 @@ def locate_or_prepare(
         WriteError: the folder cannot be written.
         DataUnavailableError: an archive is neither in the folder nor to be downloaded.
     """
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_DATA_DIR).expanduser()
+    root = as_path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_DATA_DIR)
     archive_dir = archive_dir or os.environ.get("JAXCNN_ARCHIVE_DIR") or None
     prepared = _locate(name, root)
     if prepared is None:
@@ -83,7 +83,7 @@ def locate_or_prepare(
         ):
             prepared = _locate(name, root)  # another process may have prepared it
             if prepared is None:
-                source = Path(archive_dir).expanduser() if archive_dir else None
+                source = as_path(archive_dir) if archive_dir else None
                 prepared = _prepare(name, root, source, report)
     return prepared
 
@@ -104,6 +104,7 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
     report(f"decoding {prepared.name} {prepared.version} from {prepared.folder}, once")
     arrays: dict[str, np.ndarray] = {}
     try:
+        _check_features(json.loads((prepared.folder / "features.json").read_text()))
         builder = tfds.builder_from_directory(prepared.folder)
         features = builder.info.features
         if features["image"].shape != IMAGE_SHAPES[prepared.name]:
@@ -124,6 +125,26 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
             f"remove the folder so that it is prepared again, or {_ELSEWHERE}"
         ) from error
     return cache.Arrays(arrays, class_names)
+
+
+def _check_features(description: Any) -> None:
+    """Refuses features that are not TFDS's own: it would import whatever module they name.
+
+    Args:
+        description: JSON values, from a prepared data set's features.json.
+
+    Raises:
+        ValueError: it names another class.
+    """
+    if isinstance(description, list):
+        for value in description:
+            _check_features(value)
+    if isinstance(description, dict):
+        # The two spellings of a field of TFDS's protocol buffer, and its older form.
+        for key in {"pythonClassName", "python_class_name", "type"} & description.keys():
+            if not str(description[key]).startswith("tensorflow_datasets.core.features."):
+                raise ValueError(f"features.json names {description[key]}, no feature of TFDS's")
+        _check_features(list(description.values()))
 
 
 def _locate(name: str, root: Path) -> Prepared | None:

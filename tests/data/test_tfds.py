@@ -206,6 +206,29 @@ def test_why_nothing_was_prepared_is_said(
         prepare(tmp_path, name, official)
 
 
+@pytest.mark.parametrize("where", ["outside", "inside"])
+@pytest.mark.parametrize("field", ["pythonClassName", "python_class_name", "type"])
+def test_features_that_are_code_from_elsewhere_are_not_imported(
+    where: str,
+    field: str,
+    tmp_path: Path,
+    name: str,
+    official: Official,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "canary_of_tfds.py").write_text("raise SystemExit('sings')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    prepared = prepare(tmp_path, name, official)
+    path = prepared.folder / "features.json"
+    content = json.loads(path.read_text())
+    feature = content if where == "outside" else content["featuresDict"]["features"]["image"]
+    feature.pop("pythonClassName")
+    feature |= {field: "canary_of_tfds.Image", "content": {}}
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"names canary_of_tfds.Image, no feature of TFDS's"):
+        tfds.decode(prepared)
+
+
 def test_images_of_another_shape_are_refused(
     tmp_path: Path, name: str, official: Official, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,310 @@
+"""Starts commands as a shell would, with flags, variables and streams that cannot be.
+
+    python -m tests.outside --processes 3000
+
+A process is a defect if it prints a traceback, ends with another status than its case may, says a
+mistake in another form than one sentence, leaves a file behind where it was refused, or does not
+end. `tests.fuzzing` looks at the same from the inside.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxcnn.data import Dataset
+from tests import saved
+from tests.official import CIFAR_NAMES
+from tests.stripes import striped_split
+
+REPOSITORY = Path(__file__).parent.parent
+HANG = 300
+TRAIN = ("experiments/mnist.py", "experiments/cifar10.py")
+STUDY = ("experiments/optimizers.py", "experiments/submit_study.py")
+TOOLS = ("evaluate", "report", "predict", "export", "demo")
+
+# Flags by what they take. None of the cases trains: each has a mistake in it, or asks for help.
+PATHS = {
+    **dict.fromkeys(TRAIN, ("--workdir", "--data-dir", "--archive-dir", "--recipe")),
+    **dict.fromkeys(STUDY, ("--workdir", "--data-dir", "--archive-dir", "--merge")),
+    "evaluate": ("", "--data-dir", "--archive-dir"),
+    "report": ("", "--out", "--data-dir", "--archive-dir"),
+    "predict": ("", "--prepared", "picture"),
+    "export": ("", "--out"),
+    "demo": ("",),
+}
+VALUES = {
+    **dict.fromkeys(
+        TRAIN,
+        (
+            *"--epochs --batch-size --optimizer --learning-rate --optimizer-args".split(),
+            *"--weight-decay --schedule --warmup --clip --ema --seed --data --keep".split(),
+            *"--resume --report --feed --devices --mesh --processes --process-id".split(),
+            "--checkpoint-every",
+        ),
+    ),
+    **dict.fromkeys(
+        STUDY,
+        (
+            *"--optimizers --learning-rates --seeds --tune-seeds --network --recipe".split(),
+            *"--epochs --batch-size --validation --target --chunk --devices --mesh".split(),
+            *"--processes --process-id --data --shard".split(),
+        ),
+    ),
+    "evaluate": ("--checkpoint",),
+    "report": ("--checkpoint",),
+    "predict": ("--checkpoint",),
+    "export": ("--checkpoint", "--format"),
+    "demo": ("--checkpoint", "--host", "--port"),
+}
+WRONG = [
+    *("", " ", "-", "--", "nan", "-1", "1e400", "0x1", "9" * 40, "\u0663", "None", "[]", "a=b"),
+    *("x" * 5000, "\n", "\x1b[31m", "\U0001f600", "../..", "~", "{}", "1,2", "data=", "=", ":"),
+    *(
+        "a:b",
+        "os:_exit",
+        "subprocess:run",
+        "json:loads",
+        "no.module:make",
+        "1:2",
+        "module:",
+        "\x7f",
+    ),
+]
+VARIABLES = ("JAXCNN_CACHE_DIR", "JAXCNN_ARCHIVE_DIR", "TFDS_DATA_DIR", "HOME", "XDG_CACHE_HOME")
+STREAMS: dict[str, dict[str, str]] = {
+    "as usual": {},
+    "output full": {"1": ">/dev/full"},
+    "output closed": {"1": ">&-"},
+    "errors full": {"2": "2>/dev/full"},
+    "errors closed": {"2": "2>&-"},
+    "both full": {"1": ">/dev/full", "2": "2>/dev/full"},
+    "both closed": {"1": ">&-", "2": "2>&-"},
+    "input closed": {"0": "<&-"},
+    "read by nobody": {"1": "| true"},
+}
+ENCODINGS: tuple[dict[str, str], ...] = (
+    {},
+    {"PYTHONIOENCODING": "ascii"},
+    {"PYTHONIOENCODING": "latin-1"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A process to be.
+
+    Attributes:
+        command: a script, or a subcommand of jaxcnn.
+        argv: its arguments.
+        variables: of its environment.
+        streams: a name of `STREAMS`.
+        statuses: with which it may end.
+    """
+
+    command: str
+    argv: tuple[str, ...]
+    variables: tuple[tuple[str, str], ...] = ()
+    streams: str = "as usual"
+    statuses: tuple[int, ...] = (2,)
+
+
+def world(folder: Path) -> None:
+    """Lays out what the cases name: a run, a picture, and paths at which nothing can be."""
+    splits = (striped_split((28, 28, 1), count, count) for count in (330, 70))
+    dataset = Dataset("mnist", "tiny", *splits, tuple(CIFAR_NAMES))
+    saved.save(folder / "run", dataset, saves=saved.EPOCHS)
+    (folder / "file").write_text("a file")
+    (folder / "empty").mkdir()
+    (folder / "closed").mkdir()
+    (folder / "closed").chmod(stat.S_IRUSR)
+    (folder / "broken").symlink_to(folder / "nothing")
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "wrong.toml").write_text("epochs = 'many'")
+    (folder / "mine.toml").write_text("optimizer = 'subprocess:run'")
+    from PIL import Image
+
+    Image.new("L", (28, 28), 255).save(folder / "p\u0457ctur\u00e9.png")
+
+
+def impossible(folder: Path) -> list[str]:
+    """Returns paths that no command can use for anything."""
+    return [
+        "~nosuchuser/x",
+        "~nosuchuser",
+        str(folder / ("n" * 300)),
+        str(folder.joinpath(*1200 * ["deep"])),
+        str(folder / "file" / "below"),
+        str(folder / "file" / "below" / "more"),
+        str(folder / "loop" / "x"),
+        "/proc/jaxcnn/x",
+        "/sys/jaxcnn",
+        "/dev/null/x",
+        "/dev/full/x",
+    ]
+
+
+def draw(generator: random.Random, folder: Path) -> Case:
+    """Draws a case."""
+    command = generator.choice([*TRAIN, *STUDY, *TOOLS])
+    streams = generator.choice([*STREAMS, *4 * ["as usual"]])
+    variables = dict(generator.choice(ENCODINGS))
+    kind = generator.choice(["path", "path", "value", "value", "variable", "help", "names"])
+    base = needed(command, folder)
+    statuses: tuple[int, ...] = (2,)
+    if kind == "path":
+        flag = generator.choice(PATHS[command])
+        base = given(base, flag, generator.choice(impossible(folder)))
+        if command in (*TRAIN, *STUDY):
+            base += ["--data", "real"] if command in STUDY else ["--data", data_of(command)]
+    elif kind == "value":
+        flag, wrong = generator.choice(VALUES[command]), generator.choice(WRONG)
+        base += [flag, wrong] if generator.random() < 0.7 else [f"{flag}={wrong}"]
+        # Some are right after all; the data that they then look for is nowhere.
+        if command in (*TRAIN, *STUDY):
+            base += ["--archive-dir", str(folder / "nowhere")]
+            base += ["--data", "real"] if command in STUDY else ["--data", data_of(command)]
+    elif kind == "variable":
+        variables[generator.choice(VARIABLES)] = generator.choice(impossible(folder))
+        if command in (*TRAIN, *STUDY):
+            base += ["--data", "real"] if command in STUDY else ["--data", data_of(command)]
+        else:  # which may not need it
+            statuses = (0, 2)
+    elif kind == "help":
+        base, statuses = ["--help"], (0,)
+    else:
+        base = given(base, generator.choice(["", "picture"]), str(folder / "p\u0457ctur\u00e9.png"))
+        if command in (*TRAIN, *STUDY):
+            base = ["--workdir", str(folder / "p\u0457ctur\u00e9.png" / "x")]
+            base += ["--data", "real"] if command in STUDY else ["--data", data_of(command)]
+        elif command == "predict":
+            statuses = (0, 2)
+    if statuses != (2,) and STREAMS[streams].get("1"):
+        statuses = (0, 2)
+    if command == "demo" and kind in ("value", "variable"):
+        statuses = (0, 2, 143)  # it may start, and is ended
+    return Case(command, tuple(base), tuple(variables.items()), streams, statuses)
+
+
+def data_of(command: str) -> str:
+    """Returns what --data calls the real data of an experiment."""
+    return Path(command).stem
+
+
+def needed(command: str, folder: Path) -> list[str]:
+    """Returns the arguments that a command cannot do without."""
+    run = str(folder / "run")
+    return {
+        "predict": [run, str(folder / "p\u0457ctur\u00e9.png")],
+        "export": [run, "--format", "safetensors", "--out", "x.safetensors"],
+    }.get(command, [run] if command in TOOLS else [])
+
+
+def given(base: list[str], flag: str, value: str) -> list[str]:
+    """Returns arguments with one of them replaced: the first one, a picture, or a flag's."""
+    if flag == "picture":
+        return [*base[:1], value] if base else base
+    if flag == "":
+        return [value, *base[1:]]
+    if flag in base:
+        place = base.index(flag)
+        return [*base[: place + 1], value, *base[place + 2 :]]
+    return [*base, flag, value]
+
+
+def attempt(case: Case, folder: Path) -> str:
+    """Runs a case in a folder of its own; returns what is wrong with how it ended, or nothing."""
+    program = (
+        [str(REPOSITORY / case.command)]
+        if case.command.endswith(".py")
+        else ["-m", "jaxcnn", case.command]
+    )
+    with tempfile.TemporaryDirectory() as name:
+        own = Path(name)
+        home = own / "home"
+        (own / "cwd").mkdir()
+        home.mkdir()
+        redirections = " ".join(STREAMS[case.streams].values())
+        environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("JAXCNN_", "TFDS_"))},
+            "PYTHONPATH": str(REPOSITORY),
+            "JAX_PLATFORMS": "cpu",
+            "HOME": str(home),
+            "XDG_CACHE_HOME": str(home / "cache"),
+            **dict(case.variables),
+        }
+        quoted = f'timeout -k 10 {HANG} "$@" {redirections}'
+        if redirections.startswith("|"):
+            quoted = f"set -o pipefail; {quoted}"
+        argv = ["bash", "-c", quoted, "bash", sys.executable, *program, *case.argv]
+        if case.command == "demo":
+            argv[2] = argv[2].replace(f"timeout -k 10 {HANG}", "timeout -k 10 20")
+        try:
+            ended = subprocess.run(
+                argv, cwd=own / "cwd", env=environment, capture_output=True, check=False
+            )
+        except ValueError:  # a byte 0 cannot be an argument
+            return ""
+        status = 143 if ended.returncode == 124 and case.command == "demo" else ended.returncode
+        said = ended.stderr.decode(errors="replace")
+        left = sorted(str(path.relative_to(own)) for path in own.rglob("*") if path.is_file())
+        left = [path for path in left if not path.startswith("home/cache")]
+    if "Traceback" in said or b"Traceback" in ended.stdout:
+        return f"traceback: {said.strip().splitlines()[-1]}"
+    if "Exception ignored" in said:
+        return "an exception that Python ignored"
+    if status not in case.statuses:
+        return f"status {status}"
+    mistakes = sum("error:" in line for line in said.splitlines())
+    if status == 2 and not STREAMS[case.streams].get("2") and mistakes != 1:
+        return f"no sentence: {said[:300]!r}"
+    if status == 2 and left and case.statuses == (2,):
+        return f"left behind: {left}"
+    return ""
+
+
+def main() -> None:
+    """Prints what is wrong, and how many processes there were; status 1 if anything is."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--processes", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args()
+    generator = random.Random(asked.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        world(folder)
+        cases = [draw(generator, folder) for _ in range(asked.processes)]
+        found: Counter[str] = Counter()
+        report: Callable[[str], object] = sys.stdout.write
+        with concurrent.futures.ThreadPoolExecutor(asked.jobs) as pool:
+            for case, wrong in zip(
+                cases, pool.map(lambda case: attempt(case, folder), cases), strict=True
+            ):
+                found["defects" if wrong else "sound"] += 1
+                if wrong:
+                    variables = " ".join(f"{key}={value!r}" for key, value in case.variables)
+                    argv = " ".join(f"{argument[:60]!r}" for argument in case.argv)
+                    report(f"{wrong}\n  {variables} {case.command} {argv} ({case.streams})\n")
+                    sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            (folder / "closed").chmod(stat.S_IRWXU)
+        shutil.rmtree(folder / "run", ignore_errors=True)
+    sys.stdout.write(f"{json.dumps({'processes': len(cases), **found})}\n")
+    sys.exit(found["defects"] > 0)
+
+
+if __name__ == "__main__":
+    main()
