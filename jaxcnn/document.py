@@ -80,18 +80,18 @@ def check(value: Any, form: Any, name: str) -> None:
 
     Args:
         value: as `json.loads` gives it.
-        form: a type (`str` is a printable line, `float` any finite number); a tuple of forms, one
-            of which it must have, None among them; a list of one form, for as many values; a
-            dictionary of the forms of all its values, or of the type of its names and one form.
+        form: a type (`str` is a printable line, `float` any finite number); a form and None as a
+            pair, for what may be null; a list of one form, for any number of values; a dictionary
+            of the forms that it must have by name, or of `str` and one form for any names.
         name: of the value, for the message.
 
     Raises:
         ValueError: it has another form; the message names the value within it.
     """
     if isinstance(form, tuple):
-        if value is None and None in form:
+        if value is None:
             return
-        (form,) = (one for one in form if one is not None)
+        form, _ = form
     if isinstance(form, list):
         if not isinstance(value, list):
             raise ValueError(f"{name} is no list")

@@ -24,7 +24,8 @@ def seal(folder: Path, content: Mapping[str, Any]) -> None:
         content: what else the manifest is to say, as JSON values; see `verify`.
 
     Raises:
-        OSError: the folder cannot be read or written.
+        OSError: the manifest cannot be written.
+        ReadError: a file cannot be read.
     """
     names = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()

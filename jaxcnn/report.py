@@ -83,7 +83,7 @@ def _result(folder: Path) -> dict[str, Any]:
         return {}
     try:
         ratio = content.get("tta_test_accuracy", 0.0)
-        document.check({"tta_test_accuracy": ratio}, {"tta_test_accuracy": float}, "it")
+        document.check(ratio, float, "tta_test_accuracy")
         if not 0 <= ratio <= 1:
             raise ValueError(f"tta_test_accuracy is {ratio}")
     except ValueError as error:

@@ -381,14 +381,7 @@ def fit(
         if store and (found := store.resume(checkpoint_tree(train_state, sums))):
             tree, progress, saved = found
             train_state, sums = tree["state"], tree["sums"]
-            try:
-                done = Progress.from_json(progress)
-            except ValueError as error:
-                raise UserError(
-                    f"{saved} does not say how far its run had come ({error}): give another "
-                    "--workdir"
-                ) from None
-            _report_resumed(checkpoints, saved, done)
+            done = _resumed(checkpoints, saved, progress)
         step = int(train_state.step)
         train_state, sums = placement.replicate((train_state, sums))
         per_epoch = source.plan.steps
@@ -496,8 +489,17 @@ def checkpoint_tree(train_state: state.TrainState, sums: steps.Metrics) -> dict[
     return {"network": train_state.eval_variables, "state": train_state, "sums": sums}
 
 
-def _report_resumed(checkpoints: checkpoint.Policy | None, saved: Path, done: Progress) -> None:
+def _resumed(
+    checkpoints: checkpoint.Policy | None, saved: Path, progress: dict[str, Any]
+) -> Progress:
+    """Returns what a run had done when it was saved, and reports what has changed since."""
     assert checkpoints is not None
+    try:
+        done = Progress.from_json(progress)
+    except ValueError as error:
+        raise UserError(
+            f"{saved} does not say how far its run had come ({error}): give another --workdir"
+        ) from None
     checkpoints.report(f"going on from {saved}")
     here = {**environment.versions(), "device": environment.device()}
     there = {**done.versions, "device": done.device}
@@ -508,6 +510,7 @@ def _report_resumed(checkpoints: checkpoint.Policy | None, saved: Path, done: Pr
     ]
     if changed:
         checkpoints.report(f"the last bits may differ from an unbroken run's: {', '.join(changed)}")
+    return done
 
 
 def evaluate(

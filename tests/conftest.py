@@ -21,6 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 from jaxcnn.data import Dataset
@@ -114,6 +115,38 @@ def tiny_cifar10() -> Dataset:
     shape = (32, 32, 3)
     train, test = striped_split(shape, 90, 0), striped_split(shape, 30, 1)
     return Dataset("cifar10", "tiny", train, test, CIFAR_NAMES)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Saves small images in place of the figures; returns the folders where they were to go."""
+    from PIL import Image
+
+    from jaxcnn import figures, report
+
+    folders: list[Path] = []
+
+    def save(_: object, folder: Path) -> dict[str, Path]:
+        folders.append(folder)
+        paths = {name: folder / f"{name}.png" for row in report._ROWS for name, _ in row}
+        for path in paths.values():
+            Image.new("L", (130, 260)).save(path)
+        return paths
+
+    monkeypatch.setattr(figures, "draw", lambda *_: {})
+    monkeypatch.setattr(figures, "save", save)
+    return folders
+
+
+@pytest.fixture
+def unpredicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets networks say of the images that they show one class after the other."""
+    from jaxcnn import trained
+
+    rows = np.eye(10, dtype=np.float32)
+    monkeypatch.setattr(
+        trained.Trained, "probabilities", lambda _, images: rows[np.arange(len(images)) % 10]
+    )
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import copy
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn import commands, data, demo, figures, manifest, trained, training
+from jaxcnn import commands, data, demo, trained, training
 from jaxcnn.data import Dataset
 from jaxcnn.errors import UserError
 from tests import saved
 from tests.page import Page
+from tests.test_manifest import forge
 
 pytestmark = [pytest.mark.slow, pytest.mark.loose_promotion]
 
@@ -40,14 +41,11 @@ def fields(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
         yield from fields(content[-1], (*path, len(content) - 1))
 
 
-def planted(content: Any, path: tuple[Any, ...], canary: Any) -> Any:
-    content = copy.deepcopy(content)
+def plant(content: Any, path: tuple[Any, ...], canary: Any) -> None:
     *parents, last = path
-    place = content
     for name in parents:
-        place = place[name]
-    place[last] = canary
-    return content
+        content = content[name]
+    content[last] = canary
 
 
 @pytest.fixture(scope="module")
@@ -60,62 +58,28 @@ def sound(tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Dataset) -> Path
 
 @pytest.fixture(autouse=True)
 def _surroundings(
-    tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undrawn: list[Path],
+    unpredicted: None,
+    tiny_mnist: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[None]:
     """No data, figures or networks, which take long, and the canary where it can be imported."""
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "canary_of_jaxcnn.py").write_text("def sing(*args, **kwargs): ...\n")
     monkeypatch.syspath_prepend(str(tmp_path / "path"))
     monkeypatch.setattr(data, "load", lambda name, **options: tiny_mnist)
-
-    def save(_: Any, folder: Path) -> dict[str, Path]:
-        names = (
-            "samples learning-curves feature-maps kernels confusion mistakes reliability classes"
-        )
-        for name in names.split():
-            Image.new("L", (130, 260)).save(folder / f"{name}.png")
-        return {name: folder / f"{name}.png" for name in names.split()}
-
-    monkeypatch.setattr(figures, "draw", lambda *_: {})
-    monkeypatch.setattr(figures, "save", save)
     monkeypatch.setattr(training, "evaluate", lambda *_, **__: (1, 2, 0.5))
-    rows = np.eye(10, dtype=np.float32)
-    monkeypatch.setattr(
-        trained.Trained, "probabilities", lambda _, images: rows[np.arange(len(images)) % 10]
-    )
     maps = {"conv1": np.zeros((1, 14, 14, 4), np.float32)}
     monkeypatch.setattr(trained.Trained, "feature_maps", lambda *_: maps)
     yield
     assert "canary_of_jaxcnn" not in sys.modules
 
 
-def manifests(workdir: Path) -> Path:
-    return workdir / "checkpoints" / "step-0000000021" / manifest.NAME
-
-
-def write_manifest(workdir: Path, content: Any) -> None:
-    """With the digests that its new content has."""
-    whole = {"sha256": manifest._digest(content), "content": content}
-    manifests(workdir).write_text(json.dumps(whole))
-
-
-def write_plain(name: str) -> Callable[[Path, Any], None]:
-    return lambda workdir, content: (workdir / name).write_text(json.dumps(content)) and None
-
-
-FILES: dict[str, tuple[Callable[[Path], Any], Callable[[Path, Any], None]]] = {
-    "manifest.json": (
-        lambda workdir: json.loads(manifests(workdir).read_text())["content"],
-        write_manifest,
-    ),
-    "result.json": (
-        lambda workdir: json.loads((workdir / "result.json").read_text()),
-        write_plain("result.json"),
-    ),
-    "run.json": (
-        lambda workdir: json.loads((workdir / "checkpoints" / "run.json").read_text()),
-        write_plain("checkpoints/run.json"),
-    ),
+FILES = {
+    "manifest.json": "checkpoints/step-0000000021/manifest.json",
+    "result.json": "result.json",
+    "run.json": "checkpoints/run.json",
 }
 
 
@@ -148,14 +112,22 @@ def left(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
 def test_no_canary_sings(
     name: str, sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read, write = FILES[name]
-    content = read(sound)
+    content = json.loads((sound / FILES[name]).read_text())
+    sealed = name == "manifest.json"
     tried = 0
-    for path in fields(content):
+    for path in fields(content["content"] if sealed else content):
         # Only the manifest decides what the commands do.
-        for canary in CANARIES if name == "manifest.json" else CANARIES[:2]:
+        for canary in CANARIES if sealed else CANARIES[:2]:
             workdir = Path(shutil.copytree(sound, tmp_path / "run"))
-            write(workdir, planted(content, path, canary))
+            file = workdir / FILES[name]
+            if sealed:  # with the digest of what it says now
+                forge(lambda there, path=path, canary=canary: plant(there, path, canary))(
+                    file.parent
+                )
+            else:
+                changed = copy.deepcopy(content)
+                plant(changed, path, canary)
+                file.write_text(json.dumps(changed))
             for text in left(workdir, capsys):
                 assert str(SONG) not in text, path
                 assert "\x1b" not in text, path

@@ -1,6 +1,5 @@
 import dataclasses
 import errno
-import json
 import os
 import resource
 import shutil
@@ -12,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn import checkpoint, document, manifest, trees
+from jaxcnn import checkpoint, document, trees
 from jaxcnn.checkpoint import Every, Policy
 from jaxcnn.errors import UserError, WriteError
 from jaxcnn.manifest import DamagedError
+from tests.test_manifest import forge
 
 RUN = {"epochs": 3, "mean": (0.1, 0.2)}
 
@@ -181,9 +181,7 @@ def test_damage_to_any_file_is_named_and_the_one_before_is_used(
 def test_a_manifest_that_is_no_checkpoint_s(sound: Path, tmp_path: Path, change: dict) -> None:
     folder = tmp_path / "run"
     shutil.copytree(sound, folder)
-    path = folder / "step-0000000003" / "manifest.json"
-    content = json.loads(path.read_text())["content"] | change
-    path.write_text(json.dumps({"sha256": manifest._digest(content), "content": content}))
+    forge(lambda content: content.update(change))(folder / "step-0000000003")
     with pytest.raises(DamagedError, match="is no checkpoint's"):
         checkpoint.listed(folder)[-1].verify()
     assert checkpoint.best(folder).step == 2

@@ -16,7 +16,6 @@ from jaxcnn import (
     checkpoint,
     commands,
     data,
-    figures,
     picture,
     recipes,
     report,
@@ -339,6 +338,7 @@ def test_a_trained_network(
 IMPOSSIBLE = ["~nosuchuser/x", "n" * 300, "file/below", "loop/x", "a\0b", "/proc/jaxcnn/x"]
 
 
+@pytest.mark.usefixtures("undrawn", "unpredicted")
 @pytest.mark.parametrize("path", IMPOSSIBLE)
 @pytest.mark.parametrize(
     "argv",
@@ -372,11 +372,6 @@ def test_paths_that_cannot_be(
     Image.fromarray(digit).save("picture.png")
     if "--data-dir" not in argv:
         monkeypatch.setattr(data, "load", lambda *_, **__: tiny_mnist)
-        monkeypatch.setattr(figures, "draw", lambda *_: {})
-        rows = np.eye(10, dtype=np.float32)
-        monkeypatch.setattr(
-            trained.Trained, "probabilities", lambda _, images: rows[np.arange(len(images)) % 10]
-        )
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as caught:
         commands.main(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn import cli, commands, data, figures, report, trained, training
+from jaxcnn import cli, commands, data, report, trained, training
 from jaxcnn.data import Dataset, Split
 from jaxcnn.errors import UserError
 from tests import saved
@@ -40,23 +40,6 @@ def run(
     folder = saved.save(tmp_path_factory.mktemp("run"), dataset, augment=augment)
     report.write(trained.load(folder), dataset, folder)
     return folder, dataset
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Saves small images in place of the figures; returns the folders where they were to go."""
-    folders: list[Path] = []
-
-    def save(_: Any, folder: Path) -> dict[str, Path]:
-        folders.append(folder)
-        paths = {name: folder / f"{name}.png" for name in PICTURES}
-        for path in paths.values():
-            Image.new("L", (130, 260)).save(path)
-        return paths
-
-    monkeypatch.setattr(figures, "draw", lambda *_: {})
-    monkeypatch.setattr(figures, "save", save)
-    return folders
 
 
 @pytest.fixture(scope="module", params=["mnist", "cifar10"])
