@@ -96,6 +96,8 @@ class Checkpoint:
 
         Raises:
             DamagedError: that is missing or was altered.
+            ReadError: it cannot be read, which is no damage.
+            UserError: another version of this package has saved it.
         """
         return self._checked(manifest.read(self.folder))
 
@@ -104,6 +106,8 @@ class Checkpoint:
 
         Raises:
             DamagedError: one is not; the message names it.
+            ReadError: one cannot be read, which is no damage.
+            UserError: another version of this package has saved it.
         """
         return self._checked(manifest.verify(self.folder))
 
@@ -119,6 +123,7 @@ class Checkpoint:
 
         Raises:
             DamagedError: a file is missing or was altered, or the arrays are not those saved.
+            ReadError: one cannot be read, which is no damage.
             UserError: what was saved has other names, shapes or dtypes than `like`.
         """
         leaves = self.verify()["leaves"]
@@ -126,7 +131,10 @@ class Checkpoint:
 
     def _checked(self, content: dict[str, Any]) -> dict[str, Any]:
         if content.get("format") != _FORMAT:
-            raise manifest.DamagedError(f"{manifest.NAME} is of another version of this package")
+            raise UserError(
+                f"{self.folder} was saved by another version of this package: take that one, or "
+                "give another workdir"
+            )
         kinds = {"run": dict, "progress": dict, "leaves": list, "step": int}
         good = all(isinstance(content.get(name), kind) for name, kind in kinds.items())
         good = good and isinstance(content.get("score", ""), float | int | None)

@@ -157,13 +157,12 @@ def ending_on_errors(name: str) -> Iterator[None]:
     """
     program = Path(sys.argv[0]).name or name
     interrupts.raise_on_sigterm()
-    with screen.guarded() as shown:
+    with screen.guarded():
         status, said = 0, ""
         try:
             yield
         except SystemExit as end:  # --help, or a run that was asked to stop and has said so
-            shown.flush()
-            if end.code or not shown.failure:
+            if end.code or not screen.lost():
                 raise
         except UserError as error:
             status, said = 1 if isinstance(error, DivergedError) else 2, f"error: {error}"
@@ -173,10 +172,8 @@ def ending_on_errors(name: str) -> Iterator[None]:
             status, said = 130, "interrupted"
         except interrupts.Terminated:
             status, said = 143, "terminated"
-        shown.flush()
-        if shown.failure and not status:
-            reason = describe(shown.failure)
-            status, said = 2, f"error: standard output: {reason}; all else was done"
+        if (reason := screen.lost()) and not status:
+            status, said = 2, f"error: {reason}; all else was done"
         if status:
             sys.stderr.write(f"{program}: {said}\n")
             _leave(status)
@@ -291,6 +288,7 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     from jaxcnn import (
         checkpoint,
         compilation,
+        doctor,
         environment,
         parallel,
         processes,
@@ -311,7 +309,8 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     processes.from_main(lambda: records.check_workdir(workdir, flags.resume))
     training.check_recipe(recipe)  # before the data is loaded, which takes longer
     if flags.compilation_cache:
-        compilation.enable_cache()
+        compilation.enable_cache(say)
+    doctor.warn([recipe.optimizer], say)
     dataset = processes.main_first(lambda: load_data(recipe.network, flags, say))
     same: dict[str, Any] = {
         "seed": flags.seed,
@@ -366,7 +365,7 @@ def _finish(
     workdir: Path,
     say: Callable[..., None],
 ) -> None:
-    """Writes what a run leaves once it has ended, and tells its scores."""
+    """Writes what a run leaves, and tells its scores; once all is there it has ended."""
     from jaxcnn import records, training
 
     command = shlex.join([Path(sys.executable).name, *sys.argv])
@@ -378,7 +377,7 @@ def _finish(
         )
         settings |= {"tta_test_correct": correct, "tta_test_accuracy": correct / total}
         scores.append(describe_score(dataset, correct, total, tta=True))
-    records.write_result(workdir, result, recipe, dataset, settings)
+    content = records.make_result(result, recipe, dataset, settings)
     say(
         f"trained in {result.train_seconds:.1f} s ({result.images_per_second:,.0f} images/s), "
         f"compiled in {result.compile_seconds:.1f} s, evaluated in {result.eval_seconds:.1f} s"
@@ -393,7 +392,10 @@ def _finish(
     if flags.report != "never":
         from jaxcnn import report, trained
 
-        say(f"report: {report.write(trained.load(workdir), dataset, workdir)}")
+        say(f"report: {report.write(trained.load(workdir), dataset, workdir, content)}")
+    if reason := screen.lost():
+        content["screen"] = reason
+    records.write_result(workdir, content)  # last: the same command goes on unless it is there
     say(f"results: {workdir}")
 
 

@@ -1,5 +1,6 @@
 """The command `jaxcnn`: what can be done with a trained network."""
 
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,6 +106,19 @@ class Demo:
     """Where to listen; 0 takes a free one."""
 
 
+@dataclass(frozen=True)
+class Doctor:
+    """Examines whether this machine, the jax on it and the folders here do what they should.
+
+    Status 1 if anything does not.
+    """
+
+    data_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
+    """Where TFDS keeps prepared data sets."""
+    archive_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
+    """A folder with the official archives, for machines without network."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command and ends the process on an error.
 
@@ -113,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: with status 2 after a mistake of the user's, 130 after Ctrl-C, 143 after
-            SIGTERM; one sentence on standard error says why.
+            SIGTERM; one sentence on standard error says why. 1 if the doctor has found something.
     """
     with cli.ending_on_errors("jaxcnn"):
         flags = cli.call_tyro(_Command, None, sys.argv[1:] if argv is None else argv)
@@ -129,6 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _export(flags, console)
         elif isinstance(flags, Demo):
             _demo(flags, console)
+        elif isinstance(flags, Doctor):
+            _doctor(flags, console)
         else:
             _predict(flags, console)
 
@@ -139,6 +155,7 @@ _Command = (
     | Annotated[Predict, conf.subcommand("predict")]
     | Annotated[Export, conf.subcommand("export")]
     | Annotated[Demo, conf.subcommand("demo")]
+    | Annotated[Doctor, conf.subcommand("doctor")]
 )
 
 
@@ -172,12 +189,13 @@ def _evaluate(flags: Evaluate, console: "Console") -> None:
 
 
 def _report(flags: Report, console: "Console") -> None:
-    from jaxcnn import report
+    from jaxcnn import records, report
 
     say = cli.say_on(console)
     network, dataset = _load(flags, say)
+    result = records.read_result(as_path(flags.workdir))
     folder = as_path(flags.out or flags.workdir)
-    say(f"report: {report.write(network, dataset, folder)}")
+    say(f"report: {report.write(network, dataset, folder, result)}")
 
 
 def _demo(flags: Demo, console: "Console") -> None:
@@ -228,6 +246,23 @@ def _export(flags: Export, console: "Console") -> None:
     say(f"{card}: the model card, with the code that loads it")
 
 
+def _doctor(flags: Doctor, console: "Console") -> None:
+    from jaxcnn import doctor, environment
+
+    say = cli.say_on(console)
+    say(environment.machine())
+    findings = []
+    for finding in doctor.examine(flags.data_dir, flags.archive_dir):
+        findings.append(finding)
+        style = None if finding.sound else "bold red"
+        say(f"{'sound' if finding.sound else 'NOT SOUND':10}{finding.what}: {finding.seen}", style)
+    doctor.record(findings)
+    if unsound := sum(not finding.sound for finding in findings):
+        say(f"{unsound} of {len(findings)} are not sound")
+        raise SystemExit(1)
+    say(f"all {len(findings)} are sound")
+
+
 def _show(prepared: "Picture", console: "Console") -> None:
     """Prints a picture: two pixels a character cell where there are colours."""
     from rich.text import Text
@@ -251,11 +286,16 @@ def _rgb(pixel: Any) -> str:
 def _keep(folder: Path, paths: Sequence[str], pictures: "Sequence[Picture]") -> None:
     from PIL import Image
 
-    with writing(folder, WORKDIR_REMEDY.replace("--workdir", "--prepared")):
+    from jaxcnn import workdir
+
+    remedy = WORKDIR_REMEDY.replace("--workdir", "--prepared")
+    with writing(folder, remedy):
         folder.mkdir(parents=True, exist_ok=True)
-        for number, (path, prepared) in enumerate(zip(paths, pictures, strict=True), start=1):
-            image = Image.fromarray(prepared.image.squeeze())
-            image.save(folder / f"{number:03d}-{Path(path).stem}.png")
+    for number, (path, prepared) in enumerate(zip(paths, pictures, strict=True), start=1):
+        content = io.BytesIO()
+        Image.fromarray(prepared.image.squeeze()).save(content, "png")
+        name = f"{number:03d}-{Path(path).stem}.png"
+        workdir.write(folder / name, content.getvalue(), remedy)
 
 
 def _with_source(flags: Any, source: str) -> Any:

@@ -1,9 +1,9 @@
 """What a study has found: means with standard errors, and paired differences."""
 
 import csv
+import io
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -157,23 +157,24 @@ def markdown(study: Study, runs: list[Run]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_csv(path: Path, runs: list[Run]) -> None:
-    """Writes a line for every epoch of every run.
+def curves_csv(runs: list[Run]) -> str:
+    """Returns a line for every epoch of every run.
 
     `correct` of `total` pictures is what the run was scored with at its end, on the held-out
     images ("tune") or the test images ("final").
     """
     run_columns = ["phase", "optimizer", "learning_rate", "seed", "diverged_at", "correct", "total"]
     curves = ["train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*run_columns, "epoch", "step", *curves])
-        for run in runs:
-            for epoch in range(len(run.train_loss)):
-                values = (getattr(run, name)[epoch : epoch + 1] for name in curves)
-                row = [getattr(run, name) for name in run_columns]
-                row += [epoch + 1, (epoch + 1) * run.steps_an_epoch]
-                writer.writerow(row + ["" if v in ((), (None,)) else v[0] for v in values])
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow([*run_columns, "epoch", "step", *curves])
+    for run in runs:
+        for epoch in range(len(run.train_loss)):
+            values = (getattr(run, name)[epoch : epoch + 1] for name in curves)
+            row = [getattr(run, name) for name in run_columns]
+            row += [epoch + 1, (epoch + 1) * run.steps_an_epoch]
+            writer.writerow(row + ["" if v in ((), (None,)) else v[0] for v in values])
+    return file.getvalue()
 
 
 def _steps_to(target: float, run: Run) -> int | None:

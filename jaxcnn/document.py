@@ -33,18 +33,38 @@ def read(path: Path) -> Any:
         ReadError: it cannot be read, which says nothing of what it holds.
         ValueError: it is no regular file, or holds no JSON, or more than any that is ours.
     """
+    return parse(content(path))
 
-    def content() -> bytes:
+
+def content(path: Path) -> bytes:
+    """Returns all of a file that may be ours.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ReadError: it cannot be read, which says nothing of what it holds.
+        ValueError: it is no regular file, or larger than any that is ours.
+    """
+
+    def take() -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe keeps its reader waiting
             raise ValueError("it is no regular file")
         with path.open("rb") as file:
             return file.read(_MOST_BYTES + 1)
 
-    found = patiently(path, content)
+    found = patiently(path, take)
     if len(found) > _MOST_BYTES:
         raise ValueError("it is too large")
+    return found
+
+
+def parse(text: bytes) -> Any:
+    """Returns what JSON says.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
-        return json.loads(found, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

@@ -1,6 +1,7 @@
 """What a result depends on beside the code: versions and the device."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -27,15 +28,23 @@ def device() -> str:
     first = jax.devices()[0]
     if first.platform != "cpu":
         return f"{first.platform} ({first.device_kind}, {jax.device_count()} devices)"
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        pass  # not Linux
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
     return f"cpu ({name}, {os.cpu_count()} cores)"
+
+
+def processor() -> str:
+    """Returns a name for this machine's kind of processor, a part of the path of code for it."""
+    can = _cpuinfo("flags") or _cpuinfo("Features")  # its instructions, x86 and ARM
+    described = " ".join([_cpuinfo("model name") or platform.processor(), *sorted(can.split())])
+    return f"{platform.machine()}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+
+
+def _cpuinfo(name: str) -> str:
+    """Returns what Linux says of the first processor; nothing elsewhere."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(name))
+    return ""
 
 
 def machine() -> str:

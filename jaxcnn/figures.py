@@ -1,5 +1,6 @@
 """The pictures of a run: what the network saw, how it learned, and what it gets wrong."""
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
+from jaxcnn import workdir
 from jaxcnn.analysis import Analysis
 from jaxcnn.data.augment import make_augment
 from jaxcnn.data.dataset import Dataset
@@ -56,12 +58,21 @@ def draw(
 
 
 def save(figures: dict[str, Figure], folder: Path) -> dict[str, Path]:
-    """Writes figures as PNG files and closes them; returns their paths by name."""
+    """Writes figures as PNG files, each whole or not at all, and closes them.
+
+    Returns:
+        Their paths by name.
+
+    Raises:
+        WriteError: one cannot be written.
+    """
     paths = {}
     for name, figure in figures.items():
         paths[name] = folder / f"{name}.png"
-        figure.savefig(paths[name], dpi=130)
+        content = io.BytesIO()
+        figure.savefig(content, dpi=130, format="png")
         pyplot.close(figure)
+        workdir.write(paths[name], content.getvalue())
     return paths
 
 

@@ -75,7 +75,9 @@ def merge(folders: Sequence[Path], out: Path, command: str = "") -> tuple[Study,
     _check_all_there(parts)
     whole = study.load(first.folder)
     for part in parts:
-        _check_finished(part, whole.part(part.shard.optimizers(whole.learning_rates)))
+        own = whole.part(part.shard.optimizers(whole.learning_rates))
+        study.check_runs(own, part.runs, part.folder / study.RUNS)
+        _check_finished(part, own)
     specifications = [part.specification for part in parts]
     sources = [(part.folder, part.runs) for part in parts]
     joined = first.specification | {"command": command}
@@ -83,6 +85,7 @@ def merge(folders: Sequence[Path], out: Path, command: str = "") -> tuple[Study,
     with workdir.locked(out):
         if there := study.load_runs(out / study.RUNS):
             specifications.append(study.load_specification(out))
+            study.check_runs(whole, there, out / study.RUNS)
             sources.append((out, there))
             _check_same(joined, specifications[-1], first.folder, out)
         machines = [name for one in specifications for name in one.get("machines", [])]

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from jaxcnn import comparison
+from jaxcnn import comparison, figures
 from jaxcnn.study import Run, Study, select
 
 # Told apart by the colour-blind too, by colour first and by marker then.
@@ -34,15 +34,12 @@ def write(study: Study, runs: list[Run], folder: Path) -> list[Path]:
         "learning-rates": _learning_rates,
         "time-to-target": _time_to_target,
     }
-    paths = []
+    drawn = {}
     for name, draw in pictures.items():
-        figure, axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
+        drawn[name], axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
         draw(axes, study, runs)
         axes.spines[["top", "right"]].set_visible(False)
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=130)
-        pyplot.close(figure)
-    return paths
+    return list(figures.save(drawn, folder).values())
 
 
 def _learning_curves(axes: Axes, study: Study, runs: list[Run]) -> None:

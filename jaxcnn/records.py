@@ -3,11 +3,11 @@
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from jaxcnn import environment, workdir
+from jaxcnn import document, environment, workdir
 from jaxcnn.checkpoint import Resume
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
@@ -112,22 +112,18 @@ def _line(record: EpochRecord) -> str:
     return json.dumps(record.asdict(), allow_nan=False) + "\n"
 
 
-def write_result(
-    folder: Path, result: Result, recipe: Recipe, dataset: Dataset, settings: dict[str, Any]
-) -> None:
-    """Writes `result.json`, whole or not at all.
+def make_result(
+    result: Result, recipe: Recipe, dataset: Dataset, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what `result.json` says of a run that has ended, as JSON values.
 
     Args:
-        folder: the run's workdir.
         result: of `fit`.
         recipe: all hyperparameters; they stand at the top level, the recipe's name as "recipe".
         dataset: what was really trained on.
         settings: of the run beside the recipe, "seed" and "feed" say.
-
-    Raises:
-        WriteError: the file cannot be written.
     """
-    content = {
+    return {
         "dataset": dataset.name,
         "dataset_version": dataset.version,
         "dataset_is_real": dataset.is_real,
@@ -144,5 +140,41 @@ def write_result(
         "versions": environment.versions(),
         "device": environment.device(),
     }
+
+
+def write_result(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes `result.json`, whole or not at all; with it the run has ended.
+
+    Args:
+        folder: the run's workdir.
+        content: of `make_result`.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     workdir.write(folder / RESULT, text.encode())
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Returns what a run wrote at its end; nothing where it has not come to it.
+
+    Raises:
+        UserError: a figure there is none that a run writes.
+    """
+    path = folder / RESULT
+    try:
+        content = document.read(path)
+        document.check(content, {}, "it")
+    except (FileNotFoundError, ValueError):
+        return {}
+    try:
+        ratio = content.get("tta_test_accuracy", 0.0)
+        document.check(ratio, float, "tta_test_accuracy")
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"tta_test_accuracy is {ratio}")
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not what the run wrote ({error}): put that back, or move the file away"
+        ) from None
+    return dict(content)

@@ -2,15 +2,16 @@
 
 import base64
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxcnn import analysis, document, figures, workdir
+from jaxcnn import analysis, doctor, figures, workdir
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
+from jaxcnn.errors import WORKDIR_REMEDY, writing
 from jaxcnn.models import count_parameters
 from jaxcnn.trained import Trained
 from jaxcnn.training import EpochRecord
@@ -42,22 +43,22 @@ class _Shown:
     height: int
 
 
-def write(network: Trained, dataset: Dataset, folder: Path) -> Path:
+def write(network: Trained, dataset: Dataset, folder: Path, result: Mapping[str, Any] = {}) -> Path:
     """Writes `report.html` and the pictures as PNG files.
 
     Args:
         network: as trained.
         dataset: that it was trained on.
-        folder: the run's workdir.
+        folder: where they go.
+        result: of the run, see `jaxcnn.records`; nothing where it has not come to its end.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: the result there is not what a run writes.
         WriteError: the folder cannot be written.
     """
-    history, result = network.progress.history, _result(folder)
+    history = network.progress.history
     probabilities = [
         network.probabilities(np.asarray(dataset.test.images[start : start + 500]))
         for start in range(0, len(dataset.test), 500)
@@ -73,33 +74,13 @@ def write(network: Trained, dataset: Dataset, folder: Path) -> Path:
     return path
 
 
-def _result(folder: Path) -> dict[str, Any]:
-    """Returns what the run wrote at its end; nothing where it has not come to it."""
-    path = folder / "result.json"
-    try:
-        content = document.read(path)
-        document.check(content, {}, "it")
-    except (FileNotFoundError, ValueError):
-        return {}
-    try:
-        ratio = content.get("tta_test_accuracy", 0.0)
-        document.check(ratio, float, "tta_test_accuracy")
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"tta_test_accuracy is {ratio}")
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not what the run wrote ({error}): put that back, or move the file away"
-        ) from None
-    return dict(content)
-
-
 def _page(
     network: Trained,
     dataset: Dataset,
     history: list[EpochRecord],
     found: analysis.Analysis,
     pictures: dict[str, bytes],
-    result: dict[str, Any],
+    result: Mapping[str, Any],
 ) -> str:
     # Imported here: only a report needs it.
     import jinja2
@@ -130,6 +111,7 @@ def _page(
         "compiled in": _seconds(progress.compile_seconds),
         "evaluated in": _seconds(progress.eval_seconds),
         "device": progress.device,
+        "doctor": doctor.outcome(),
         **progress.versions,
     }
     template = jinja2.Template(

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from jaxcnn.errors import describe
+
 
 class Screen:
     """A standard stream whose failures are remembered and not raised.
@@ -51,15 +53,21 @@ class Screen:
                 os.close(nowhere)
 
 
+def lost() -> str:
+    """Returns what is wrong with standard output; nothing if all could be shown there."""
+    sys.stdout.flush()
+    failure = getattr(sys.stdout, "failure", None)
+    return f"standard output: {describe(failure)}" if failure else ""
+
+
 @contextlib.contextmanager
-def guarded() -> Iterator[Screen]:
-    """Puts a `Screen` in front of standard output, which it yields, and of standard error."""
+def guarded() -> Iterator[None]:
+    """Puts a `Screen` in front of standard output and of standard error."""
     before = sys.stdout, sys.stderr
-    out, err = Screen(sys.stdout), Screen(sys.stderr)
-    sys.stdout, sys.stderr = out, err
+    sys.stdout, sys.stderr = own = Screen(sys.stdout), Screen(sys.stderr)
     try:
-        yield out
+        yield
     finally:
-        out.flush()
-        err.flush()
+        for stream in own:
+            stream.flush()
         sys.stdout, sys.stderr = before

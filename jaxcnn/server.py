@@ -26,8 +26,14 @@ from jaxcnn.demo import LARGEST, MEDIA_TYPES, Demo
 from jaxcnn.errors import UserError
 
 _ROUTES = {"/": ("GET", "HEAD"), "/predict": ("POST",)}
-_CONNECTIONS = 64  # at once; each has a thread
+_CONNECTIONS = 64  # answered at once
+_WAITING = 1000  # beside those; each has a thread too
 _LINGER = 5.0  # seconds
+_REASON = b'{"error": "too many ask at once: try again in a moment"}'
+_BUSY = (
+    b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_REASON), _REASON)
+)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -66,6 +72,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.patience = patience
         self.report = report
         self._free = threading.BoundedSemaphore(_CONNECTIONS)
+        self._room = threading.BoundedSemaphore(_CONNECTIONS + _WAITING)
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             self.address_family, *_, (address, *_) = found[0]
@@ -93,16 +100,24 @@ class Server(http.server.ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Gives a connection a thread, as soon as there are not too many of them."""
-        self._free.acquire()
-        super().process_request(request, client_address)
+        """Gives a connection a thread, or word that there are too many of them."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+            return
+        with contextlib.suppress(OSError):
+            request.settimeout(0.1)  # nobody else is accepted for so long
+            request.sendall(_BUSY)
+            request.shutdown(socket.SHUT_WR)
+            request.recv(2**16)  # see `_Handler.finish`
+        self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serves a connection."""
+        """Serves a connection once it is its turn."""
         try:
-            super().process_request_thread(request, client_address)
+            with self._free:
+                super().process_request_thread(request, client_address)
         finally:
-            self._free.release()
+            self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Keeps silent: a browser that went away is no event."""

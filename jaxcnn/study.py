@@ -173,6 +173,7 @@ def run(
                 done = load_runs(folder / RUNS)
                 images = _images(part, dataset, done)
                 _claim(asked, folder, command, started=bool(done), ended=images[0] == images[1])
+                check_runs(part, done, folder / RUNS)
                 return done, images
 
             done, images = processes.from_main(begin)
@@ -180,6 +181,7 @@ def run(
             for fresh in _missing(part, dataset, done, {"chunk": chunk, "mesh": mesh}, observer):
                 processes.from_main(functools.partial(_append, folder / RUNS, fresh))
                 done += fresh
+            check_runs(part, done, folder / RUNS)  # the best rates are known now
             return done
     finally:
         observer.stop()
@@ -234,6 +236,32 @@ def wanted(study: Study, runs: list[Run], phase: Phase, optimizer: str) -> list[
     return [pair for pair in itertools.product(rates, range(seeds)) if pair not in known]
 
 
+def check_runs(study: Study, runs: list[Run], path: Path) -> None:
+    """Refuses runs that a study has not asked for: they would change its tables.
+
+    Args:
+        study: of an optimizer, or of several.
+        runs: of a file.
+        path: of that file.
+
+    Raises:
+        UserError: one is at another rate, of another seed, length or optimizer.
+    """
+    tuned = {name for name in study.learning_rates if not wanted(study, runs, "tune", name)}
+    best = {name: (best_rate(study, runs, name),) for name in tuned}
+    for run in runs:
+        rates = study.learning_rates.get(run.optimizer, ())
+        if run.phase == "final":
+            rates = best.get(run.optimizer, rates)
+        seeds = study.tune_seeds if run.phase == "tune" else study.seeds
+        whole = len(run.train_loss) == len(run.train_accuracy) == study.recipe.epochs
+        if run.learning_rate not in rates or not 0 <= run.seed < seeds or not whole:
+            raise UserError(
+                f"{path} has a run that this study does not have ({run.phase} {run.optimizer} at "
+                f"{run.learning_rate:g} with seed {run.seed}): remove its line"
+            )
+
+
 # The form of a line.
 _RUN: dict[str, Any] = {
     **dict.fromkeys("phase optimizer".split(), str),
@@ -254,11 +282,15 @@ def load_runs(path: Path, *, repair: bool = True) -> list[Run]:
         repair: whether to remove such a line, as only the folder's own process may.
 
     Raises:
-        UserError: another line cannot be read.
+        UserError: another line is none, or the file is no regular one.
+        ReadError: the file cannot be read.
     """
-    if not path.exists():
+    try:
+        content = document.content(path)
+    except FileNotFoundError:
         return []
-    content = path.read_bytes()
+    except ValueError as error:
+        raise UserError(f"{path} holds no runs of a study ({error}): move it away") from None
     whole = content[: content.rfind(b"\n") + 1]
     if repair and whole != content:
         with writing(path, WORKDIR_REMEDY), path.open("r+b") as file:
@@ -266,7 +298,7 @@ def load_runs(path: Path, *, repair: bool = True) -> list[Run]:
     runs: dict[Any, Run] = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            fields = json.loads(line)
+            fields = document.parse(line)
             if fields.pop("digest") != short_digest(json.dumps(fields)):
                 raise ValueError("altered")
             document.check(fields, _RUN, "it")
@@ -274,7 +306,7 @@ def load_runs(path: Path, *, repair: bool = True) -> list[Run]:
             run = Run(**fields | lists)
             if not 0 <= run.correct <= run.total != 0 or run.phase not in PHASES:
                 raise ValueError("no score")
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(
                 f"{path}, line {number}, is no run of a study, or was altered: remove that line to "
                 "have the run done again, or the folder"

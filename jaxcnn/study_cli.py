@@ -187,7 +187,15 @@ def _merge(flags: StudyFlags, command: str) -> "tuple[Study, list[Run], Path]":
 
 def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study, list[Run], Path]":
     """Trains what is missing; returns the study, its runs and where they are."""
-    from jaxcnn import compilation, learning_rates, parallel, processes, study, training
+    from jaxcnn import (
+        compilation,
+        doctor,
+        learning_rates,
+        parallel,
+        processes,
+        study,
+        training,
+    )
 
     changes = {"epochs": flags.epochs}
     if flags.batch_size:
@@ -209,9 +217,10 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     if flags.shard:
         shard = Shard.parse(flags.shard)
         folder = shard.folder(folder)
-    if flags.compilation_cache:
-        compilation.enable_cache()
     say = cli.say_on(console)
+    if flags.compilation_cache:
+        compilation.enable_cache(say)
+    doctor.warn(flags.optimizers, say)
     dataset = processes.main_first(lambda: cli.load_data(flags.network, flags, say))
     with processes.noticing_losses():
         runs = study.run(
@@ -229,8 +238,7 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
 
 def _write(plan: "Study", runs: "list[Run]", folder: Path, console: "Console") -> None:
     """Writes and prints what a study, or a shard of it, has found."""
-    from jaxcnn import comparison, plots, study
-    from jaxcnn.errors import WORKDIR_REMEDY, writing
+    from jaxcnn import comparison, plots, study, workdir
 
     about = study.load_specification(folder)
     table = (
@@ -238,10 +246,9 @@ def _write(plan: "Study", runs: "list[Run]", folder: Path, console: "Console") -
         f"{plan.recipe.epochs} epochs at batch {plan.recipe.batch_size}, on "
         f"{'; and on '.join(about['machines'])}\n"
     )
-    with writing(folder, WORKDIR_REMEDY):
-        (folder / "table.md").write_text(table)
-        comparison.write_csv(folder / "curves.csv", runs)
-        plots.write(plan, runs, folder)
+    for name, text in (("table.md", table), ("curves.csv", comparison.curves_csv(runs))):
+        workdir.write(folder / name, text.encode())
+    plots.write(plan, runs, folder)
     console.print(table, soft_wrap=True, markup=False)
     console.print(f"results: {folder}", soft_wrap=True, markup=False)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn import manifest
-from jaxcnn.errors import WORKDIR_REMEDY, UserError, WriteError
+from jaxcnn.errors import WORKDIR_REMEDY, ReadError, UserError, WriteError
 
 
 def write(folder: Path, tree: Any) -> list[list[Any]]:
@@ -78,7 +78,8 @@ def read(folder: Path, like: Any, leaves: Sequence[Sequence[Any]], *, partial: b
         That tree with the arrays that were written, bit by bit.
 
     Raises:
-        DamagedError: they cannot be read or are not those.
+        DamagedError: they are not those.
+        ReadError: they cannot be read.
         UserError: what was written has other names, shapes or dtypes than `like`.
     """
     named = _named(like)
@@ -127,9 +128,13 @@ def _restore(folder: Path, like: Mapping[str, Any], positions: Mapping[str, str]
         with contextlib.closing(_checkpointer()) as checkpointer:
             return checkpointer.restore(folder.absolute(), args=how)
 
-    arrays, failure = _quietly(restore)
-    if failure:
-        raise manifest.DamagedError(f"{folder.name} cannot be read ({failure})")
+    for pause in (0.2, 1.0, 0.0):  # seconds; what keeps it from reading may pass
+        arrays, failure = _quietly(restore)
+        if not failure:
+            break
+        time.sleep(pause)
+    else:  # its files have the right digests, so this is no damage
+        raise ReadError(f"cannot read {folder} ({failure}); nothing was changed: try again")
     empty = {n: jnp.zeros(x.shape, x.dtype) for n, x in like.items() if n not in positions}
     return {name: _uncommitted(arrays[at]) for name, at in positions.items()} | empty
 

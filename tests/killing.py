@@ -1,29 +1,35 @@
-"""Kills runs with SIGKILL at random moments and looks whether anything is lost or changed.
+"""Kills commands with SIGKILL at random moments and looks whether anything is lost or changed.
 
     python -m tests.killing --kills 30
+    python -m tests.killing --kills 30 --what study
 
-After every kill each checkpoint that is listed must verify and restore; a run that has been killed
-many times must end with the bits of one that was not.
+After every kill of a run each checkpoint that is listed must verify and restore. Whatever has been
+killed many times must end with the bits of what was not.
 """
 
 import argparse
+import contextlib
+import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxcnn import checkpoint, trained
+from jaxcnn import checkpoint, data, trained
+from tests import conftest, saved
+from tests.conftest import REPOSITORY
 
-SCRIPT = Path(__file__).parent.parent / "experiments" / "mnist.py"
+SCRIPT = REPOSITORY / "experiments" / "mnist.py"
 SAVE_EVERY = 15  # steps
-FLAGS = "--data synthetic --epochs 3 --batch-size 500 --keep 3".split()
+FLAGS = "--data synthetic --epochs 2 --batch-size 500 --keep 3 --report never".split()
 FLAGS += ["--checkpoint-every", f"{SAVE_EVERY}steps"]
 FEEDS = ("device", "stream")
 
@@ -79,11 +85,11 @@ def inspect(workdir: Path, found: Findings) -> None:
     folder = workdir / "checkpoints"
     if folder.is_dir():
         found.mid_save += any(path.suffix in (".partial", ".removed") for path in folder.iterdir())
-    for saved in checkpoint.listed(folder):
+    for one in checkpoint.listed(folder):
         try:
-            trained.load(workdir, str(saved.step))
+            trained.load(workdir, str(one.step))
         except Exception as error:
-            found.defects.append(f"{saved.folder.name}: {error}")
+            found.defects.append(f"{one.folder.name}: {error}")
         else:
             found.verified += 1
 
@@ -104,7 +110,7 @@ def kill(
     folder = workdir / "checkpoints"
 
     def step() -> int:
-        return max((saved.step for saved in checkpoint.listed(folder)), default=0)
+        return max((one.step for one in checkpoint.listed(folder)), default=0)
 
     goal = step() + SAVE_EVERY * generator.randint(0, 8)
     while process.poll() is None and step() < goal:
@@ -124,7 +130,6 @@ def torment(kills: int, seed: int, flags: Sequence[str] = ()) -> Findings:
     found, generator = Findings(), random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        start(folder / "warm", flags).communicate()  # draws the data and compiles
         out = start(folder / "undisturbed", flags).communicate()[0]
         try:
             expected = outcome(folder / "undisturbed")
@@ -157,13 +162,154 @@ def torment(kills: int, seed: int, flags: Sequence[str] = ()) -> Findings:
     return found
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What else is killed.
+
+    Attributes:
+        command: that starts it, of the folder in which it works and one with a run.
+        files: that it leaves there, as patterns.
+        whole: those of the files that are there whole or not at all, after a kill too.
+    """
+
+    command: Callable[[Path, Path], list[str]]
+    files: tuple[str, ...]
+    whole: tuple[str, ...] = ()
+
+
+def _jaxcnn(*argv: object) -> list[str]:
+    return ["-m", "jaxcnn", *map(str, argv)]
+
+
+def _load_mnist(folder: Path, _: Path) -> list[str]:
+    archives = conftest.REAL_DATA / "archives"
+    call = (
+        f"data.load('mnist', data_dir='{folder}', archive_dir='{archives}', cache_dir='{folder}')"
+    )
+    return ["-c", f"from jaxcnn import data; {call}"]
+
+
+def _compile(folder: Path, _: Path) -> list[str]:
+    argv = (
+        "--data synthetic --epochs 1 --batch-size 500 --report never --checkpoint-every 0".split()
+    )
+    return [str(SCRIPT), *argv, "--workdir", str(folder / "run")]
+
+
+KINDS = {
+    "study": Kind(
+        lambda folder, _: ["-m", "tests.several", "0", "1", "0", str(folder), "study"],
+        ("runs.jsonl", "study.json"),
+        ("study.json",),
+    ),
+    "export": Kind(
+        lambda folder, run: _jaxcnn(
+            "export", run, "--format", "stablehlo", "--out", folder / "x.stablehlo"
+        ),
+        ("x.stablehlo", "x.stablehlo.md"),
+        ("x.stablehlo", "x.stablehlo.md"),
+    ),
+    "report": Kind(
+        lambda folder, run: _jaxcnn("report", run, "--out", folder),
+        ("report.html", "*.png"),
+        ("report.html", "*.png"),
+    ),
+    "data": Kind(_load_mnist, ("mnist/*/*.array_record*", "mnist-*/*.npy"), ("mnist-*/*.npy",)),
+    "compiling": Kind(_compile, ("run/checkpoints/run.json",)),
+}
+
+
+def content(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
+    """Returns the digests of files by their paths."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for pattern in patterns
+        for path in sorted(folder.glob(pattern))
+    }
+
+
+def harass(what: str, kills: int, seed: int) -> Findings:
+    """Kills so many processes of one of `KINDS`.
+
+    Args:
+        what: its name.
+        kills: how many.
+        seed: of the moments.
+    """
+    found, generator, kind = Findings(), random.Random(seed), KINDS[what]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = folder / "saved"
+        if what in ("export", "report"):
+            run = saved.save(run, data.load("mnist", source="synthetic"))
+        if what == "compiling":
+            data.load("mnist", source="synthetic")  # is not what is killed
+
+        def start(workdir: Path) -> subprocess.Popen[str]:
+            workdir.mkdir(exist_ok=True)
+            variables = dict(os.environ)
+            if what == "compiling":
+                variables["JAX_COMPILATION_CACHE_DIR"] = str(workdir / "programs")
+            return subprocess.Popen(
+                [sys.executable, *kind.command(workdir, run)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=variables,
+                cwd=REPOSITORY,
+            )
+
+        def result(workdir: Path) -> Any:
+            ended = content(workdir, kind.files)
+            return (ended, outcome(workdir / "run")) if what == "compiling" else ended
+
+        began = time.perf_counter()
+        out, _ = (process := start(folder / "undisturbed")).communicate()
+        seconds = time.perf_counter() - began
+        if process.returncode:
+            found.defects.append(f"the undisturbed one failed: {out}")
+            return found
+        expected = result(folder / "undisturbed")
+        sound = content(folder / "undisturbed", kind.whole)
+        number = 0
+        while found.kills < kills and not found.defects:
+            workdir = folder / f"work-{number}"
+            number += 1
+            ended = False
+            while not ended and not found.defects:
+                process = start(workdir)
+                if found.kills < kills:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(generator.uniform(0, seconds))
+                    process.kill()
+                out, _ = process.communicate()
+                if process.returncode == -signal.SIGKILL:
+                    found.kills += 1
+                    there = content(workdir, kind.whole)
+                    found.verified += len(there)
+                    if wrong := [path for path in there if there[path] != sound.get(path)]:
+                        found.defects.append(f"not whole after a kill: {wrong}")
+                elif process.returncode or "Traceback" in out:
+                    found.defects.append(f"status {process.returncode}: {out}")
+                else:
+                    ended = True
+                    found.finished += 1
+                    if result(workdir) != expected:
+                        found.defects.append(f"{workdir.name} ended otherwise")
+    return found
+
+
 def main() -> None:
     """Prints what was seen; ends with status 1 if anything was lost or changed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--what", choices=["run", *KINDS], default="run")
     asked = parser.parse_args()
-    found = torment(asked.kills, asked.seed)
+    if asked.what == "run":
+        found = torment(asked.kills, asked.seed)
+    else:
+        found = harass(asked.what, asked.kills, asked.seed)
     sys.stdout.write(f"{json.dumps(vars(found), indent=2)}\n")
     sys.exit(bool(found.defects))
 

@@ -256,12 +256,20 @@ def test_what_a_killed_process_left_is_cleared_away(sound: Path, tmp_path: Path)
         assert not [path for path in folder.iterdir() if path.suffix in (".partial", ".removed")]
 
 
-def test_a_checkpoint_of_another_version_is_not_used(
-    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_of_another_version_is_not_used_and_no_damage(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "_FORMAT", checkpoint._FORMAT + 1)
-    with pytest.raises(DamagedError, match="another version"):
-        checkpoint.listed(sound)[0].verify()
+    there = steps(sound)
+    first = checkpoint.listed(sound)[0]
+    with pytest.raises(UserError, match=f"{first.folder} was saved by another version"):
+        first.verify()
+    with (
+        pytest.raises(UserError, match="another version"),
+        checkpoint.opened(Policy(sound), RUN),
+    ):
+        pass
+    assert steps(sound) == there
 
 
 def test_a_save_that_fails_anywhere_keeps_the_one_before(

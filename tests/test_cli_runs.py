@@ -1,5 +1,6 @@
 """What `jaxcnn.cli.run` does, from the flags to the files that a run leaves."""
 
+import errno
 import itertools
 import json
 import re
@@ -24,6 +25,7 @@ from jaxcnn import (
     recipes,
     records,
     report,
+    screen,
     trained,
     training,
     workdir,
@@ -125,7 +127,8 @@ def test_a_run(run: Run, tiny_mnist: Dataset) -> None:
 
 
 def test_a_run_leaves_a_report(run: Run) -> None:
-    ((network, dataset, folder),) = run.calls["write"]
+    ((network, dataset, folder, result),) = run.calls["write"]
+    assert json.loads(json.dumps(result)) == run.result
     assert network == f"network of {run.workdir}"
     assert (dataset.version, folder) == ("tiny", run.workdir)
     assert "report: page.html" in run.ended.out.splitlines()
@@ -211,7 +214,7 @@ def test_synthetic_data_is_announced_loudly(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     kept: list[None] = []
-    monkeypatch.setattr(compilation, "enable_cache", lambda: kept.append(None))
+    monkeypatch.setattr(compilation, "enable_cache", lambda say: kept.append(None))
     argv = "--recipe reference --batch-size 110 --epochs 1 --data synthetic --report never".split()
     ended = start(*argv)
     assert ended.status == 0
@@ -271,6 +274,39 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
     (saved,) = checkpoint.listed(tmp_path / "run" / "checkpoints")
     assert saved.verify()["step"] == 3
     assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("module", "name"), [(report, "write"), (records, "write_result")])
+def test_where_the_last_files_fail_the_same_command_completes_the_run(
+    module: Any, name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained, "load", lambda workdir: None)
+    monkeypatch.setattr(report, "write", lambda *_: "page.html")
+    argv = [*ARGV, tmp_path / "run"]
+    with pytest.MonkeyPatch.context() as failing:
+        failing.setattr(module, name, raising(OSError(errno.EDQUOT, "", str(tmp_path / "a file"))))
+        ended = start(*argv)
+    assert ended.status == 2
+    assert ended.err.endswith(
+        f"error: {tmp_path / 'a file'}: the disk quota is used up; give another path, or mend this "
+        "one\n"
+    )
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert start(*argv).status == 0
+    assert outcome(tmp_path / "run") == outcome(run.workdir)
+
+
+@pytest.mark.usefixtures("asked", "fitted")
+def test_a_run_whose_screen_is_gone_goes_on_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screen, "lost", lambda: "standard output: the disk is full")
+    ended = start(*ARGV, tmp_path / "run", *QUICK)
+    assert ended.status == 2
+    assert ended.err.endswith("error: standard output: the disk is full; all else was done\n")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["screen"] == "standard output: the disk is full"
 
 
 def test_missing_archives_are_one_sentence(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from jaxcnn import (
     data,
     picture,
     recipes,
+    records,
     report,
     server,
     trained,
@@ -110,21 +111,27 @@ def test_report(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What the report itself is, test_report sees."""
-    written: list[tuple[int, Dataset, Path]] = []
+    written: list[tuple[Any, ...]] = []
 
-    def write(network: trained.Trained, dataset: Dataset, folder: Path) -> Path:
-        written.append((network.checkpoint.step, dataset, folder))
+    def write(network: trained.Trained, dataset: Dataset, folder: Path, result: Any) -> Path:
+        written.append((network.checkpoint.step, dataset, folder, result))
         return folder / "report.html"
 
     monkeypatch.setattr(data, "load", lambda name, **_: tiny_mnist)
     monkeypatch.setattr(report, "write", write)
+    monkeypatch.setattr(records, "read_result", lambda folder: {"of": folder})
     monkeypatch.setenv("HOME", str(tmp_path))
     commands.main(["report", str(workdir)])
     commands.main(["report", str(workdir), "--checkpoint", "best", "--out", "~/here"])
-    expected = [(21, tiny_mnist, workdir), (14, tiny_mnist, tmp_path / "here")]
-    assert written == expected
+    # What the run has come to, it says in its own folder, wherever the report goes.
+    result = {"of": workdir}
+    assert written == [
+        (21, tiny_mnist, workdir, result),
+        (14, tiny_mnist, tmp_path / "here", result),
+    ]
     out = capsys.readouterr().out
-    assert [f"report: {folder / 'report.html'}" in out for _, _, folder in expected] == [True, True]
+    for folder in (workdir, tmp_path / "here"):
+        assert f"report: {folder / 'report.html'}" in out
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_studies() -> None:
 
 def test_the_command_jaxcnn() -> None:
     calls = command_lines("jaxcnn")
-    assert {argv[0] for argv in calls} == {"evaluate", "predict", "export", "demo"}
+    assert {argv[0] for argv in calls} == {"evaluate", "predict", "export", "demo", "doctor"}
     for argv in calls:
         cli.call_tyro(commands._Command, None, argv)
 

@@ -53,6 +53,28 @@ def test_a_cpu(
     assert environment.device() == f"cpu ({name}, 3 cores)"
 
 
+def test_a_processor_is_known_by_its_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cpuinfo"
+    monkeypatch.setattr(environment, "Path", {"/proc/cpuinfo": file}.__getitem__)
+    named = []
+    for said in (
+        "model name : A\nflags : sse avx\n",
+        "model name : A\nflags : avx sse\nflags : none\n",
+        "model name : A\nflags : sse\n",
+        "model name : B\nflags : sse avx\n",
+        "Features : neon\n",
+        "Features : sve\n",
+        "",
+    ):
+        file.write_text(said)
+        named.append(environment.processor())
+    assert named[0] == named[1]
+    assert len(set(named)) == 6
+    assert all(name.startswith(f"{platform.machine()}-") and "/" not in name for name in named)
+
+
 def test_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     device = SimpleNamespace(platform="gpu", device_kind="Some GPU")
     monkeypatch.setattr(jax, "devices", lambda: [device, device])

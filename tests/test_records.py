@@ -104,8 +104,9 @@ def test_what_is_no_number_is_no_json(tmp_path: Path, tiny_mnist: Dataset) -> No
         files.epoch(dataclasses.replace(RECORD, train_loss=float("nan")))
     files.stop()
     result = dataclasses.replace(RESULT, train_seconds=float("inf"))
+    content = records.make_result(result, recipes.get("mnist", "fast"), tiny_mnist, {})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        records.write_result(tmp_path, result, recipes.get("mnist", "fast"), tiny_mnist, {})
+        records.write_result(tmp_path, content)
     assert not (tmp_path / "result.json").exists()
 
 
@@ -141,7 +142,8 @@ def test_a_full_disk_is_an_error_at_once(tmp_path: Path) -> None:
 
 def test_result(tmp_path: Path, tiny_mnist: Dataset) -> None:
     recipe = recipes.get("mnist", "fast")
-    records.write_result(tmp_path, RESULT, recipe, tiny_mnist, {"seed": 3, "feed": "device"})
+    settings = {"seed": 3, "feed": "device"}
+    records.write_result(tmp_path, records.make_result(RESULT, recipe, tiny_mnist, settings))
     text = (tmp_path / "result.json").read_text()
     assert text.startswith('{\n  "dataset": "mnist",\n')
     content = json.loads(text)
@@ -165,18 +167,31 @@ def test_result(tmp_path: Path, tiny_mnist: Dataset) -> None:
     assert set(content["versions"]) >= {"python", "jax", "jaxlib", "flax", "optax", "jaxcnn"}
     assert content["device"].startswith("cpu (")
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert records.read_result(tmp_path) == content
 
 
-def test_a_failed_result_leaves_nothing(
-    tmp_path: Path, tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_result_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(WriteError, match="the disk is full; give --workdir"):
-        records.write_result(tmp_path, RESULT, recipes.get("mnist", "fast"), tiny_mnist, {})
+        records.write_result(tmp_path, {"test_accuracy": 0.9})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", [None, "", "[1]", "{", '{"tta_test_accuracy": NaN}'])
+def test_no_result(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "result.json").write_text(text)
+    assert records.read_result(tmp_path) == {}
+
+
+@pytest.mark.parametrize("ratio", ["1.4", "-0.1", "null", '"0.9"', "true", "1e999"])
+def test_a_result_that_cannot_be(ratio: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(f'{{"tta_test_accuracy": {ratio}}}')
+    with pytest.raises(UserError, match=r"result.json is not what the run wrote .*tta_test_acc"):
+        records.read_result(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["result.json", "metrics.jsonl"])

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +15,6 @@ from PIL import Image
 
 from jaxcnn import cli, commands, data, report, trained, training
 from jaxcnn.data import Dataset, Split
-from jaxcnn.errors import UserError
 from tests import saved
 from tests.page import Page, fetched
 
@@ -213,8 +213,12 @@ def test_what_changes_the_page(
 ) -> None:
     _, network, dataset = unseen
 
-    def write(network: trained.Trained = network, dataset: Dataset = dataset) -> str:
-        return report.write(network, dataset, tmp_path).read_text()
+    def write(
+        network: trained.Trained = network,
+        dataset: Dataset = dataset,
+        result: Mapping[str, Any] = {},
+    ) -> str:
+        return report.write(network, dataset, tmp_path, result).read_text()
 
     text = write()
     assert write() == text
@@ -228,30 +232,10 @@ def test_what_changes_the_page(
     assert "three times after augmentation" not in text
     assert "there is no augmentation" in text
     assert facts(Page(text))["optimizer_args"] == "b1=0.8, nesterov=True"
-    ending = "the run has not come to its end"
-    for senseless in ("", "[1]", "{"):
-        (tmp_path / "result.json").write_text(senseless)
-        assert ending in write()
-    (tmp_path / "result.json").write_text('{"command": "python x.py --flag <b>"}')
-    text = write()
-    assert ending not in text
+    assert "the run has not come to its end" in text
+    text = write(result={"command": "python x.py --flag <b>"})
+    assert "the run has not come to its end" not in text
     assert Page(text).by_id("command").text.split()[1:] == "python x.py --flag <b>".split()
-
-
-@pytest.mark.parametrize("unseen", ["mnist"], indirect=True)
-@pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("ratio", ["1.4", "-0.1", "null", '"0.9"', "true", "NaN", "1e999"])
-def test_a_result_that_cannot_be(
-    ratio: str, unseen: tuple[Path, trained.Trained, Dataset], tmp_path: Path
-) -> None:
-    _, network, dataset = unseen
-    (tmp_path / "result.json").write_text(f'{{"tta_test_accuracy": {ratio}}}')
-    if ratio == "NaN":  # which is no JSON
-        report.write(network, dataset, tmp_path)
-        return
-    with pytest.raises(UserError, match=r"result.json is not what the run wrote .*tta_test_acc"):
-        report.write(network, dataset, tmp_path)
-    assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize("unseen", ["mnist"], indirect=True)

@@ -58,13 +58,22 @@ def test_the_streams_are_put_back() -> None:
     before = sys.stdout, sys.stderr
 
     def fail() -> None:
-        with screen.guarded() as shown:
-            assert sys.stdout is shown
+        with screen.guarded():
+            assert isinstance(sys.stdout, Screen)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert (sys.stdout, sys.stderr) == before
+
+
+def test_what_is_lost_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert screen.lost() == ""
+    monkeypatch.setattr(sys, "stdout", Full(0))
+    with screen.guarded():
+        assert screen.lost() == ""
+        sys.stdout.write("a line")
+        assert screen.lost() == "standard output: the disk is full"
 
 
 def test_work_is_done_and_its_command_says_that_not_all_was_shown(

@@ -479,6 +479,39 @@ def test_a_crowd_waits_its_turn(offered: demo.Demo, monkeypatch: pytest.MonkeyPa
             connection.close()  # the server waits for that
 
 
+def test_who_is_too_many_is_told(offered: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is answered, one waits, and the third one is no longer reset."""
+    arrived: queue.Queue[None] = queue.Queue()
+    go_on = threading.Semaphore(0)
+
+    def page(nonce: str) -> str:
+        arrived.put(None)
+        assert go_on.acquire(timeout=HANG)
+        return "here"
+
+    monkeypatch.setattr(offered, "page", page)
+    monkeypatch.setattr(server, "_CONNECTIONS", 1)
+    monkeypatch.setattr(server, "_WAITING", 1)
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with (
+        serving(server.Server(offered, patience=HANG)) as busy,
+        connect(busy) as first,
+        connect(busy) as second,
+        connect(busy) as third,
+    ):
+        for connection in (first, second, third):  # accepted in the order in which they came
+            connection.sendall(request)
+        arrived.get(timeout=HANG)
+        answer = received(third)
+        assert answer.startswith(b"HTTP/1.0 503 ")
+        assert b"\r\nRetry-After: 1\r\n" in answer
+        assert "too many" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+        go_on.release(2)
+        for connection in (first, second):
+            assert received(connection).endswith(b"here")
+            connection.close()  # the server waits for that
+
+
 def test_everywhere_means_by_any_address(offered: demo.Demo) -> None:
     with server.Server(offered, "0.0.0.0") as found:
         assert not found.is_local

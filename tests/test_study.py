@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import linecache
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -258,9 +259,17 @@ def test_another_study_is_refused(whole: tuple[Path, list[study.Run]], tiny_mnis
         study.run(other, tiny_mnist, whole[0])
 
 
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / study.RUNS
+    assert study.load_runs(path) == []
+    os.mkfifo(path)  # reading would wait for a writer
+    with pytest.raises(UserError, match=r"runs.jsonl holds no runs of a study .* no regular file"):
+        study.load_runs(path)
+
+
 def test_damage_is_named(tiny_mnist: Dataset, tmp_path: Path) -> None:
     path = tmp_path / study.RUNS
-    for line in ("nonsense", "[]", "{}", '{"phase": "tune"}', "1"):
+    for line in ("nonsense", "[]", "{}", '{"phase": "tune"}', "1", "[" * 10**6):
         path.write_text(line + "\n")
         with pytest.raises(UserError, match=r"runs.jsonl, line 1, is no run of a study"):
             study.load_runs(path)
@@ -298,6 +307,45 @@ def test_a_run_counts_once(whole: tuple[Path, list[study.Run]], tmp_path: Path) 
     (tmp_path / study.RUNS).write_text("".join([*lines, lines[3]]))
     with pytest.raises(UserError, match=r"line 13, is of a run that is there already: remove it"):
         study.load_runs(tmp_path / study.RUNS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "adam"},
+        {"learning_rate": 0.3},
+        {"seed": 3},
+        {"seed": -1},
+        {"train_loss": (0.5,)},
+        {"train_accuracy": (0.5,) * 3},
+        {"phase": "tune", "seed": 2},
+        {"learning_rate": 1e30},  # of the study, but not the one that the tuning has found
+    ],
+)
+def test_a_run_that_the_study_has_not_asked_for_is_refused(
+    change: dict[str, Any],
+    whole: tuple[Path, list[study.Run]],
+    tiny_mnist: Dataset,
+    tmp_path: Path,
+) -> None:
+    """It would count in the tables."""
+    workdir, runs = whole
+    final = next(run for run in runs if run.phase == "final")
+    kept = [run for run in runs if run is not final]
+    (tmp_path / study.SPECIFICATION).write_bytes((workdir / study.SPECIFICATION).read_bytes())
+    (tmp_path / study.RUNS).write_bytes(study.lines([*kept, dataclasses.replace(final, **change)]))
+    with pytest.raises(UserError, match=r"has a run that this study does not have .* remove its l"):
+        study.run(STUDY, tiny_mnist, tmp_path)
+
+
+def test_lines_that_are_missing_are_done_again(
+    whole: tuple[Path, list[study.Run]], tiny_mnist: Dataset, tmp_path: Path
+) -> None:
+    """A tuning run here, without which another rate might seem best."""
+    workdir, runs = whole
+    (tmp_path / study.SPECIFICATION).write_bytes((workdir / study.SPECIFICATION).read_bytes())
+    (tmp_path / study.RUNS).write_bytes(study.lines(runs[1:]))
+    assert study.run(STUDY, tiny_mnist, tmp_path) == [*runs[1:], runs[0]]
 
 
 def test_runs_of_an_unknown_study_are_refused(

@@ -176,7 +176,7 @@ def test_what_flags_mean(
     monkeypatch.setattr(
         data, "load", lambda name, **options: dataclasses.replace(tiny_mnist, name=name)
     )
-    monkeypatch.setattr(compilation, "enable_cache", lambda: caches.append(True))
+    monkeypatch.setattr(compilation, "enable_cache", lambda say: caches.append(True))
     monkeypatch.chdir(tmp_path)
     study_cli.run(study_cli.parse([]), "the command")
     argv = "--network cifar10 --target 0.5 --seeds 1 --tune-seeds 10000 --validation 7 --chunk 3"

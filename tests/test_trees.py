@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxcnn import trees
-from jaxcnn.errors import UserError, WriteError
+from jaxcnn.errors import ReadError, UserError, WriteError
 from jaxcnn.manifest import DamagedError
 
 
@@ -95,14 +96,29 @@ def test_other_numbers_are_noticed(tmp_path: Path) -> None:
         trees.read(tmp_path / "arrays", {"a": jnp.zeros(3)}, leaves)
 
 
-def test_what_cannot_be_read_or_written(tmp_path: Path) -> None:
+def test_what_cannot_be_read_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = {"a": jnp.zeros(3)}
     leaves = trees.write(tmp_path / "arrays", tree)
-    with pytest.raises(DamagedError, match="nowhere cannot be read"):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(ReadError, match=r"cannot read .*nowhere .*; nothing was changed"):
         trees.read(tmp_path / "nowhere", tree, leaves)
     (tmp_path / "file").touch()
     with pytest.raises((OSError, WriteError), match="file"):
         trees.write(tmp_path / "file" / "arrays", tree)
+
+
+def test_what_cannot_be_read_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = {"a": jnp.arange(3.0)}
+    leaves = trees.write(tmp_path / "arrays", tree)
+    quietly, pauses = trees._quietly, []
+
+    def failing(call: Any) -> Any:
+        return quietly(call) if len(pauses) == 2 else (None, "Too many open files")
+
+    monkeypatch.setattr(trees, "_quietly", failing)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    np.testing.assert_array_equal(trees.read(tmp_path / "arrays", tree, leaves)["a"], tree["a"])
+    assert len(pauses) == 2
 
 
 class Left:

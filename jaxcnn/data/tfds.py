@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import io
-import json
 import logging
 import os
 import re
@@ -15,13 +14,26 @@ from typing import Any
 
 import numpy as np
 
+from jaxcnn import document, recipes
 from jaxcnn.data import archives, cache
-from jaxcnn.errors import DataError, as_path, writing
+from jaxcnn.errors import DataError, ReadError, as_path, writing
 
 # The versions of TFDS's builders. Stated here too so that a warm start need not import TFDS; a
 # test compares them.
 VERSIONS = {"mnist": "3.0.1", "cifar10": "3.0.2"}
 IMAGE_SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+# What the official archives hold: images and, whatever their order, a `digest` of them.
+OFFICIAL = {
+    "mnist": {
+        "train": (60_000, "3bafe639115ada3a4f6ea1b0e57c9dbb1f0c9a3254eec392fcafb4623efa5f5c"),
+        "test": (10_000, "09035d9cd0383aa0d10d2029dce798b0baeb785bdcc429c7b578d760f7b08da1"),
+    },
+    "cifar10": {
+        "train": (50_000, "55c8a3bce23874fd5871719a30be30ce1b1f86e2f74afbc9cc19d1252b74adde"),
+        "test": (10_000, "7d79e752791e1a3f8555c99847bcbd1210edb70997e4519cd59bb1741e4f6ee7"),
+    },
+}
 
 _DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 _ELSEWHERE = "give --data-dir (or TFDS_DATA_DIR) another folder"
@@ -73,7 +85,7 @@ def locate_or_prepare(
         WriteError: the folder cannot be written.
         DataUnavailableError: an archive is neither in the folder nor to be downloaded.
     """
-    root = as_path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_DATA_DIR)
+    root = _root(data_dir)
     archive_dir = archive_dir or os.environ.get("JAXCNN_ARCHIVE_DIR") or None
     prepared = _locate(name, root)
     if prepared is None:
@@ -88,6 +100,19 @@ def locate_or_prepare(
     return prepared
 
 
+def locate(name: str, data_dir: str | os.PathLike[str] | None = None) -> Prepared | None:
+    """Finds a prepared data set, see `locate_or_prepare`; None where there is none.
+
+    Raises:
+        DataError: what lies there cannot be used.
+    """
+    return _locate(name, _root(data_dir))
+
+
+def _root(data_dir: str | os.PathLike[str] | None) -> Path:
+    return as_path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_DATA_DIR)
+
+
 def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None) -> cache.Arrays:
     """Decodes every picture of a prepared data set.
 
@@ -96,7 +121,8 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
         in the order in which TFDS stores them.
 
     Raises:
-        DataError: the data set is damaged or not what its name says.
+        DataError: the data set is damaged or not the official one of its name.
+        ReadError: its description cannot be read, which is no damage.
     """
     # Imported here: it takes longer than a warm start.
     import tensorflow_datasets as tfds
@@ -104,7 +130,7 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
     report(f"decoding {prepared.name} {prepared.version} from {prepared.folder}, once")
     arrays: dict[str, np.ndarray] = {}
     try:
-        _check_features(json.loads((prepared.folder / "features.json").read_text()))
+        _check_features(document.read(prepared.folder / "features.json"))
         builder = tfds.builder_from_directory(prepared.folder)
         features = builder.info.features
         if features["image"].shape != IMAGE_SHAPES[prepared.name]:
@@ -118,7 +144,12 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
                 for index in range(len(source)):
                     example = source[index]
                     images[index], labels[index] = example["image"], example["label"]
+                _check_official(prepared.name, split, images, labels)
                 arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+        if class_names != recipes.get(prepared.name, "fast").class_names:
+            raise ValueError(f"it calls its classes {', '.join(class_names)}")
+    except ReadError:
+        raise
     except Exception as error:  # the record reader raises whatever its C++ side says
         raise DataError(
             f"the prepared data set {prepared.folder} cannot be read ({_first_line(error)}): "
@@ -147,13 +178,42 @@ def _check_features(description: Any) -> None:
         _check_features(list(description.values()))
 
 
+def digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """Returns the sum of the SHA-256 of each image with its label, in any order, modulo 2**256.
+
+    Args:
+        images: uint8[N, H, W, C].
+        labels: int32[N], of 0 to 255.
+    """
+    found = (
+        hashlib.sha256(image.tobytes() + bytes([label])).digest()
+        for image, label in zip(images, labels.tolist(), strict=True)
+    )
+    return f"{sum(map(int.from_bytes, found)) % 2**256:064x}"
+
+
+def _check_official(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Refuses what is not the data set of that name, whatever its description says.
+
+    Raises:
+        ValueError: it has other images or labels.
+    """
+    count, expected = OFFICIAL[name][split]
+    if len(images) != count:
+        raise ValueError(f"it has {len(images):,} {split} images, and {name} has {count:,}")
+    if digest(images, labels) != expected:
+        raise ValueError(f"its {split} images or labels are not those of {name}")
+
+
 def _locate(name: str, root: Path) -> Prepared | None:
     version = VERSIONS[name]
     folder = root / name / version
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
+        info = document.read(folder / "dataset_info.json")
         formats = {info.get("fileFormat") or "tfrecord", *info.get("alternativeFileFormats", [])}
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if error.errno == errno.ENOTDIR:
+            raise DataError(f"{folder} goes through a file: {_ELSEWHERE}") from None
         if folder.exists():
             raise DataError(
                 f"{folder} holds no dataset_info.json, so it is no whole data set: remove it, or "
@@ -167,8 +227,6 @@ def _locate(name: str, root: Path) -> Prepared | None:
                 f"needed: {_ELSEWHERE}, where {version} can be prepared"
             ) from None
         return None
-    except NotADirectoryError as error:
-        raise DataError(f"{error.filename} goes through a file: {_ELSEWHERE}") from error
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(
             f"{folder / 'dataset_info.json'} cannot be read ({_first_line(error)}): remove "

@@ -238,6 +238,46 @@ def test_images_of_another_shape_are_refused(
         tfds.decode(prepared)
 
 
+def test_what_is_not_the_official_data_set_is_refused(
+    tmp_path: Path, name: str, official: Official, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it says of itself: fewer images, other labels, other names of the classes."""
+    prepared = prepare(tmp_path, name, official)
+    info = prepared.folder / "dataset_info.json"
+    described = info.read_text()
+    content = json.loads(described)
+    train = next(split for split in content["splits"] if split["name"] == "train")
+    lengths = [int(length) for length in train["shardLengths"]]
+    train["shardLengths"] = [str(lengths[0] - 1), *map(str, lengths[1:])]
+    info.write_text(json.dumps(content))
+    size = len(official.splits["train"])
+    with pytest.raises(DataError, match=f"it has {size - 1} train images, and {name} has {size}"):
+        tfds.decode(prepared)
+    info.write_text(described)
+    test = official.splits["test"]
+    other = (len(test), tfds.digest(test.images, test.labels ^ 1))
+    with monkeypatch.context() as patch:
+        patch.setitem(tfds.OFFICIAL, name, {**tfds.OFFICIAL[name], "test": other})
+        with pytest.raises(DataError, match=f"its test images or labels are not those of {name}"):
+            tfds.decode(prepared)
+    if name == "cifar10":  # MNIST's names are in no file
+        names = tfds.decode(prepared).class_names[::-1]
+        (prepared.folder / "label.labels.txt").write_text("\n".join(names))
+        with pytest.raises(DataError, match=f"it calls its classes {', '.join(names)}"):
+            tfds.decode(prepared)
+
+
+def test_a_digest_is_of_pairs_in_any_order() -> None:
+    images = np.arange(24, dtype=np.uint8).reshape(3, 2, 2, 2)
+    labels = np.array([0, 1, 255], np.int32)
+    digest = tfds.digest(images, labels)
+    assert len(digest) == 64
+    assert tfds.digest(images[::-1], labels[::-1]) == digest
+    assert tfds.digest(images, labels[::-1]) != digest
+    assert tfds.digest(images[:2], labels[:2]) != digest
+    assert tfds.digest(images ^ 1, labels) != digest
+
+
 def test_a_file_in_the_way_is_named(tmp_path: Path, name: str, official: Official) -> None:
     (tmp_path / "data").touch()
     with pytest.raises(DataError, match=r"data.* goes through a file: give --data-dir"):
