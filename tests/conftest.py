@@ -42,15 +42,17 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jaxcnn")
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Lets XLA skip LLVM's expensive passes unless a slow test runs.
+@pytest.hookimpl(tryfirst=True)  # before fixtures of a module, which may compile too
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Lets XLA skip LLVM's expensive passes, but for slow tests of what users run.
 
-    Compiling is most of the work of the quick tests. Their programs are the same but for the last
-    step, from XLA's operations to machine code; the slow tests run those that users run.
+    Compiling is most of the work of the tests. Their programs are the same but for the last step,
+    from XLA's operations to machine code. It is made as users have it for the two networks in
+    float32; small ones and float64, by which these are judged, are the tests' own.
     """
-    quick = not any(item.get_closest_marker("slow") for item in session.items)
-    jax.config.update("jax_disable_most_optimizations", quick)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))  # for child processes
+    light = not item.get_closest_marker("slow") or bool(item.get_closest_marker("lightly_compiled"))
+    jax.config.update("jax_disable_most_optimizations", light)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(light))  # for child processes
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,3 @@
-from collections.abc import Iterator
-
-import jax
 import numpy as np
 import pytest
 
@@ -12,14 +9,6 @@ from tests.linear import Linear
 pytestmark = pytest.mark.loose_promotion
 
 USABLE = [name for name, defaults in catalog.OPTIMIZERS.items() if not defaults.refused]
-
-
-@pytest.fixture(scope="module")
-def _compile_quickly() -> Iterator[None]:
-    """Most of the time goes into optimizing small programs, which nothing here depends on."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def check(found: conformance.Finding) -> None:
@@ -44,7 +33,7 @@ def check(found: conformance.Finding) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_compile_quickly")
+@pytest.mark.lightly_compiled
 @pytest.mark.parametrize("name", USABLE)
 def test_every_optimizer(name: str) -> None:
     check(conformance.examine(name))

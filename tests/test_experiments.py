@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,23 +51,35 @@ def test_missing_archives_are_one_sentence(tmp_path: Path) -> None:
     assert not workdir.exists()
 
 
+def real(network: str, workdir: Path, *argv: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains for one epoch on the real data; returns the result and the epoch's record."""
+    done = start(network, "--epochs", "1", "--data", network, "--workdir", str(workdir), *argv)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["dataset"] == network
+    assert result["test_total"] == 10_000
+    assert f"{result['test_correct']:,} right of 10,000 total" in done.stdout
+    return result, json.loads((workdir / "metrics.jsonl").read_text())
+
+
 @pytest.mark.slow
 def test_real_mnist_for_one_epoch_with_either_feed(tmp_path: Path, real_data: Path) -> None:
-    metrics = []
-    for feed in ("device", "stream"):
-        workdir = tmp_path / feed
-        options = ["--epochs", "1", "--data", "mnist", "--feed", feed, "--workdir", str(workdir)]
-        done = start("mnist", *options, "--archive-dir", str(real_data / "archives"))
-        assert done.returncode == 0, done.stderr
-        result = json.loads((workdir / "result.json").read_text())
-        assert result["dataset"] == "mnist"
-        assert result["test_total"] == 10_000
-        assert result["test_accuracy"] > 0.975
-        assert f"{result['test_correct']:,} right of 10,000 total" in done.stdout
-        metrics.append(json.loads((workdir / "metrics.jsonl").read_text()))
+    archives = ("--archive-dir", str(real_data / "archives"))
+    result, record = real("mnist", tmp_path / "device", "--feed", "device", *archives)
+    assert result["test_accuracy"] > 0.975
+    assert (tmp_path / "device" / "report.html").exists()
+    never = ("--report", "never")
+    _, other = real("mnist", tmp_path / "stream", "--feed", "stream", *never, *archives)
     for times in ("seconds", "images_per_second"):
-        assert metrics[0].pop(times) != metrics[1].pop(times)
-    assert metrics[0] == metrics[1]
+        assert record.pop(times) != other.pop(times)
+    assert record == other
+
+
+@pytest.mark.slow
+def test_real_cifar10_for_one_epoch(tmp_path: Path, real_data: Path) -> None:
+    result, _ = real("cifar10", tmp_path / "run", "--data-dir", str(real_data / "tfds"))
+    assert result["test_accuracy"] > 0.55
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 @pytest.fixture(scope="module")

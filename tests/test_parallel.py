@@ -62,7 +62,9 @@ def runs(folder: Path, which: str, precision: str) -> dict[str, Any]:
     scope="module",
     params=[
         ("small", "float64"),
-        pytest.param(("networks", "float64"), marks=pytest.mark.slow),
+        pytest.param(
+            ("networks", "float64"), marks=[pytest.mark.slow, pytest.mark.lightly_compiled]
+        ),
         pytest.param(("networks", "float32"), marks=pytest.mark.slow),
     ],
     ids="-".join,

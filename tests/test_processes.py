@@ -177,6 +177,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_two_processes_stop_together_and_one_or_four_go_on(
     alone: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
@@ -193,21 +194,50 @@ def test_two_processes_stop_together_and_one_or_four_go_on(
         assert_same(train(folder, count, 4 // count), alone)
 
 
+GONE = (("kill", "0"), ("kill", "1"), ("hang", "1"))
+
+
+@pytest.fixture(scope="module")
+def bereft(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[tuple[str, str], tuple[Path, int, str]]:
+    """How the other of two processes ends where one is gone, and the folder of the run.
+
+    All of them at once: most of it is waiting for a sign of life.
+    """
+    started = {}
+    for case in GONE:
+        folder = tmp_path_factory.mktemp("-".join(case))
+        started[case] = folder, start(folder, 2, 2, *case)
+    found = {}
+    for (action, victim), (folder, running) in started.items():
+        survivor = running[1 - int(victim)]
+        _, text = survivor.communicate(timeout=PATIENCE)
+        for process in running:
+            process.kill()
+            process.communicate()
+        found[action, victim] = folder, survivor.returncode, text
+    return found
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("action", "victim"), [("kill", "0"), ("kill", "1"), ("hang", "1")])
-def test_a_process_that_is_gone_ends_the_others_and_the_run_goes_on(
-    action: str, victim: str, alone: dict[str, np.ndarray], tmp_path: Path
+@pytest.mark.lightly_compiled
+@pytest.mark.parametrize("case", GONE, ids="-".join)
+def test_a_process_that_is_gone_ends_the_other(
+    case: tuple[str, str], bereft: dict[tuple[str, str], tuple[Path, int, str]]
 ) -> None:
-    running = start(tmp_path, 2, 2, action, victim)
-    survivor = running[1 - int(victim)]
-    _, text = survivor.communicate(timeout=PATIENCE)
-    for process in running:
-        process.kill()
-        process.communicate()
-    assert survivor.returncode in (1, 2)
+    _, status, text = bereft[case]
+    assert status in (1, 2)
     assert text.strip().splitlines()[-1].endswith(f"error: {processes.LOST}")
-    if (action, victim) == ("kill", "0"):
-        assert_same(train(tmp_path, 2, 2), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
+def test_a_run_of_which_a_process_was_gone_goes_on(
+    alone: dict[str, np.ndarray], bereft: dict[tuple[str, str], tuple[Path, int, str]]
+) -> None:
+    folder, *_ = bereft["kill", "0"]
+    assert_same(train(folder, 2, 2), alone)
 
 
 @pytest.fixture

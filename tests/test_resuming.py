@@ -36,6 +36,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(
 
 
 @pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_every_kind_of_optimizer_and_an_ensemble_go_on_in_another_process(tmp_path: Path) -> None:
     said = start(str(tmp_path / "broken"), "stop")
     names = (*resuming.OPTIMIZERS, resuming.ENSEMBLE)

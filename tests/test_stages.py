@@ -30,7 +30,9 @@ CASES = [
     pytest.param(
         stage,
         *setting,
-        marks=() if place % 3 == other and place != 1 else pytest.mark.slow,
+        marks=()
+        if place % 3 == other and place != 1
+        else (pytest.mark.slow, pytest.mark.lightly_compiled),
         id=f"{place}-{other}",
     )
     for place, stage in enumerate(STAGES)
@@ -174,6 +176,7 @@ def network_outcome(features: Callable[..., Any], variables: Any, images: np.nda
 
 
 @pytest.mark.slow
+@pytest.mark.lightly_compiled
 @pytest.mark.usefixtures("_x64")
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("batch", [1, 3, 64, 96, 127])  # 1 slice, but for 96: 2 of 48

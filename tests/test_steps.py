@@ -50,13 +50,14 @@ MODELS: dict[str, nn.Module] = {
     "mnist64": MnistCNN(dtype=jnp.float64),
     "cifar64": Cifar10CNN(dtype=jnp.float64),
 }
+LIGHT = (pytest.mark.slow, pytest.mark.lightly_compiled)
 every = pytest.mark.parametrize(
     "network",
     ["smooth", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mnist", "cifar10"))],
 )
 every_exactly = pytest.mark.parametrize(
     "network",
-    ["smooth", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mnist64", "cifar64"))],
+    ["smooth", *(pytest.param(name, marks=LIGHT) for name in ("mnist64", "cifar64"))],
 )
 
 
@@ -250,7 +251,7 @@ def test_the_first_loss_that_is_not_finite_is_found() -> None:
     assert third["count"].sharding == device
 
 
-@pytest.mark.parametrize("network", ["smooth", pytest.param("mnist64", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("network", ["smooth", pytest.param("mnist64", marks=LIGHT)])
 def test_many_runs_are_one_vmap(network: str, dataset: Dataset) -> None:
     keys = jax.random.split(jax.random.key(0), 3)
     states = jax.jit(

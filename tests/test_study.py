@@ -205,6 +205,7 @@ def test_progress_is_reported(tiny_mnist: Dataset, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_a_killed_study_goes_on(tmp_path: Path) -> None:
     """By SIGKILL, in the middle of a run, with another process then."""
     killed, straight = tmp_path / "killed", tmp_path / "straight"
@@ -220,6 +221,7 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.lightly_compiled
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     """Also if one is killed on the way, and both are started again."""
     one, two = tmp_path / "one", tmp_path / "two"

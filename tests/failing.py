@@ -1,0 +1,151 @@
+"""Lets every write of a run below its workdir fail from some number on, whatever the number.
+
+    python -m tests.failing --every 1
+
+Such a run has to end with one sentence and status 2, and the same command has to complete it then,
+with the bits of a run of which no write has failed. `tests/failing.c` lets writes fail.
+"""
+
+import argparse
+import concurrent.futures
+import errno
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import REPOSITORY
+
+ARGV = "--epochs 2 --batch-size 110 --seed 5 --data mnist --recipe reference --checkpoint-every 1"
+# An experiment on few images.
+EXPERIMENT = """
+import sys
+from jaxcnn import cli, data
+from jaxcnn.data import Dataset
+from tests.stripes import striped_split
+splits = (striped_split((28, 28, 1), count, count) for count in (330, 70))
+data.load = lambda name, **_: Dataset(name, "tiny", *splits, tuple("0123456789"))
+cli.main("mnist", sys.argv[1:])
+"""
+REASONS = (errno.EDQUOT, errno.EACCES, errno.EIO, errno.ENOSPC)
+NEVER = 10**6
+
+
+@dataclass
+class Findings:
+    """What was seen.
+
+    Attributes:
+        failed: runs of which writes have failed.
+        completed: of those, by the same command.
+        unharmed: runs that had fewer writes.
+        defects: what should not be, in words.
+    """
+
+    failed: int = 0
+    completed: int = 0
+    unharmed: int = 0
+    defects: list[str] = field(default_factory=list)
+
+
+def build(folder: Path) -> Path:
+    """Compiles what is preloaded.
+
+    Raises:
+        FileNotFoundError: there is no compiler.
+    """
+    library = folder / "failing.so"
+    source = Path(__file__).with_suffix(".c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+def start(
+    workdir: Path, library: Path, after: int, number: int
+) -> subprocess.CompletedProcess[str]:
+    """Runs the experiment; from a call on, what writes below its workdir fails."""
+    failing = {"FAIL_BELOW": str(workdir), "FAIL_AFTER": str(after), "FAIL_WITH": str(number)}
+    return subprocess.run(
+        [sys.executable, "-c", EXPERIMENT, *ARGV.split(), "--workdir", str(workdir)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "LD_PRELOAD": str(library), **failing},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def outcome(workdir: Path) -> dict[str, Any]:
+    """Returns all of a finished run that must not depend on failures."""
+    from tests import killing
+
+    pictures = killing.content(workdir, ("*.png",))
+    assert (workdir / "report.html").exists()
+    return {**killing.outcome(workdir), "pictures": pictures}
+
+
+def attempt(after: int, folder: Path, library: Path, expected: dict[str, Any]) -> str:
+    """Lets a run fail and go on; returns "unharmed", "completed", or what is wrong."""
+    workdir = folder / f"run-{after}"
+    number = REASONS[after % len(REASONS)]
+    ended = start(workdir, library, after, number)
+    where = f"from call {after} on, {errno.errorcode[number]}"
+    said = ended.stderr.strip()
+    if ended.returncode == 0:
+        return "unharmed" if outcome(workdir) == expected else f"{where}: other bits"
+    if ended.returncode != 2 or "Traceback" in said or said.count("error:") != 1:
+        return f"{where}: status {ended.returncode}, {said[-500:]!r}"
+    if os.strerror(number) not in said and ": " not in said.partition("error:")[2]:
+        return f"{where}: no reason in {said!r}"
+    if (workdir / "result.json").exists():
+        return f"{where}: counts as ended, {said!r}"
+    again = start(workdir, library, NEVER, number)
+    if again.returncode:
+        return f"{where}: {said!r}, then status {again.returncode}, {again.stderr[-500:]!r}"
+    return "completed" if outcome(workdir) == expected else f"{where}: completed with other bits"
+
+
+def torment(calls: Sequence[int], jobs: int = 1) -> Findings:
+    """Lets one run fail from each of these calls on."""
+    found = Findings()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        library = build(folder)
+        undisturbed = start(folder / "undisturbed", library, NEVER, 0)
+        if undisturbed.returncode:
+            found.defects.append(f"the undisturbed run failed: {undisturbed.stderr}")
+            return found
+        expected = outcome(folder / "undisturbed")
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            for came in pool.map(lambda after: attempt(after, folder, library, expected), calls):
+                if came == "unharmed":
+                    found.unharmed += 1
+                    continue
+                found.failed += 1
+                if came == "completed":
+                    found.completed += 1
+                else:
+                    found.defects.append(came)
+    return found
+
+
+def main() -> None:
+    """Prints what was seen; ends with status 1 if anything should not be."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--last", type=int, default=120)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args()
+    found = torment(range(asked.first, asked.last + 1, asked.every), asked.jobs)
+    sys.stdout.write(f"{json.dumps(vars(found), indent=2)}\n")
+    sys.exit(bool(found.defects))
+
+
+if __name__ == "__main__":
+    main()
