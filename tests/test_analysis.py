@@ -19,6 +19,7 @@ def test_counts() -> None:
     assert found.accuracy == 0.6
     assert found.confusion[0, 0] == found.confusion[0, 1] == found.confusion[2, 1] == 1
     assert found.confusion.sum() == 5
+    assert found.confusion.shape == (10, 10)
     np.testing.assert_array_equal(found.accuracy_by_class[:3], [0.5, 1.0, 0.0])
     assert np.isnan(found.accuracy_by_class[3:]).all()
     assert found.mistakes(5).tolist() == [3, 1]

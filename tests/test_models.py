@@ -20,6 +20,11 @@ NETWORKS = [
 IDS = {"argnames": ("model", "shape", "parameters"), "argvalues": NETWORKS}
 
 
+def test_networks_train_in_stages_unless_told_otherwise() -> None:
+    assert MnistCNN().staged
+    assert Cifar10CNN().staged
+
+
 @functools.cache
 def initial_variables(model: nn.Module) -> dict:
     """Numbers like those of PyTorch's initialisation, with scales of one and means of zero."""

@@ -422,6 +422,14 @@ def test_clipping() -> None:
     assert np.linalg.norm(updates) == pytest.approx(2.0)  # within 1e-6, of a sum of four squares
 
 
+@pytest.mark.parametrize("name", ["schedule_free_sgd", "sm3"])
+def test_clipping_before_an_optimizer_that_takes_no_schedule(name: str) -> None:
+    tx = optimizers.make_optimizer(BASE.replace(optimizer=name, clip=2.0), 10)
+    large, small = (updates_of(tx, jnp.ones(4), [jnp.full(4, size)]) for size in (10.0, 1.0))
+    np.testing.assert_array_equal(large, small)
+    assert np.any(small)
+
+
 def test_a_sharpness_aware_optimizer_clips_what_it_steps_with() -> None:
     recipe = BASE.replace(optimizer="sam", clip=2.0, learning_rate=1.0, weight_decay=0.0)
     seen = []

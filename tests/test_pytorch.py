@@ -239,6 +239,11 @@ def test_tensors_become_arrays() -> None:
         pytorch.load_state_dict(tensors)
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"w\.safetensors is not there: give the path of a \.pt or"):
+        pytorch.load_state_dict(tmp_path / "w.safetensors")
+
+
 def test_misshapen_variables_are_refused() -> None:
     variables = pytorch.load_state_dict(original.weights("mnist"))
     variables["params"]["fc2"]["bias"] = jnp.zeros(9)

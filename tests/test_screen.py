@@ -67,6 +67,18 @@ def test_the_streams_are_put_back() -> None:
     assert (sys.stdout, sys.stderr) == before
 
 
+def test_nothing_is_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of either stream, however the command ends."""
+    raws = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, raw in raws.items():
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(raw))
+    with screen.guarded():
+        for name in raws:
+            getattr(sys, name).write("a line")
+            assert raws[name].getvalue() == b""
+    assert [raw.getvalue() for raw in raws.values()] == [b"a line"] * 2
+
+
 def test_what_is_lost_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert screen.lost() == ""
     monkeypatch.setattr(sys, "stdout", Full(0))

@@ -304,6 +304,14 @@ def test_what_a_line_says_is_checked(
         study.load_runs(tmp_path / study.RUNS)
 
 
+def test_a_run_without_a_right_answer_is_one(
+    whole: tuple[Path, list[study.Run]], tmp_path: Path
+) -> None:
+    run = dataclasses.replace(whole[1][0], correct=0)
+    (tmp_path / study.RUNS).write_bytes(study.lines([run]))
+    assert study.load_runs(tmp_path / study.RUNS) == [run]
+
+
 def test_a_run_counts_once(whole: tuple[Path, list[study.Run]], tmp_path: Path) -> None:
     lines = (whole[0] / study.RUNS).read_text().splitlines(keepends=True)
     (tmp_path / study.RUNS).write_text("".join([*lines, lines[3]]))

@@ -47,7 +47,7 @@ class Feed(Protocol):
         """How an epoch is cut into chunks."""
         ...
 
-    def epoch(self, epoch: int, first: int = 0, cuts: Container[int] = ()) -> Iterator[Chunk]:
+    def epoch(self, epoch: int, first: int = ..., cuts: Container[int] = ...) -> Iterator[Chunk]:
         """Yields every picture of the split once, in an order that depends on `epoch`.
 
         Args:

@@ -26,6 +26,18 @@ def test_idx_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(archives.read_idx(path), array)
 
 
+def test_an_idx_file_may_be_as_large_as_the_largest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(idx(np.zeros(7, np.uint8))))
+    monkeypatch.setattr(archives, "_IDX_LARGEST", 7)
+    assert len(archives.read_idx(path)) == 7
+    monkeypatch.setattr(archives, "_IDX_LARGEST", 6)
+    with pytest.raises(DataError, match=r"larger than any IDX file of MNIST: header says \(7,\)"):
+        archives.read_idx(path)
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -2,11 +2,14 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 
@@ -154,6 +157,23 @@ def test_a_failed_write_is_one_sentence_and_leaves_nothing(
     with pytest.raises(WriteError, match=r"cannot write .*; set JAXCNN_CACHE_DIR"):
         load(tmp_path / "new" / "c")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_taken_back_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a process that held the lock before and failed."""
+    folder = tmp_path / "new" / "folder"
+
+    class Lock(filelock.FileLock):
+        def acquire(self, *args: Any, **options: Any) -> Any:
+            held = super().acquire(*args, **options)
+            shutil.rmtree(tmp_path / "new")
+            return held
+
+    monkeypatch.setattr(filelock, "FileLock", Lock)
+    load(folder / "c")
+    assert (folder / "c").is_dir()
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
