@@ -175,7 +175,7 @@ def ending_on_errors(name: str) -> Iterator[None]:
         if (reason := screen.lost()) and not status:
             status, said = 2, f"error: {reason}; all else was done"
         if status:
-            sys.stderr.write(f"{program}: {said}\n")
+            sys.stderr.write(screen.line(f"{program}: {said}") + "\n")
             _leave(status)
             raise SystemExit(status)
 
@@ -433,7 +433,7 @@ def say_on(console: "Console") -> Callable[..., None]:
 
     def say(line: str, style: str | None = None) -> None:
         if processes.is_main():
-            console.print(line, style=style, soft_wrap=True, markup=False)
+            console.print(screen.line(line), style=style, soft_wrap=True, markup=False)
 
     return say
 

@@ -52,6 +52,13 @@ class Screen:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
+def line(text: str) -> str:
+    """Returns a text as one line that a terminal can only show: what it would obey is replaced."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
 def lost() -> str:
     """Returns what is wrong with standard output; nothing if all could be shown there."""
     sys.stdout.flush()

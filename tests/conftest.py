@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcnn.data import Dataset
+from jaxcnn.data import Dataset, load
 from tests.official import CIFAR_NAMES, Official, archive, cifar_members, write_mnist, write_tar
 from tests.stripes import striped_split
 
@@ -101,6 +101,14 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"the real data is not there ({REAL_DATA}); set JAXCNN_TEST_DATA")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def stand_in(shared_folder: Path) -> str:
+    """A cache folder with the synthetic stand-in for MNIST, which takes long to draw."""
+    folder = str(shared_folder / "stand-in")
+    load("mnist", source="synthetic", cache_dir=folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

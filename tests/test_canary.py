@@ -13,10 +13,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn import commands, data, demo, trained, training
+from jaxcnn import (
+    cli,
+    commands,
+    data,
+    demo,
+    ensemble,
+    manifest,
+    plots,
+    study,
+    study_cli,
+    trained,
+    training,
+)
 from jaxcnn.data import Dataset
+from jaxcnn.data.cache import short_digest
 from jaxcnn.errors import UserError
-from tests import saved
+from tests import saved, scores
 from tests.page import Page
 from tests.test_manifest import forge
 
@@ -76,6 +89,7 @@ def _surroundings(
     assert "canary_of_jaxcnn" not in sys.modules
 
 
+# Files of a run, and those among them that have a digest of their own.
 FILES = {
     "manifest.json": "checkpoints/step-0000000021/manifest.json",
     "result.json": "result.json",
@@ -144,3 +158,110 @@ def test_no_canary_sings(
             assert "canary_of_jaxcnn" not in sys.modules, path
             tried += 1
     assert tried >= 4
+
+
+@pytest.mark.parametrize("name", [study.SPECIFICATION, study.RUNS])
+def test_no_canary_of_a_study_sings(
+    name: str,
+    tiny_mnist: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whether it is gone on with or its shards are merged."""
+    monkeypatch.setattr(ensemble, "chunks", scores.chunks)
+    monkeypatch.setattr(plots, "write", lambda *_: [])
+    argv = (
+        "--optimizers sgd adamw --learning-rates 0.02 --seeds 2 --tune-seeds 1 --epochs 1".split()
+    )
+    argv += "--batch-size 30 --validation 60 --no-compilation-cache".split()
+    sound = tmp_path / "sound"
+    for shard in ("1/2", "2/2"):
+        study_cli.main([*argv, "--workdir", str(sound), "--shard", shard])
+    first = next(sound.glob(f"*/{name}"))
+    lines = first.read_text().splitlines() if name == study.RUNS else [first.read_text()]
+    content = json.loads(lines[-1])
+    tried = 0
+    # Of what the recipe says, each optimizer has a copy.
+    for path in (path for path in fields(content) if path[:2] != ("recipe", "sgd")):
+        for canary in (CODE, MARKUP + CONTROL):
+            changed = copy.deepcopy(content)
+            plant(changed, path, canary)
+            if name == study.RUNS and path != ("digest",):
+                del changed["digest"]
+                changed["digest"] = short_digest(json.dumps(changed))
+            workdir = Path(shutil.copytree(sound, tmp_path / "study"))
+            # A study's description stands in each shard; a run in one of them.
+            files = (
+                workdir.glob(f"*/{name}")
+                if name == study.SPECIFICATION
+                else [workdir / first.relative_to(sound)]
+            )
+            for file in files:
+                if name == study.SPECIFICATION:
+                    changed["shard"] = json.loads(file.read_text())["shard"]
+                file.write_text("\n".join([*lines[:-1], json.dumps(changed), ""]))
+            for command in (
+                [*argv, "--workdir", str(workdir), "--shard", "1/2"],
+                ["--merge", str(workdir), "--workdir", str(tmp_path / "merged")],
+            ):
+                with contextlib.suppress(SystemExit):
+                    study_cli.main(command)
+                out, err = capsys.readouterr()
+                tables = [path.read_text() for path in tmp_path.glob("*/**/*.md")]
+                for text in (out, err, *tables):
+                    assert str(SONG) not in text, path
+                    assert "\x1b" not in text, path
+                    assert "<script>" not in "".join(tables), path
+                assert len(err.splitlines()) <= 1, path
+            for folder in (workdir, tmp_path / "merged"):
+                shutil.rmtree(folder, ignore_errors=True)
+            tried += 1
+    assert tried > 20
+
+
+def test_no_canary_of_what_is_resumed_sings(
+    sound: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the manifest, and in what Orbax says of its arrays."""
+
+    def far_enough(*_: object, **__: object) -> None:
+        raise UserError("far enough")
+
+    monkeypatch.setattr(training, "_compile_train_steps", far_enough)
+    argv = "--epochs 3 --batch-size 50 --optimizer sgd --clip 1.0 --data mnist".split()
+    argv += ["--no-compilation-cache", "--workdir"]
+    resumed = tmp_path / "resumed"
+    for part in ("manifest.json", "arrays/_METADATA", "arrays/_CHECKPOINT_METADATA"):
+        relative = f"checkpoints/step-0000000021/{part}"
+        content = json.loads((sound / relative).read_text())
+        sealed = part == "manifest.json"
+        places = fields(content["content"] if sealed else content)
+        # Of Orbax's fields most say the same of one array after the other.
+        for path in places if sealed else list(places)[:20]:
+            for canary in (CODE, CONTROL):
+                workdir = Path(shutil.copytree(sound, resumed))
+                (workdir / "result.json").unlink()
+                file = workdir / relative
+                if sealed:
+                    forge(lambda there, path=path, canary=canary: plant(there, path, canary))(
+                        file.parent
+                    )
+                else:
+                    changed = copy.deepcopy(content)
+                    plant(changed, path, canary)
+                    file.write_text(json.dumps(changed))
+                    entry = manifest._digests(file.parent.parent, [part])
+                    forge(lambda there, entry=entry: there["files"].update(entry))(
+                        file.parent.parent
+                    )
+                with pytest.raises(SystemExit):
+                    cli.main("mnist", [*argv, str(workdir)])
+                out, err = capsys.readouterr()
+                assert len(err.splitlines()) == 1, path
+                assert "Traceback" not in err, path
+                assert "\x1b" not in out + err, path
+                shutil.rmtree(workdir)

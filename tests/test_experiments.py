@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jaxcnn import checkpoint, data
+from jaxcnn import checkpoint
 from tests.conftest import REPOSITORY
 
 # Goes on until it is ended.
@@ -82,15 +82,7 @@ def test_real_cifar10_for_one_epoch(tmp_path: Path, real_data: Path) -> None:
     assert (tmp_path / "run" / "report.html").exists()
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder for the stand-in, so that it is drawn once."""
-    folder = str(tmp_path_factory.mktemp("cache"))
-    data.load("mnist", source="synthetic", cache_dir=folder)
-    return folder
-
-
-def begin(workdir: Path, cache: str, *argv: str) -> subprocess.Popen[str]:
+def begin(workdir: Path, stand_in: str, *argv: str) -> subprocess.Popen[str]:
     """Starts a long run and waits for its first epoch."""
     script = str(REPOSITORY / "experiments" / "mnist.py")
     process = subprocess.Popen(
@@ -98,7 +90,7 @@ def begin(workdir: Path, cache: str, *argv: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "JAXCNN_CACHE_DIR": cache},
+        env={**os.environ, "JAXCNN_CACHE_DIR": stand_in},
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -108,11 +100,11 @@ def begin(workdir: Path, cache: str, *argv: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, cache: str) -> None:
+def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, stand_in: str) -> None:
     workdir = tmp_path / "run"
     steps = []
     for name, status in (("SIGTERM", 143), ("SIGINT", 130)):
-        process = begin(workdir, cache, "--checkpoint-every", "0")
+        process = begin(workdir, stand_in, "--checkpoint-every", "0")
         if name == "SIGTERM":
             second = start("mnist", *LONG, "--workdir", str(workdir))
             assert second.returncode == 2
@@ -171,7 +163,7 @@ def scarce(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Pat
 
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
-    scarce: tuple[Path, str], cache: str
+    scarce: tuple[Path, str], stand_in: str
 ) -> None:
     workdir, limit = scarce
     argv = ["--epochs", "9", "--optimizer", "adam", "--keep", "9", "--no-compilation-cache"]
@@ -183,7 +175,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
         text=True,
         check=False,
         timeout=HANG,
-        env={**os.environ, "JAXCNN_CACHE_DIR": cache},
+        env={**os.environ, "JAXCNN_CACHE_DIR": stand_in},
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

@@ -79,6 +79,12 @@ def test_nothing_is_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [raw.getvalue() for raw in raws.values()] == [b"a line"] * 2
 
 
+def test_a_line_is_nothing_but_shown() -> None:
+    assert screen.line("caf\u00e9 [b]: a\tb\x1b[31m\nc\x00\udcff") == (
+        "caf\u00e9 [b]: a\ufffdb\ufffd[31m\ufffdc\ufffd\ufffd"
+    )
+
+
 def test_what_is_lost_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert screen.lost() == ""
     monkeypatch.setattr(sys, "stdout", Full(0))
