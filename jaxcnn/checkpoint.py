@@ -130,12 +130,12 @@ class Checkpoint:
         return trees.read(self.folder / _ARRAYS, like, leaves, partial=partial)
 
     def _checked(self, content: dict[str, Any]) -> dict[str, Any]:
-        if content.get("format") != _FORMAT:
+        if isinstance(found := content.get("format"), int) and found != _FORMAT:
             raise UserError(
                 f"{self.folder} was saved by another version of this package: take that one, or "
                 "give another workdir"
             )
-        kinds = {"run": dict, "progress": dict, "leaves": list, "step": int}
+        kinds = {"format": int, "run": dict, "progress": dict, "leaves": list, "step": int}
         good = all(isinstance(content.get(name), kind) for name, kind in kinds.items())
         good = good and isinstance(content.get("score", ""), float | int | None)
         good = good and all(map(_is_leaf, content["leaves"]))

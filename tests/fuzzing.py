@@ -339,7 +339,7 @@ class Targets:
         for saved in checkpoint.listed(folder):
             if saved.step == 1:
                 saved.restore(self.tree)  # the sound one has been left alone
-        checkpoint.best(folder)
+        takes(lambda: checkpoint.best(folder))
         return not list(folder.glob("*.damaged"))
 
     def try_state_dict(self, generator: random.Random) -> bool:

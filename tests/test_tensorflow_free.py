@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from jaxcnn import data
+from jaxcnn.data import tfds
 from tests.official import Official
 
 # Imports every module of the package.
@@ -29,8 +30,9 @@ TRAINING = """
 import json, sys
 from tensorflow_datasets.core.download.checksums import UrlInfo
 from jaxcnn import cli
-from jaxcnn.data import builders
-name, archives, workdir = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+from jaxcnn.data import builders, tfds
+name, workdir = sys.argv[1], sys.argv[3]
+archives, tfds.OFFICIAL[name] = json.loads(sys.argv[2])
 infos = {url: UrlInfo(size, digest, url.rsplit("/", 1)[-1]) for url, size, digest in archives}
 builders.BUILDERS[name].urls = tuple(infos)
 builders.BUILDERS[name].url_infos = infos
@@ -86,7 +88,8 @@ def test_download_prepare_and_train_without_tensorflow(
     tmp_path: Path, name: str, official: Official
 ) -> None:
     archives = [(a.url, a.size, a.sha256) for a in official.archives]
-    run(TRAINING + IMPORTS, name, json.dumps(archives), str(tmp_path / "run"))
+    known = json.dumps([archives, tfds.OFFICIAL[name]])
+    run(TRAINING + IMPORTS, name, known, str(tmp_path / "run"))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["dataset"], result["test_total"]) == (name, len(official.splits["test"]))
 
