@@ -135,6 +135,12 @@ def _restore(folder: Path, like: Mapping[str, Any], positions: Mapping[str, str]
         time.sleep(pause)
     else:  # its files have the right digests, so this is no damage
         raise ReadError(f"cannot read {folder} ({failure}); nothing was changed: try again")
+    for name, at in positions.items():
+        found, leaf = arrays.get(at), wanted[at]
+        # Orbax returns what it was asked with where its own files know nothing of an array.
+        is_array = isinstance(found, jax.Array | np.ndarray)
+        if not is_array or (found.dtype, found.shape) != (leaf.dtype, leaf.shape):
+            raise manifest.DamagedError(f"{folder.name} has another array as {name}")
     empty = {n: jnp.zeros(x.shape, x.dtype) for n, x in like.items() if n not in positions}
     return {name: _uncommitted(arrays[at]) for name, at in positions.items()} | empty
 

@@ -241,8 +241,8 @@ def test_no_canary_of_what_is_resumed_sings(
         sealed = part == "manifest.json"
         places = fields(content["content"] if sealed else content)
         # Of Orbax's fields most say the same of one array after the other.
-        for path in places if sealed else list(places)[:20]:
-            for canary in (CODE, CONTROL):
+        for path in places if sealed else list(places)[:8]:
+            for canary in (CODE,) if sealed else (CODE, CONTROL):
                 workdir = Path(shutil.copytree(sound, resumed))
                 (workdir / "result.json").unlink()
                 file = workdir / relative
