@@ -239,9 +239,10 @@ def test_no_canary_of_what_is_resumed_sings(
         relative = f"checkpoints/step-0000000021/{part}"
         content = json.loads((sound / relative).read_text())
         sealed = part == "manifest.json"
-        places = fields(content["content"] if sealed else content)
-        # Of Orbax's fields most say the same of one array after the other.
-        for path in places if sealed else list(places)[:8]:
+        places = list(fields(content["content"] if sealed else content))
+        # What a run is and has done is compared; of Orbax's fields most say the same again.
+        told = [path for path in places if path[0] in ("run", "progress")]
+        for path in told if sealed else places[:8]:
             for canary in (CODE,) if sealed else (CODE, CONTROL):
                 workdir = Path(shutil.copytree(sound, resumed))
                 (workdir / "result.json").unlink()

@@ -121,6 +121,17 @@ def test_what_cannot_be_read_for_a_moment(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(pauses) == 2
 
 
+@pytest.mark.parametrize("given", [None, jax.ShapeDtypeStruct((3,), "float32"), np.zeros(2)])
+def test_what_orbax_gives_back_is_an_array_of_the_wanted_form(
+    given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = {"a": jnp.zeros(3)}
+    leaves = trees.write(tmp_path / "arrays", tree)
+    monkeypatch.setattr(trees, "_quietly", lambda call: ({"00000": given}, ""))
+    with pytest.raises(DamagedError, match="arrays has another array as a"):
+        trees.read(tmp_path / "arrays", tree, leaves)
+
+
 class Left:
     """What Python can only print an error of: it is raised when nobody refers to it any more."""
 
