@@ -66,6 +66,8 @@ def collectives(
     model = placement.model(training.make_model(recipe) if model is None else model)
     tx = optimizers.make_optimizer(recipe, 10)
     start = state.init(jax.random.key(0), model, tx, recipe.image_shape)
+    light = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)  # what moves is settled before
     programs = training._compile_train_steps(
         training.make_train_step(recipe, model, tx),
         placement.replicate(start),
@@ -73,6 +75,7 @@ def collectives(
         recipe.image_shape,
         placement,
     )
+    jax.config.update("jax_disable_most_optimizations", light)
     (text,) = (program.as_text() for program in programs.values())
     names = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     return dict(collections.Counter(re.findall(rf" ({names})(?:-start)?\(", text)))
