@@ -155,7 +155,8 @@ def ending_on_errors(name: str) -> Iterator[None]:
     Raises:
         SystemExit: see `main`.
     """
-    program = Path(sys.argv[0]).name or name
+    program = Path(sys.argv[0]).name
+    program = name if program in ("", "__main__.py") else program  # python -m jaxcnn
     interrupts.raise_on_sigterm()
     with screen.guarded():
         status, said = 0, ""
