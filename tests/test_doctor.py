@@ -48,6 +48,12 @@ def test_a_step_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert repeated.sound
 
 
+def test_accelerators_may_round_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert examined(monkeypatch, wrong=0.05)[0].sound
+    assert not examined(monkeypatch, wrong=0.5)[0].sound
+
+
 def test_a_step_that_varies(monkeypatch: pytest.MonkeyPatch) -> None:
     make, calls = steps.make_train_step, []
 

@@ -14,7 +14,7 @@ import filelock
 import numpy as np
 import platformdirs
 
-from jaxcnn import manifest
+from jaxcnn import document, manifest
 from jaxcnn.errors import DataError, as_path, writing
 
 # Part of every manifest: raised when the layout changes, so that older caches are rebuilt.
@@ -133,6 +133,7 @@ def _open(folder: Path, fingerprint: dict[str, Any]) -> tuple[Arrays | None, str
         if content.get("format") != _FORMAT or content.get("fingerprint") != fingerprint:
             return None, "it was made from another version of the data"
         manifest.verify(folder)
+        document.check(content["class_names"], [str], "class_names")
         arrays = {
             Path(name).stem: np.load(folder / name, mmap_mode="r", allow_pickle=False)
             for name in content["files"]

@@ -16,6 +16,7 @@ import pytest
 from jaxcnn import manifest
 from jaxcnn.data import cache
 from jaxcnn.errors import DataError, WriteError
+from tests.test_manifest import forge
 
 FINGERPRINT = {"version": "1", "files": [["a", 1, 2]]}
 
@@ -114,6 +115,16 @@ def test_a_cache_of_another_form_is_rebuilt(tmp_path: Path) -> None:
     assert_sound(loaded)
     assert builds == 1
     assert lines == [f"the cache {tmp_path / 'c'} is rebuilt: it cannot be read (KeyError)"]
+
+
+@pytest.mark.parametrize("names", [5, ["a", 1], ["a\x1b"]])
+def test_names_that_are_none_are_made_anew(names: Any, tmp_path: Path) -> None:
+    """Though the manifest has the right digest."""
+    load(tmp_path / "c")
+    forge(lambda content: content.update(class_names=names))(tmp_path / "c")
+    loaded, builds, _ = load(tmp_path / "c")
+    assert builds == 1
+    assert_sound(loaded)
 
 
 def test_what_does_not_read_back_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
