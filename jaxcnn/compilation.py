@@ -29,7 +29,7 @@ def enable_cache(report: Callable[[str], None] = lambda line: None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     with contextlib.suppress(OSError):  # without a cache all is compiled, as it would be then
         if removed := _remove_cut(folder()):
-            report(f"removed {removed} compiled programs that were written in part from {folder()}")
+            report(f"removed compiled programs that were written in part ({removed}): {folder()}")
 
 
 def folder() -> Path:

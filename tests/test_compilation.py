@@ -61,7 +61,7 @@ def test_a_program_that_was_cut_is_compiled_anew(unset: Path) -> None:
         os.truncate(path, left)
         ended = run(enabled=True)
         assert ended.stdout == (
-            f"removed 1 compiled programs that were written in part from {unset}\n"
+            f"removed compiled programs that were written in part (1): {unset}\n"
         )
         assert ended.stderr == ""
         zlib.decompress(path.read_bytes())
