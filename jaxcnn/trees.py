@@ -11,8 +11,10 @@ import hashlib
 import logging
 import math
 import os
+import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -216,20 +218,14 @@ def _sha256(array: Any) -> str:
 def _quietly(call: Callable[[], Any]) -> tuple[Any, str]:
     """Returns what a call of Orbax returns, and why it failed if it did.
 
-    After a failure, tasks that were under way end in a loop that is closed. Python prints a
-    traceback for each of them when it is thrown away; that is made to happen here, unheard.
+    After a failure, tasks that were under way end in a loop that is closed, and others never begin.
+    Python says so of each of them when it is thrown away: now, or once the last thread that still
+    writes lets go of it.
     """
-    hook = sys.unraisablehook
     loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
     before = [logger.disabled for logger in loggers]
-
-    def ignore_closed_loops(raised: Any) -> None:
-        if "Event loop is closed" not in str(raised.exc_value):
-            hook(raised)
-
     for logger in loggers:
         logger.disabled = True
-    sys.unraisablehook = ignore_closed_loops
     try:
         try:
             return call(), ""
@@ -237,13 +233,31 @@ def _quietly(call: Callable[[], Any]) -> tuple[Any, str]:
             reason = " ".join(f"{error}".split())
             text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ""
             failure = text or _cut(reason) or type(error).__name__
+        _ignore_leftovers()
         gc.collect()  # the error and its frames are gone by now
-        time.sleep(0.1)  # for threads that are still writing
+        time.sleep(0.1)  # most threads have ended then
         return None, failure
     finally:
         for logger, disabled in zip(loggers, before, strict=True):
             logger.disabled = disabled
-        sys.unraisablehook = hook
+
+
+_LEFTOVERS = re.compile(r"Event loop is closed|coroutine 'async_serialize.*' was never awaited")
+
+
+def _ignore_leftovers() -> None:
+    """Lets no more be heard of such tasks, as long as this process lives."""
+    warnings.filterwarnings("ignore", _LEFTOVERS.pattern, RuntimeWarning)
+    hook = sys.unraisablehook
+    if getattr(hook, "ignores_leftovers", False):
+        return
+
+    def ignore(raised: Any) -> None:
+        if not _LEFTOVERS.search(str(raised.exc_value)):
+            hook(raised)
+
+    ignore.ignores_leftovers = True  # type: ignore[attr-defined]
+    sys.unraisablehook = ignore
 
 
 def _cut(reason: str) -> str:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,7 +168,16 @@ def test_what_a_failure_leaves_is_not_heard_of_and_anything_else_is(
     assert failure.endswith("x last words")
     assert len(failure) < 300
     assert heard == ["another error"]
-    assert sys.unraisablehook is hook
+    # Of a thread that has written on; as errors and as the warnings that they are elsewhere.
+    late = ("Event loop is closed", "coroutine 'async_serialize_x.<locals>.y' was never awaited")
+    for text in late:
+        Left(RuntimeError(text))
+        warnings.warn(text, RuntimeWarning, stacklevel=1)
+    gc.collect()
+    assert heard == ["another error"]
+    once = sys.unraisablehook
+    trees._ignore_leftovers()
+    assert sys.unraisablehook is once
     assert [logger.disabled for logger in loggers] == disabled
     assert trees._quietly(lambda: 5) == (5, "")
     monkeypatch.setattr(gc, "collect", lambda: 0)  # takes long
