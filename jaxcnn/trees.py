@@ -219,13 +219,14 @@ def _quietly(call: Callable[[], Any]) -> tuple[Any, str]:
     """Returns what a call of Orbax returns, and why it failed if it did.
 
     After a failure, tasks that were under way end in a loop that is closed, and others never begin.
-    Python says so of each of them when it is thrown away: now, or once the last thread that still
-    writes lets go of it.
+    Python says so of each of them: at once, when it is thrown away, or when the last thread that
+    still writes lets go of it.
     """
     loggers = [logging.getLogger(name) for name in ("asyncio", "absl")]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:
         logger.disabled = True
+    _ignore_leftovers()
     try:
         try:
             return call(), ""
@@ -233,7 +234,6 @@ def _quietly(call: Callable[[], Any]) -> tuple[Any, str]:
             reason = " ".join(f"{error}".split())
             text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else ""
             failure = text or _cut(reason) or type(error).__name__
-        _ignore_leftovers()
         gc.collect()  # the error and its frames are gone by now
         time.sleep(0.1)  # most threads have ended then
         return None, failure
