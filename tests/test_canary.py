@@ -61,6 +61,16 @@ def plant(content: Any, path: tuple[Any, ...], canary: Any) -> None:
     content[last] = canary
 
 
+def plant_in(file: Path, path: tuple[Any, ...], canary: Any) -> None:
+    """Plants it in a file; a manifest has the digest of what it says then."""
+    if file.name == manifest.NAME:
+        forge(lambda there: plant(there, path, canary))(file.parent)
+    else:
+        changed = json.loads(file.read_text())
+        plant(changed, path, canary)
+        file.write_text(json.dumps(changed))
+
+
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Dataset) -> Path:
     workdir = saved.save(tmp_path_factory.mktemp("run"), tiny_mnist, saves=[21], clip=1.0)
@@ -133,15 +143,7 @@ def test_no_canary_sings(
         # Only the manifest decides what the commands do.
         for canary in CANARIES if sealed else CANARIES[:2]:
             workdir = Path(shutil.copytree(sound, tmp_path / "run"))
-            file = workdir / FILES[name]
-            if sealed:  # with the digest of what it says now
-                forge(lambda there, path=path, canary=canary: plant(there, path, canary))(
-                    file.parent
-                )
-            else:
-                changed = copy.deepcopy(content)
-                plant(changed, path, canary)
-                file.write_text(json.dumps(changed))
+            plant_in(workdir / FILES[name], path, canary)
             for text in left(workdir, capsys):
                 assert str(SONG) not in text, path
                 assert "\x1b" not in text, path
@@ -247,14 +249,8 @@ def test_no_canary_of_what_is_resumed_sings(
                 workdir = Path(shutil.copytree(sound, resumed))
                 (workdir / "result.json").unlink()
                 file = workdir / relative
-                if sealed:
-                    forge(lambda there, path=path, canary=canary: plant(there, path, canary))(
-                        file.parent
-                    )
-                else:
-                    changed = copy.deepcopy(content)
-                    plant(changed, path, canary)
-                    file.write_text(json.dumps(changed))
+                plant_in(file, path, canary)
+                if not sealed:
                     entry = manifest._digests(file.parent.parent, [part])
                     forge(lambda there, entry=entry: there["files"].update(entry))(
                         file.parent.parent

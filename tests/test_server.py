@@ -451,8 +451,12 @@ def test_many_at_once(listening: server.Server, png: bytes) -> None:
     assert len({content for _, _, content in answers}) == 1
 
 
-def test_a_crowd_waits_its_turn(offered: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More connections than there are threads, all made before the first is accepted."""
+Held = tuple["queue.Queue[None]", threading.Semaphore]
+
+
+@pytest.fixture
+def held_back(offered: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> Held:
+    """Who has asked for the page, and what lets one of them have it."""
     arrived: queue.Queue[None] = queue.Queue()
     go_on = threading.Semaphore(0)
 
@@ -462,6 +466,12 @@ def test_a_crowd_waits_its_turn(offered: demo.Demo, monkeypatch: pytest.MonkeyPa
         return "here"
 
     monkeypatch.setattr(offered, "page", page)
+    return arrived, go_on
+
+
+def test_a_crowd_waits_its_turn(offered: demo.Demo, held_back: Held) -> None:
+    """More connections than there are threads, all made before the first is accepted."""
+    arrived, go_on = held_back
     waiting = server.Server(offered, patience=HANG)
     with contextlib.ExitStack() as stack:
         crowd = [stack.enter_context(connect(waiting)) for _ in range(100)]
@@ -479,17 +489,11 @@ def test_a_crowd_waits_its_turn(offered: demo.Demo, monkeypatch: pytest.MonkeyPa
             connection.close()  # the server waits for that
 
 
-def test_who_is_too_many_is_told(offered: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_too_many_is_told(
+    offered: demo.Demo, held_back: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One is answered, one waits, and the third one is no longer reset."""
-    arrived: queue.Queue[None] = queue.Queue()
-    go_on = threading.Semaphore(0)
-
-    def page(nonce: str) -> str:
-        arrived.put(None)
-        assert go_on.acquire(timeout=HANG)
-        return "here"
-
-    monkeypatch.setattr(offered, "page", page)
+    arrived, go_on = held_back
     monkeypatch.setattr(server, "_CONNECTIONS", 1)
     monkeypatch.setattr(server, "_WAITING", 1)
     request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
