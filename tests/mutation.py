@@ -38,6 +38,7 @@ TESTS = {
     "jaxcnn/__main__.py": ["tests/test_commands.py"],
     "jaxcnn/card.py": ["tests/test_export.py"],
     "jaxcnn/cli.py": ["tests/test_cli.py", "tests/test_cli_runs.py"],
+    "jaxcnn/commands.py": ["tests/test_commands.py", "tests/test_doctor.py"],
     "jaxcnn/models.py": ["tests/test_models.py", "tests/test_pytorch.py"],
     "jaxcnn/parallel.py": ["tests/test_parallel.py", "tests/test_processes.py"],
     "jaxcnn/study_cli.py": ["tests/test_study_cli.py", "tests/test_submission.py"],

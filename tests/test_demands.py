@@ -50,6 +50,15 @@ class Optimizer:
 OPTIMIZER = Optimizer()
 
 
+def closing_over_itself() -> optax.GradientTransformation:
+    """Returns a transformation whose update calls itself with what it lacks."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, value: Any = None) -> Any:
+        return (updates, state) if value is not None else update(updates, state, value=1.0)
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
 @pytest.mark.parametrize(
     ("tx", "names"),
     [
@@ -65,6 +74,7 @@ OPTIMIZER = Optimizer()
         (contrib.sam(optax.sgd(0.1), optax.sgd(0.1), opaque_mode=True), ("grad_fn",)),
         (asking("key", "grad_fn"), ("grad_fn", "key")),
         (asking(needed=False), ("value",)),
+        (closing_over_itself(), ("value",)),
         (optax.GradientTransformationExtraArgs(OPTIMIZER.init, OPTIMIZER.update), ("value",)),
         (
             optax.GradientTransformationExtraArgs(
