@@ -7,8 +7,10 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
+from scipy import ndimage
 
-from jaxcnn.errors import UserError
+from jaxcnn import ink
+from jaxcnn.errors import UserError, as_path
 
 MEDIA_TYPES = {
     "PNG": ("image/png",),
@@ -25,9 +27,13 @@ MEDIA_TYPES = {
 _FORMATS = tuple(MEDIA_TYPES)
 _LARGEST = 50_000_000  # pixels
 _DIGIT = 28
-# MNIST's digits fill a box of 20 x 20 pixels, their centre of mass in the middle of 28 x 28
-# (LeCun et al., http://yann.lecun.com/exdb/mnist/).
+# MNIST's digits fill a box of 20 x 20 pixels, their centre of mass in the middle of 28 x 28 (LeCun
+# et al., http://yann.lecun.com/exdb/mnist/): in its files within half a pixel of pixel 14, from 0.
 _BOX = 20
+_MIDDLE = 14
+# Longer side of the picture in which the digit is looked for. A multiple of 28: an image of the
+# data set becomes larger and smaller again without a change.
+_SEEN = 140
 _SHADES = " .:-=+*#%@"
 
 
@@ -67,7 +73,8 @@ def prepare(source: str | os.PathLike[str] | BinaryIO, network: str) -> Picture:
     name = "the picture"
     if isinstance(source, str | os.PathLike):
         name = str(source)
-        if not os.path.isfile(source):  # noqa: PTH113 - the path may be any text
+        source = as_path(source)
+        if not source.is_file():
             raise UserError(f"{name} is not there: give the path of a picture")
     picture = _read(source, name)
     size = f"{picture.width} x {picture.height}"
@@ -77,7 +84,9 @@ def prepare(source: str | os.PathLike[str] | BinaryIO, network: str) -> Picture:
 def _read(source: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow warns of decompression bombs, among others
+            # Of damage that does not matter, to the list of a camera's settings say, it warns, too.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source, formats=_FORMATS) as picture:
                 if picture.width * picture.height > _LARGEST:
                     raise UserError(
@@ -112,59 +121,62 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
 
 def _digit(picture: Image.Image, size: str, name: str) -> Picture:
     steps = [f"{size} pixels to grey"]
-    ink = _grey(picture)
-    edge = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
-    ground = float(np.median(edge))
-    as_mnist = ink.shape == (_DIGIT, _DIGIT) and ground == 0 and ink.max() > 0
-    if as_mnist:
-        return Picture(
-            ink.round().astype(np.uint8)[..., None], ("28 x 28, light on dark: as it is",)
-        )
-    above, below = np.clip(ink - ground, 0, None), np.clip(ground - ink, 0, None)
-    if below.sum() > above.sum():
-        steps.append("dark on light, so inverted")
-        ink = below
-    else:
-        ink = above
-    if ink.max() < 16:
+    found = ink.find(_grey(picture))
+    if found is None:
         raise UserError(f"{name} shows nothing that stands out: give a picture of one digit")
-    # Paper and cameras make the ground uneven; a pen is far from it.
-    ink = np.clip(ink / ink.max() - 0.2, 0, None) / 0.8
-    rows, columns = (np.flatnonzero((ink > 0.2).any(axis)) for axis in (1, 0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    ink = ink[top:bottom, left:right]
-    height, width = ink.shape
+    strokes, dark = found
+    if dark:
+        steps.append("dark on light, so inverted")
+    rows, columns = (np.flatnonzero((strokes > 0.1).any(axis)) for axis in (1, 0))
+    strokes = strokes[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = strokes.shape
     scale = _BOX / max(height, width)
     target = (max(1, round(width * scale)), max(1, round(height * scale)))
-    filter_ = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
-    small = np.asarray(Image.fromarray(ink.astype(np.float32)).resize(target, filter_))
-    small = np.clip(small / max(small.max(), 1e-6), 0, 1)
-    steps.append(f"cut to {width} x {height}, scaled to {target[0]} x {target[1]}")
+    small = np.asarray(
+        Image.fromarray(strokes.astype(np.float32)).resize(target, Image.Resampling.BOX)
+    )
+    small = small / small.max()
+    steps.append(f"the digit scaled to {target[0]} x {target[1]}")
     total = small.sum()
-    centre = [
-        float((small.sum(1 - axis) * (np.arange(small.shape[axis]) + 0.5)).sum() / total)
-        for axis in (0, 1)
-    ]
     corner = [
-        int(np.clip(round(_DIGIT / 2 - middle), 0, _DIGIT - side))
-        for middle, side in zip(centre, small.shape, strict=True)
+        round(_MIDDLE - float((small.sum(1 - axis) * np.arange(side)).sum() / total))
+        for axis, side in enumerate(small.shape)
     ]
+    top, left = (
+        min(max(start, 0), _DIGIT - side) for start, side in zip(corner, small.shape, strict=True)
+    )
     image = np.zeros((_DIGIT, _DIGIT, 1), np.uint8)
-    rows_there = slice(corner[0], corner[0] + small.shape[0])
-    columns_there = slice(corner[1], corner[1] + small.shape[1])
-    image[rows_there, columns_there, 0] = (small * 255).round()
+    image[top : top + small.shape[0], left : left + small.shape[1], 0] = (small * 255).round()
     steps.append("centre of mass in the middle of 28 x 28")
     return Picture(image, tuple(steps))
 
 
 def _grey(picture: Image.Image) -> np.ndarray:
-    """Returns luminance, float64[H, W] in 0..255; what shines through differs from the rest."""
+    """Returns luminance, float64[H, W] in 0..255, the longer side about `_SEEN`.
+
+    Where it is see-through, a sheet with something on it goes on as it ends; all else is ink, on a
+    ground that differs from it.
+    """
+    picture.thumbnail((_SEEN, _SEEN), Image.Resampling.BOX)
+    times = max(1, _SEEN // max(picture.size))
+    picture = picture.resize(
+        (times * picture.width, times * picture.height), Image.Resampling.NEAREST
+    )
     grey = np.asarray(picture.convert("L"), np.float64)
-    if picture.mode == "RGBA":
-        alpha = np.asarray(picture.getchannel("A"), np.float64) / 255
-        shown = (grey * alpha).sum() / max(alpha.sum(), 1e-9)
-        grey = grey * alpha + (0.0 if shown > 127 else 255.0) * (1 - alpha)
-    return grey
+    if picture.mode != "RGBA":
+        return grey
+    alpha = np.asarray(picture.getchannel("A"), np.float64) / 255
+    solid = alpha > 0.99
+    if solid.any():
+        rows, columns = (np.flatnonzero(solid.any(axis)) for axis in (1, 0))
+        sheet = solid[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.8
+        if sheet and np.ptp(grey[solid]) >= ink.FAINTEST:
+            nearest = ndimage.distance_transform_edt(
+                ~solid, return_distances=False, return_indices=True
+            )
+            return grey[tuple(nearest)]
+    shown = (grey * alpha).sum() / max(alpha.sum(), 1e-9)
+    return grey * alpha + (0.0 if shown > 127 else 255.0) * (1 - alpha)
 
 
 def _photograph(picture: Image.Image, size: str) -> Picture:

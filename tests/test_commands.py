@@ -155,8 +155,8 @@ def test_predict(
 ) -> None:
     commands.main(["predict", str(workdir), *paths, "--prepared", str(tmp_path / "prepared")])
     out = capsys.readouterr().out
-    assert out.count("prepared: 28 x 28, light on dark: as it is") == 4
-    assert out.count("##") > 100  # shown
+    assert out.count("prepared: 28 x 28 pixels to grey; the digit scaled to ") == 4
+    assert out.count("@@") > 20  # shown
     images = np.stack([picture.prepare(path, "mnist").image for path in paths])
     for path, row in zip(paths, network.probabilities(images), strict=True):
         first, second, third = np.argsort(-row)[:3]
@@ -164,8 +164,8 @@ def test_predict(
         assert f"{path}: {first} ({row[first]:.1%}; then {others})\n" in out
     kept = sorted((tmp_path / "prepared").iterdir())
     assert [path.name for path in kept] == ["001-0.png", "002-1.png", "003-2.png", "004-3.png"]
-    for path, source in zip(kept, paths, strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(source)))
+    for path, image in zip(kept, images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), image[..., 0])
     assert f"prepared pictures: {tmp_path / 'prepared'}" in out
 
 

@@ -181,25 +181,45 @@ def _read_strokes() -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.int64
 _STROKES = _read_strokes()
 
 
-def _draw_digits(rng: np.random.Generator, labels: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Draws handwriting-like digits: uint8[n, 28, 28, 1]."""
+def pen_paths(
+    rng: np.random.Generator, labels: NDArray[np.int32], spread: float = 1.0
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Draws the ways of a pen that writes digits, each in one of its variants and bent at random.
+
+    Args:
+        rng: source of all that is random.
+        labels: int32[n], 0..9.
+        spread: of what is random; at 0 nothing is but the variant.
+
+    Returns:
+        places: float[n, K, 2], along the strokes; x to the right, y downwards, about -1..1.
+        drawn: bool[n, K - 1], False where the pen is lifted between two places.
+    """
     n = len(labels)
     points, curves, drawn, first = _STROKES
     variant = rng.integers(first[labels], first[labels + 1])
-    pen = curves[variant] @ (points[variant] + 0.07 * _normal(rng, n, *points.shape[1:]))
+    shaken = points[variant] + spread * 0.07 * _normal(rng, n, *points.shape[1:])
+    pen = curves[variant] @ shaken
 
     # Elastic distortion: nine bumps push the pen aside.
     grid = np.array([-1, 0, 1], np.float32)
     across, down = _bumps(pen[..., 0], grid, 0.7), _bumps(pen[..., 1], grid, 0.7)
-    pen += np.einsum("npi,npj,nijc->npc", down, across, 0.11 * _normal(rng, n, 3, 3, 2))
+    push = spread * 0.11 * _normal(rng, n, 3, 3, 2)
+    pen += np.einsum("npi,npj,nijc->npc", down, across, push)
+    return pen, drawn[variant]
 
+
+def _draw_digits(rng: np.random.Generator, labels: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Draws handwriting-like digits: uint8[n, 28, 28, 1]."""
+    n = len(labels)
+    pen, drawn = pen_paths(rng, labels)
     radius = _uniform(rng, 7.5, 10.0, n, 1, 1)
     maps = _linear_maps(rng, n, angle=0.25, stretch=0.15, shear=0.3)
     pen = 13.5 + _uniform(rng, -2.0, 2.0, n, 1, 2) + radius * (pen @ maps.transpose(0, 2, 1))
 
     # Ink in proportion to the length adds up to exp(-distance^2 / 2 width^2) beside a straight
     # stroke, whatever the spacing of the points; cut off at 1 it gives a core and a soft edge.
-    length = np.hypot(np.diff(pen[..., 0]), np.diff(pen[..., 1])) * drawn[variant]
+    length = np.hypot(np.diff(pen[..., 0]), np.diff(pen[..., 1])) * drawn
     pen = 0.5 * (pen[:, 1:] + pen[:, :-1])
     width = _uniform(rng, 0.6, 1.0, n, 1, 1)
     strength = _uniform(rng, 1.0, 2.7, n, 1, 1) / (math.sqrt(2 * math.pi) * width)

@@ -1,0 +1,121 @@
+"""The ink of a digit on a drawing or a photograph: where it is, and whether it is dark or light.
+
+The tools are those of mathematical morphology (Serra, Image analysis and mathematical morphology,
+1982). An opening by a square takes away what is light and narrower than the square; what it takes
+away is the top-hat. The rest stays, however uneven: shadows, a sheet on a table. With light and
+dark exchanged the same finds dark strokes.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+FAINTEST = 16
+"""In levels of 0..255: what stands out by less is the grain of paper."""
+
+# Widths of squares in pixels, and the widest as a share of the longer side: a stroke of a bold
+# digit that fills a picture is a third of it wide.
+_WIDTHS = (3, 5, 7, 9, 13, 19, 27, 37, 53)
+_WIDEST = 0.4
+_BLUR = 3  # pixels between a frame and a sheet
+_NEIGHBOURS = np.ones((3, 3), np.bool_)
+
+
+def find(grey: np.ndarray) -> tuple[np.ndarray, bool] | None:
+    """Finds the ink.
+
+    Args:
+        grey: float[H, W] in 0..255, neither side above 140.
+
+    Returns:
+        ink: float[H', W'] in 0..1, 0 where there is none; without the picture's frame, if any.
+        dark: whether it is darker than what it is on.
+        None in place of both if nothing stands out.
+    """
+    grey = _without_frame(grey)
+    widths = [width for width in _WIDTHS if width <= max(_WIDEST * max(grey.shape), _WIDTHS[0])]
+    light = {False: grey, True: -grey}
+    hats = {dark: [_top_hat(light[dark], width, beyond=True) for width in widths] for dark in light}
+    contrast = max(hats[dark][-1].max() for dark in light)
+    if contrast < FAINTEST:
+        return None
+    found = {dark: [hat > contrast / 2 for hat in hats[dark]] for dark in light}
+    dark = max(found, key=lambda dark: _strokes(found[dark], widths))
+    return _strength(light[dark], found[dark][-1], widths[-1], contrast / 2), dark
+
+
+def _without_frame(grey: np.ndarray) -> np.ndarray:
+    """Cuts off a frame all around that differs from the sheet as much as the ink does."""
+    height, width = grey.shape
+    middle = grey[height // 6 : height - height // 6, width // 6 : width - width // 6]
+    away = np.abs(grey - np.median(middle))
+    other = away > away.max() / 2
+    rows, columns = (np.flatnonzero(other.mean(axis) < 0.95) for axis in (1, 0))
+    if not rows.size or not columns.size or _edge(other).mean() < 0.95:
+        return grey
+    top, bottom = rows[0] + _BLUR, rows[-1] + 1 - _BLUR
+    left, right = columns[0] + _BLUR, columns[-1] + 1 - _BLUR
+    sheet = other[top:bottom, left:right]
+    # A bold digit fills the middle, too, but not the edge of its own box.
+    if not sheet.any() or _edge(sheet).mean() > 0.2:
+        return grey
+    return grey[top:bottom, left:right]
+
+
+def _edge(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+
+
+def _top_hat(light: np.ndarray, width: int, *, beyond: bool) -> np.ndarray:
+    """Returns how far what is light and narrower than a square rises above the rest.
+
+    Args:
+        light: float[H, W].
+        width: of the square.
+        beyond: whether what touches the edge goes on beyond it, or ends there.
+    """
+    if beyond:
+        wide = np.pad(light, width, "edge")
+    else:
+        wide = np.pad(light, width, constant_values=light.min())
+    rest = ndimage.grey_opening(wide, (width, width))
+    return light - rest[width:-width, width:-width]
+
+
+def _strokes(found: list[np.ndarray], widths: list[int]) -> float:
+    """Returns how much of what squares of growing width find is strokes of a pen.
+
+    Area by width is the length of strokes, the pattern spectrum of Maragos (Pattern spectrum and
+    multiscale shape representation, 1989); by the width's square it is the number of dots. The
+    paper between a digit and a line at the edge may be longer than the digit's strokes, though it
+    is wide; flecks may be more dots than the strokes of a bold digit. Hence a power between.
+    """
+    areas = [mask.sum() for mask in found]
+    return float((np.diff(areas, prepend=0) / np.power(widths, 1.5)).sum())
+
+
+def _strength(light: np.ndarray, strokes: np.ndarray, width: int, least: float) -> np.ndarray:
+    """Returns how much ink there is, float[H, W] in 0..1, of the connected parts with strokes.
+
+    Args:
+        light: float[H, W].
+        strokes: bool[H, W], the ink, but for what touches the edge.
+        width: of the square that found them.
+        least: how far ink rises above the ground.
+    """
+    hat = _top_hat(light, width, beyond=False)
+    parts, count = ndimage.label(hat > least, _NEIGHBOURS)
+    areas = np.bincount(parts.ravel(), minlength=count + 1)
+    areas[0] = 0
+    # A line along the edge and the rest of a frame have no strokes, and flecks are small.
+    shares = np.bincount(parts.ravel(), strokes.ravel(), count + 1) / np.maximum(areas, 1)
+    if (shares > 0.25).any():
+        areas[shares <= 0.25] = 0
+    kept = (areas > 0.03 * areas.max())[parts]
+    # What reaches as far above the ground as its own lines and grain do is no ink.
+    others = ndimage.binary_dilation(parts > 0, _NEIGHBOURS, iterations=max(1, width // 2))
+    ground = hat[~others]
+    noise = min(max(np.percentile(ground, 99), 0.0), least) if ground.size else 0.0
+    edges = kept | (hat > noise) & (parts == 0)
+    ink = ndimage.binary_dilation(kept, _NEIGHBOURS, iterations=max(1, width // 2), mask=edges)
+    full = np.percentile(hat[kept], 90)
+    return np.clip((hat - noise) / (full - noise), 0, 1) * ink
