@@ -1,27 +1,25 @@
 """The pictures of a run: what the network saw, how it learned, and what it gets wrong."""
 
-import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib import pyplot
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter
 
-from jaxcnn import workdir
 from jaxcnn.analysis import Analysis
 from jaxcnn.data.augment import make_augment
 from jaxcnn.data.dataset import Dataset
+from jaxcnn.drawing import (
+    Axes,
+    ConstrainedLayoutEngine,
+    Figure,
+    FixedLocator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    subplots,
+)
 from jaxcnn.trained import Trained
 from jaxcnn.training import EpochRecord
 
@@ -57,25 +55,6 @@ def draw(
     return {name: make() for name, make in pictures.items()}
 
 
-def save(figures: dict[str, Figure], folder: Path) -> dict[str, Path]:
-    """Writes figures as PNG files, each whole or not at all, and closes them.
-
-    Returns:
-        Their paths by name.
-
-    Raises:
-        WriteError: one cannot be written.
-    """
-    paths = {}
-    for name, figure in figures.items():
-        paths[name] = folder / f"{name}.png"
-        content = io.BytesIO()
-        figure.savefig(content, dpi=130, format="png")
-        pyplot.close(figure)
-        workdir.write(paths[name], content.getvalue())
-    return paths
-
-
 def samples(network: Trained, dataset: Dataset, columns: int = 10) -> Figure:
     """A training image of each class, and below it three augmented versions."""
     labels = np.unique(dataset.train.labels)[:columns]
@@ -97,7 +76,7 @@ def samples(network: Trained, dataset: Dataset, columns: int = 10) -> Figure:
 
 def learning_curves(history: Sequence[EpochRecord]) -> Figure:
     """Loss and accuracy by epoch, on training images (in training mode) and test images."""
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, axes = subplots(1, 2, figsize=(9, 3.6))
     epochs = [record.epoch for record in history]
     for axis, name, scale in ((axes[0], "loss", 1), (axes[1], "accuracy", 100)):
         for split, colour, style in (("train", _TRAIN, "--"), ("test", _TEST, "-")):
@@ -180,7 +159,7 @@ def kernels(network: Trained) -> Figure:
 
 def confusion(found: Analysis, names: Sequence[str]) -> Figure:
     """Pictures by label and answer; the colour is of the mistakes."""
-    figure, axis = pyplot.subplots(figsize=(6.4, 5.6), layout="constrained")
+    figure, axis = subplots(figsize=(6.4, 5.6))
     counts = found.confusion
     wrong = np.where(np.eye(10, dtype=bool), np.nan, counts.astype(float))
     highest = max(float(np.nanmax(wrong)), 1.0)
@@ -200,9 +179,8 @@ def confusion(found: Analysis, names: Sequence[str]) -> Figure:
                 color="white" if dark else "#444444" if right else "black",
                 fontweight="bold" if right else "normal",
             )
-    axis.set_xticks(range(10), names)
-    if max(map(len, names)) > 2:
-        pyplot.setp(axis.get_xticklabels(), rotation=45, ha="right")
+    turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 2 else {}
+    axis.set_xticks(range(10), names, **turned)
     axis.set_yticks(range(10), names)
     axis.set(xlabel="answer", ylabel="label")
     axis.tick_params(length=0)
@@ -236,7 +214,7 @@ def mistakes(found: Analysis, dataset: Dataset, count: int = 20) -> Figure:
 def reliability(found: Analysis) -> Figure:
     """Accuracy by confidence, and the expected calibration error."""
     share, confidence, accuracy = found.reliability
-    figure, axis = pyplot.subplots(figsize=(4.8, 4.4), layout="constrained")
+    figure, axis = subplots(figsize=(4.8, 4.4))
     axis.plot([0, 1], [0, 1], "--", color="grey", lw=1, label="perfectly calibrated")
     sizes = 20 + 400 * share
     there = share > 0
@@ -253,7 +231,7 @@ def reliability(found: Analysis) -> Figure:
 
 def classes(found: Analysis, names: Sequence[str]) -> Figure:
     """Accuracy by class."""
-    figure, axis = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure, axis = subplots(figsize=(6.4, 3.8))
     values = 100 * found.accuracy_by_class
     axis.barh(range(10), np.nan_to_num(values), color=_TRAIN, height=0.7)
     low = np.nanmin(values) if not np.isnan(values).all() else 0.0
@@ -274,7 +252,7 @@ def classes(found: Analysis, names: Sequence[str]) -> Figure:
 
 def _grid(rows: int, columns: int, size: float, extra: float = 0.0) -> tuple[Figure, Any]:
     """Returns a figure of bare axes, always [rows, columns] of them."""
-    figure, axes = pyplot.subplots(
+    figure, axes = subplots(
         rows,
         columns,
         figsize=(size * columns + 0.2, (size + extra) * rows + 0.3),

@@ -4,16 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
-from matplotlib import pyplot
-from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from jaxcnn import comparison, figures
+from jaxcnn import comparison, drawing
+from jaxcnn.drawing import Axes, LogLocator, NullFormatter
 from jaxcnn.study import Run, Study, select
 
 # Told apart by the colour-blind too, by colour first and by marker then.
@@ -35,11 +29,12 @@ def write(study: Study, runs: list[Run], folder: Path) -> list[Path]:
         "time-to-target": _time_to_target,
     }
     drawn = {}
-    for name, draw in pictures.items():
-        drawn[name], axes = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
-        draw(axes, study, runs)
-        axes.spines[["top", "right"]].set_visible(False)
-    return list(figures.save(drawn, folder).values())
+    with drawing.own_settings():
+        for name, draw in pictures.items():
+            drawn[name], axes = drawing.subplots(figsize=(8, 4.8))
+            draw(axes, study, runs)
+            axes.spines[["top", "right"]].set_visible(False)
+        return list(drawing.save(drawn, folder).values())
 
 
 def _learning_curves(axes: Axes, study: Study, runs: list[Run]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn import analysis, doctor, figures, workdir
+from jaxcnn import analysis, doctor, drawing, figures, workdir
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import WORKDIR_REMEDY, writing
 from jaxcnn.models import count_parameters
@@ -66,7 +66,8 @@ def write(network: Trained, dataset: Dataset, folder: Path, result: Mapping[str,
     found = analysis.analyse(np.concatenate(probabilities), dataset.test)
     with writing(folder, WORKDIR_REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
-        paths = figures.save(figures.draw(network, dataset, history, found), folder)
+        with drawing.own_settings():
+            paths = drawing.save(figures.draw(network, dataset, history, found), folder)
         shown = {name: path.read_bytes() for name, path in paths.items()}
     page = _page(network, dataset, history, found, shown, result)
     path = folder / REPORT

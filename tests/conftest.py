@@ -132,7 +132,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Saves small images in place of the figures; returns the folders where they were to go."""
     from PIL import Image
 
-    from jaxcnn import figures, report
+    from jaxcnn import drawing, figures, report
 
     folders: list[Path] = []
 
@@ -144,7 +144,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return paths
 
     monkeypatch.setattr(figures, "draw", lambda *_: {})
-    monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(drawing, "save", save)
     return folders
 
 

@@ -1,17 +1,14 @@
 """The figures of a run, beyond what test_report sees of them on the page."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib import colors, pyplot
+from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from jaxcnn import figures
 from jaxcnn.analysis import Analysis
@@ -20,12 +17,6 @@ from jaxcnn.training import EpochRecord
 from tests.official import CIFAR_NAMES
 
 DIGITS = tuple("0123456789")
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays_open() -> Iterator[None]:
-    yield
-    pyplot.close("all")
 
 
 def _record(epoch: int, accuracy: float, loss: float = 0.5) -> EpochRecord:
@@ -43,7 +34,7 @@ def _record(epoch: int, accuracy: float, loss: float = 0.5) -> EpochRecord:
 def _places(accuracies: list[float]) -> list[float]:
     """How high the test accuracies lie, as shares of the figure's height."""
     figure = figures.learning_curves([_record(i, a) for i, a in enumerate(accuracies, start=1)])
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     axes = figure.axes[1]
     heights = [axes.transData.transform((1, 100 * accuracy))[1] for accuracy in accuracies]
     return [float(height - axes.bbox.y0) / axes.bbox.height for height in heights]
@@ -132,7 +123,7 @@ def test_learning_curves() -> None:
     # From 0.5 to 4 the loss falls by a factor of more than five.
     assert losses.get_yscale() == "log"
     assert _ticks(losses) == [0.5, 1, 2, 3]
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     labels = [label.get_text() for label in losses.get_yticklabels()]
     assert {"0.5", "1", "2", "3"} <= set(labels)
     assert not [label for label in losses.get_yticklabels(minor=True) if label.get_text()]
@@ -151,7 +142,7 @@ def test_curves_that_change_little_have_even_axes() -> None:
     assert accuracies.get_yscale() == "function"
     assert accuracies.get_ylabel() == "accuracy, % (log scale of errors)"
     assert _ticks(accuracies) == [0, 50, 80, 90]
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     labels = [label.get_text() for label in accuracies.get_yticklabels()]
     assert {"0", "50", "80", "90"} <= set(labels)
 
@@ -468,11 +459,3 @@ def test_all_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         "reliability": ("reliability", (found,)),
         "classes": ("classes", (found, DIGITS)),
     }
-
-
-def test_saved_figures_are_closed(tmp_path: Path) -> None:
-    figure = figures.learning_curves([_record(1, 0.5)])
-    assert figures.save({"x": figure}, tmp_path) == {"x": tmp_path / "x.png"}
-    assert not pyplot.get_fignums()
-    with Image.open(tmp_path / "x.png") as image:
-        assert image.size == (9 * 130, round(3.6 * 130))

@@ -1,12 +1,12 @@
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
 
 from jaxcnn import plots
 from jaxcnn.study import Run
@@ -14,10 +14,9 @@ from tests.test_comparison import RATES, STUDY, made_up
 
 
 @pytest.fixture
-def axes() -> Iterator[Axes]:
-    figure, axes = pyplot.subplots()
-    yield axes
-    pyplot.close(figure)
+def axes() -> Axes:
+    axes: Axes = Figure().subplots()
+    return axes
 
 
 @pytest.fixture
@@ -36,7 +35,6 @@ def legend(axes: Axes) -> list[str]:
 
 
 def test_files(runs: list[Run], tmp_path: Path) -> None:
-    before = pyplot.get_fignums()
     paths = plots.write(STUDY, runs, tmp_path)
     assert [path.name for path in paths] == [
         "learning-curves.png",
@@ -46,9 +44,8 @@ def test_files(runs: list[Run], tmp_path: Path) -> None:
     for path in paths:
         assert path.parent == tmp_path
         assert path.read_bytes().startswith(b"\x89PNG")
-        height, width, _ = pyplot.imread(path).shape
-        assert (width, height) == (1040, 624)
-    assert pyplot.get_fignums() == before  # nothing stays open
+        with Image.open(path) as image:
+            assert image.size == (1040, 624)
 
 
 def test_learning_curves(axes: Axes, runs: list[Run]) -> None:
