@@ -21,7 +21,7 @@ import optax
 
 from jaxcnn import checkpoint, optimizers, processes, state, steps
 from jaxcnn.data.augment import make_normalize
-from jaxcnn.data.dataset import Dataset, Split
+from jaxcnn.data.dataset import Dataset, Split, checked
 from jaxcnn.data.feed import permutation
 from jaxcnn.errors import StoppedError, UserError
 from jaxcnn.parallel import ONE_DEVICE, Placement
@@ -202,14 +202,15 @@ def chunks(
     model = placement.model(make_model(recipe) if model is None else model)
     images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
     data = placement.replicate((images, labels))
-    batches = eval_batches(evaluate_on or dataset.test, EVAL_BATCH_SIZE, placement)
+    scored = checked(evaluate_on or dataset.test, "the split to evaluate on")
+    batches = eval_batches(scored, EVAL_BATCH_SIZE, placement)
     member = _Member.make(recipe, dataset, model, tx, placement)
     programs = _compile(member, data, batches, members, chunk, placement)
     run: dict[str, Any] = {}
     if checkpoints:
         run = identity(recipe, dataset, model=model, own_tx=tx is not None)
         run |= {"chunk": programs.chunk, "evaluate_once": evaluate_once}
-        run["evaluate_on"] = checksum(evaluate_on or dataset.test)
+        run["evaluate_on"] = checksum(scored)
     for first in range(0, len(members), programs.chunk):
         indices = np.arange(first, min(first + programs.chunk, len(members)))
         count = len(indices)

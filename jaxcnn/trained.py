@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxcnn import checkpoint, document, manifest, models, recipes, steps
 from jaxcnn.data.augment import make_normalize
-from jaxcnn.errors import UserError, as_path
+from jaxcnn.data.dataset import checked_images
+from jaxcnn.errors import DataError, UserError, as_path
 from jaxcnn.recipes import Recipe
 from jaxcnn.training import Progress, make_model
 
@@ -43,8 +44,11 @@ class Trained:
 
         Args:
             images: uint8[N, H, W, C].
+
+        Raises:
+            DataError: they are something else.
         """
-        logits = self._predict(self.variables, jnp.asarray(images))
+        logits = self._predict(self.variables, self._checked(images))
         return np.asarray(jax.nn.softmax(logits))
 
     def feature_maps(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -52,9 +56,22 @@ class Trained:
 
         Args:
             images: uint8[N, H, W, C].
+
+        Raises:
+            DataError: they are something else.
         """
-        maps = self._feature_maps(self.variables, jnp.asarray(images))
+        maps = self._feature_maps(self.variables, self._checked(images))
         return {name: np.asarray(values) for name, values in maps.items()}
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
+        images = checked_images(images, "the images")
+        if images.shape[1:] != self.recipe.image_shape:
+            height, width, channels = self.recipe.image_shape
+            raise DataError(
+                f"the images are {list(images.shape)}: the network takes [N, {height}, {width}, "
+                f"{channels}]"
+            )
+        return images
 
     @functools.cached_property
     def _normalize(self) -> Callable[[jax.Array], jax.Array]:

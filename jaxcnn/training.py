@@ -28,7 +28,7 @@ from jaxcnn import (
     steps,
 )
 from jaxcnn.data.augment import make_augment, make_normalize
-from jaxcnn.data.dataset import Dataset, FeedName, Split
+from jaxcnn.data.dataset import Dataset, FeedName, Split, checked
 from jaxcnn.data.feed import make_feed
 from jaxcnn.data.views import make_views
 from jaxcnn.errors import DivergedError, StoppedError, UserError
@@ -527,7 +527,11 @@ def evaluate(
 
     Returns:
         Right answers, pictures, and the mean cross entropy in nats.
+
+    Raises:
+        DataError: the split is none.
     """
+    split = checked(split, "the split")
     normalize = make_normalize(recipe.mean, recipe.std)
     views = make_views(recipe.network) if tta else None
     eval_step = steps.make_eval_step(make_model(recipe), normalize=normalize, views=views)

@@ -13,9 +13,10 @@ import math
 import os
 import re
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def write(folder: Path, tree: Any) -> list[list[Any]]:
 
     Raises:
         OSError: they cannot be written.
-        WriteError: likewise, for a reason that is no `OSError`.
+        WriteError: likewise, for a reason that is no `OSError`, or they cannot be read back.
     """
     # Imported here: it takes longer than the rest of this package.
     import orbax.checkpoint as ocp
@@ -52,8 +53,8 @@ def write(folder: Path, tree: Any) -> list[list[Any]]:
         arrays = jax.tree.map(np.asarray, arrays)
 
     def save() -> None:
-        with contextlib.closing(_checkpointer()) as checkpointer:
-            checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(arrays))
+        with contextlib.closing(_checkpointer()) as checkpointer, _plain(folder) as path:
+            checkpointer.save(path, args=ocp.args.PyTreeSave(arrays))
 
     _, failure = _quietly(save)
     if failure:
@@ -61,10 +62,17 @@ def write(folder: Path, tree: Any) -> list[list[Any]]:
             if os.strerror(number) in failure:
                 raise OSError(number, os.strerror(number), str(folder))
         raise WriteError(f"cannot write {folder}: {failure}; {WORKDIR_REMEDY}")
-    return [
+    leaves = [
         [name, list(leaf.shape), str(leaf.dtype), _sha256(plain[name])]
         for name, leaf in named.items()
     ]
+    try:
+        read(folder, tree, leaves)
+    except (manifest.DamagedError, ReadError) as error:
+        raise WriteError(
+            f"{folder} cannot be read back ({error}); {WORKDIR_REMEDY}, of another name perhaps"
+        ) from error
+    return leaves
 
 
 def read(folder: Path, like: Any, leaves: Sequence[Sequence[Any]], *, partial: bool = False) -> Any:
@@ -127,8 +135,8 @@ def _restore(folder: Path, like: Mapping[str, Any], positions: Mapping[str, str]
     )
 
     def restore() -> Any:
-        with contextlib.closing(_checkpointer()) as checkpointer:
-            return checkpointer.restore(folder.absolute(), args=how)
+        with contextlib.closing(_checkpointer()) as checkpointer, _plain(folder) as path:
+            return checkpointer.restore(path, args=how)
 
     for pause in (0.2, 1.0, 0.0):  # seconds; what keeps it from reading may pass
         arrays, failure = _quietly(restore)
@@ -145,6 +153,19 @@ def _restore(folder: Path, like: Mapping[str, Any], positions: Mapping[str, str]
             raise manifest.DamagedError(f"{folder.name} has another array as {name}")
     empty = {n: jnp.zeros(x.shape, x.dtype) for n, x in like.items() if n not in positions}
     return {name: _uncommitted(arrays[at]) for name, at in positions.items()} | empty
+
+
+@contextlib.contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """Gives a folder another path if its own has what Orbax takes for a pattern or an address."""
+    path = folder.absolute()
+    if re.fullmatch(r"[\w./ @%+=,~-]*", str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxcnn-") as temporary:
+        link = Path(temporary, "folder")
+        link.symlink_to(path.parent, target_is_directory=True)
+        yield link / path.name
 
 
 def _checkpointer() -> Any:

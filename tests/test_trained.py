@@ -11,7 +11,7 @@ import pytest
 
 from jaxcnn import checkpoint, manifest, models, pytorch, recipes, trained, training
 from jaxcnn.data import Dataset, Split, cache
-from jaxcnn.errors import UserError
+from jaxcnn.errors import DataError, UserError
 from tests import saved
 from tests.conformance import SmallCNN
 from tests.test_checkpoint import flip
@@ -80,6 +80,22 @@ def test_probabilities_and_accuracy(network: trained.Trained, tiny_mnist: Datase
     assert (correct, total) == (right, len(labels))
     cross_entropies = -np.log(expected[clear][np.arange(len(labels)), labels])
     assert loss == pytest.approx(cross_entropies.mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("answer", ["probabilities", "feature_maps"])
+def test_images_that_are_none(network: trained.Trained, tiny_mnist: Dataset, answer: str) -> None:
+    images = np.array(tiny_mnist.test.images[:3])
+    for wrong, said in (
+        (images / 255, r"the images are float64\[3, 28, 28, 1\], the greatest 0\."),
+        (images[0], r"the images are \[28, 28, 1, 1\]: the network takes \[N, 28, 28, 1\]"),
+        (images[:, :20], r"the images are \[3, 20, 28, 1\]"),
+    ):
+        with pytest.raises(DataError, match=said):
+            getattr(network, answer)(wrong)
+    probabilities = network.probabilities(images)
+    np.testing.assert_array_equal(network.probabilities(images[..., 0]), probabilities)
+    with pytest.raises(DataError, match="the images of the split are float64"):
+        training.evaluate(network.recipe, network.variables, Split(images / 255, np.arange(3)))
 
 
 def test_feature_maps(network: trained.Trained, tiny_mnist: Dataset) -> None:

@@ -205,3 +205,44 @@ def test_why_orbax_could_not_write_is_said(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(trees, "_quietly", lambda call: (None, "something else"))
     with pytest.raises(WriteError, match="arrays: something else; give --workdir"):
         trees.write(tmp_path / "arrays", tree)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("run[1]", "[!a]", "a*b", "a?b", "a{b,c}", "back\\slash", "gs:", "file:", "c:d", "%41x"),
+        *(
+            "#x",
+            "?query=1",
+            "~x",
+            "..x",
+            "-x",
+            " s p ",
+            "new\nline",
+            "q'u\"ote",
+            "$HOME",
+            "a|b;c&d",
+        ),
+        *("\x01", "\u00fc\u4e2d", "\udce9"),
+    ],
+    ids=ascii,
+)
+def test_any_name_that_the_file_system_allows(tmp_path: Path, name: str) -> None:
+    """No library reads a pattern or an address into it; what it would match stays apart."""
+    trees_there = {}
+    for number, folder in enumerate((tmp_path / name, tmp_path / "run1", tmp_path / "aab")):
+        folder.mkdir()
+        tree = {"a": jnp.full(4, number), "b": jnp.zeros((2, 3))}
+        trees_there[folder] = tree, trees.write(folder / "arrays", tree)
+    for folder, (tree, leaves) in trees_there.items():
+        found = trees.read(folder / "arrays", tree, leaves)
+        np.testing.assert_array_equal(found["a"], tree["a"])
+    assert sorted(tmp_path.iterdir()) == sorted(trees_there)
+
+
+def test_what_cannot_be_read_back_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trees, "_restore", lambda *_: {"a": jnp.ones(4)})
+    with pytest.raises(WriteError, match="arrays cannot be read back .*of another name perhaps"):
+        trees.write(tmp_path / "arrays", {"a": jnp.zeros(4)})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from jaxcnn.errors import DataUnavailableError
+from jaxcnn.errors import DataError, DataUnavailableError
 
 if TYPE_CHECKING:
     from jaxcnn.data.cache import Arrays
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 Name = Literal["mnist", "cifar10"]
 Source = Literal["auto", "real", "synthetic"]
 FeedName = Literal["auto", "device", "stream"]
+
+
+CLASSES = 10
+"""That the networks tell apart."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,20 @@ class Split:
 class Dataset:
     """Both splits of a data set and what they are.
 
+    What can only mean one thing is taken: images and labels of any integer type, images [N, H, W],
+    labels [N, 1] or in a list; see `checked`.
+
     Attributes:
         name: what the pictures really are: "mnist", "cifar10", "synthetic-mnist" or
             "synthetic-cifar10".
         version: of the data set.
         train: the training split.
         test: the test split.
-        class_names: the name of each label.
+        class_names: the name of each label; those that are missing are called by their number.
         notice: why a stand-in is used, for the user to read; empty for the real data.
+
+    Raises:
+        DataError: a split is no such thing.
     """
 
     name: str
@@ -55,10 +65,91 @@ class Dataset:
     class_names: tuple[str, ...]
     notice: str = ""
 
+    def __post_init__(self) -> None:
+        train, test = (
+            checked(split, f"the {name} split")
+            for name, split in (("training", self.train), ("test", self.test))
+        )
+        if train.images.shape[1:] != test.images.shape[1:]:
+            shapes = f"{list(train.images.shape)} and {list(test.images.shape)}"
+            raise DataError(
+                f"the training and test images are {shapes}: give them the same height, width and "
+                "channels"
+            )
+        names = tuple(map(str, self.class_names))
+        names += tuple(map(str, range(len(names), CLASSES)))
+        changed = {"train": train, "test": test, "class_names": names}
+        for name, value in changed.items():
+            object.__setattr__(self, name, value)
+
     @property
     def is_real(self) -> bool:
         """Whether these are the real pictures and not the synthetic stand-in."""
         return not self.name.startswith("synthetic-")
+
+
+def checked(split: Split, where: str) -> Split:
+    """Returns a split as it is documented: uint8[N, H, W, C] images and int32[N] labels.
+
+    Args:
+        split: what has been given as one.
+        where: what to call it.
+
+    Raises:
+        DataError: its images or labels could mean several things, or nothing.
+    """
+    images = checked_images(split.images, f"the images of {where}")
+    labels = np.asanyarray(split.labels)
+    what = f"the labels of {where} are {labels.dtype}{list(labels.shape)}"
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        raise DataError(f"{what}: give one number for each image, labels.argmax(-1) say")
+    if labels.dtype.kind not in "iu" and labels.size:
+        raise DataError(f"{what}, the first {labels.flat[0]!r}: give integers")
+    if labels.shape not in ((labels.size,), (labels.size, 1)):
+        raise DataError(f"{what}: give one number for each image")
+    labels = labels.reshape(-1)
+    if len(labels) != len(images):
+        raise DataError(f"{where} has {len(images)} images and {len(labels)} labels: give as many")
+    outside = np.flatnonzero((labels < 0) | (labels >= CLASSES))
+    if outside.size:
+        raise DataError(
+            f"{where} has a label {labels[outside[0]]}, at position {outside[0]}: give labels from "
+            f"0 to {CLASSES - 1}, the classes that the networks tell apart"
+        )
+    return Split(images, labels.astype(np.int32, copy=False))
+
+
+def checked_images(images: np.ndarray, what: str) -> np.ndarray:
+    """Returns images as uint8[N, H, W, C].
+
+    Args:
+        images: of any integer type; without the last axis they have one channel.
+        what: to call them.
+
+    Raises:
+        DataError: they could mean several things, or nothing.
+    """
+    images = np.asanyarray(images)
+    what = f"{what} are {images.dtype}{list(images.shape)}"
+    if images.dtype.kind not in "iu":
+        first = (
+            f", the greatest {images.max()!s}" if images.size and images.dtype.kind == "f" else ""
+        )
+        raise DataError(
+            f"{what}{first}: give integers from 0 to 255; of floats from 0 to 1 that is "
+            "(255 * images).round().astype(numpy.uint8)"
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4:
+        raise DataError(f"{what}: give them as [N, H, W, C], or [N, H, W] if they have one channel")
+    if images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        raise DataError(f"{what}: the channels come last, give images.transpose(0, 2, 3, 1)")
+    if images.dtype != np.uint8:
+        if images.size and not 0 <= images.min() <= images.max() <= 255:
+            raise DataError(f"{what}, {images.min()} to {images.max()}: give levels from 0 to 255")
+        images = images.astype(np.uint8)
+    return images
 
 
 def load(

@@ -1,9 +1,11 @@
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn.data import Dataset, load, synthetic
+from jaxcnn.data import Dataset, Split, load, synthetic
 from jaxcnn.errors import DataError, DataUnavailableError
 from tests.official import Official
 
@@ -99,3 +101,83 @@ def test_wrong_arguments() -> None:
         load("x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="source must be one of"):
         load("mnist", source="x")  # type: ignore[arg-type]
+
+
+IMAGES = np.arange(6 * 28 * 28, dtype=np.uint64).reshape(6, 28, 28, 1).astype(np.uint8)
+LABELS = np.array([3, 1, 4, 1, 5, 9], np.int32)
+
+
+def made(images: Any = IMAGES, labels: Any = LABELS, names: tuple[str, ...] = ()) -> Dataset:
+    """Makes a data set of one's own arrays, with others to test on."""
+    return Dataset("mnist", "mine", Split(images, labels), Split(IMAGES, LABELS), names)
+
+
+@pytest.mark.parametrize("kind", np.typecodes["AllInteger"])
+def test_integers_of_any_type(kind: str) -> None:
+    images = np.minimum(IMAGES, 127)
+    dataset = made(images.astype(kind), LABELS.astype(kind))
+    assert dataset.train.images.dtype == np.uint8
+    assert dataset.train.labels.dtype == np.int32
+    np.testing.assert_array_equal(dataset.train.images, images)
+    np.testing.assert_array_equal(dataset.train.labels, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (IMAGES[..., 0], LABELS),
+        (IMAGES, LABELS[:, None]),
+        (IMAGES, LABELS.tolist()),
+        (IMAGES.tolist(), tuple(LABELS)),
+        (jnp.asarray(IMAGES), jnp.asarray(LABELS)),
+    ],
+    ids=["no channel", "column", "list", "lists", "jax"],
+)
+def test_what_can_mean_one_thing_is_taken(images: Any, labels: Any) -> None:
+    dataset = made(images, labels)
+    np.testing.assert_array_equal(dataset.train.images, IMAGES)
+    np.testing.assert_array_equal(dataset.train.labels, LABELS)
+    assert isinstance(dataset.train.labels, np.ndarray)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (IMAGES / 255, LABELS, r"training split are float64\[6, 28, 28, 1\], the greatest 1\.0:"),
+        (IMAGES.astype(np.float32), LABELS, r"float32.*greatest 255\.0.*255 \* images"),
+        (IMAGES > 9, LABELS, r"training split are bool\[6, 28, 28, 1\]"),
+        (IMAGES.astype(np.int64) - 1, LABELS, r"int64.*, -1 to 254: give levels from 0 to 255"),
+        (IMAGES.astype(np.int64) + 1, LABELS, r"int64.*, 1 to 256: give levels from 0 to 255"),
+        (np.moveaxis(IMAGES, 3, 1), LABELS, r"\[6, 1, 28, 28\]: the channels come last"),
+        (IMAGES.reshape(6, -1), LABELS, r"uint8\[6, 784\]: give them as \[N, H, W, C\]"),
+        (IMAGES[:5], LABELS, r"the training split has 5 images and 6 labels"),
+        (IMAGES, LABELS[:5], r"the training split has 6 images and 5 labels"),
+        (IMAGES, LABELS + 1, r"the training split has a label 10, at position 5: give labels from"),
+        (IMAGES, LABELS - 2, r"the training split has a label -1, at position 1: give labels from"),
+        (IMAGES, np.arange(6, dtype=np.uint8) + 250, r"has a label 250, at position 0"),
+        (IMAGES, np.eye(10)[LABELS], r"float64\[6, 10\]: .* labels\.argmax\(-1\)"),
+        (IMAGES, np.eye(10, dtype=int)[LABELS], r"int64\[6, 10\]: .* labels\.argmax\(-1\)"),
+        (IMAGES, LABELS + 0.0, r"the labels of the training split are float64\[6\], the first .*3"),
+        (IMAGES, LABELS > 3, r"bool\[6\]"),
+        (IMAGES, list("314159"), r"<U1\[6\], the first .*'3'.*: give integers"),
+        (IMAGES, np.int32(3), r"int32\[\]: give one number for each image"),
+        (IMAGES[:, :20], LABELS, r"\[6, 20, 28, 1\] and \[6, 28, 28, 1\]: give them the same"),
+    ],
+)
+def test_what_is_no_data_set(images: Any, labels: Any, said: str) -> None:
+    """It is refused where it is made, with the split, shape, dtype and value."""
+    with pytest.raises(DataError, match=said):
+        made(images, labels)
+
+
+def test_the_test_split_as_well() -> None:
+    split = Split(IMAGES, LABELS)
+    with pytest.raises(DataError, match=r"the test split has a label 10, at position 5"):
+        Dataset("mnist", "mine", split, Split(IMAGES, LABELS + 1), ())
+    with pytest.raises(DataError, match=r"the images of the test split are float32"):
+        Dataset("mnist", "mine", split, Split(IMAGES.astype(np.float32), LABELS), ())
+
+
+def test_classes_without_a_name() -> None:
+    assert made(names=("a", "b", "c")).class_names == ("a", "b", "c", *"3456789")
+    assert made().class_names == tuple("0123456789")
