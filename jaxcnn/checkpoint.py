@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from jaxcnn import document, manifest, trees, workdir
+from jaxcnn import document, fingerprint, manifest, trees, workdir
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
 
 # Part of every manifest: raised when the layout changes.
@@ -195,7 +195,7 @@ class Store:
 
     def __init__(self, policy: Policy, run: Mapping[str, Any]) -> None:
         self._policy = policy
-        self._run = _as_json(run)
+        self._run: dict[str, Any] = fingerprint.of(run)
 
     def claim(self) -> None:
         """Makes the folder this run's, or finds out whether the run there may be gone on with.
@@ -352,16 +352,6 @@ def _is_leaf(leaf: Any) -> bool:
     """Whether that says of an array its path, shape, dtype and digest."""
     form = isinstance(leaf, list) and [type(value) for value in leaf] == [str, list, str, str]
     return form and all(type(size) is int and size >= 0 for size in leaf[1])
-
-
-def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what reading it back from JSON will give; of what JSON has not, the name."""
-
-    def name(value: Any) -> str:
-        return str(getattr(value, "__qualname__", type(value).__qualname__))
-
-    plain: dict[str, Any] = json.loads(json.dumps(dict(values), default=name))
-    return plain
 
 
 def _set_aside(folder: Path) -> None:

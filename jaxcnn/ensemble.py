@@ -208,7 +208,7 @@ def chunks(
     programs = _compile(member, data, batches, members, chunk, placement)
     run: dict[str, Any] = {}
     if checkpoints:
-        run = identity(recipe, dataset, model=model, own_tx=tx is not None)
+        run = identity(recipe, dataset, model=model, own_tx=tx)
         run |= {"chunk": programs.chunk, "evaluate_once": evaluate_once}
         run["evaluate_on"] = checksum(scored)
     for first in range(0, len(members), programs.chunk):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from jaxcnn import document, environment, workdir
+from jaxcnn import document, environment, fingerprint, workdir
 from jaxcnn.checkpoint import Resume
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
@@ -127,8 +127,8 @@ def make_result(
         "dataset": dataset.name,
         "dataset_version": dataset.version,
         "dataset_is_real": dataset.is_real,
-        **recipe.asdict(),
-        **settings,
+        **fingerprint.of(recipe.asdict()),
+        **fingerprint.of(dict(settings)),
         "test_accuracy": result.test_accuracy,
         "test_correct": result.test_correct,
         "test_total": result.test_total,

@@ -21,6 +21,7 @@ from jaxcnn import (
     demands,
     document,
     environment,
+    fingerprint,
     optimizers,
     processes,
     schedules,
@@ -271,7 +272,7 @@ def identity(
     dataset: Dataset,
     *,
     model: nn.Module,
-    own_tx: bool = False,
+    own_tx: Any = None,
     seeds: Any = 0,
 ) -> dict[str, Any]:
     """Returns all that decides what a run is, as JSON values; the versions are no part of it.
@@ -279,8 +280,8 @@ def identity(
     Args:
         recipe: of the run.
         dataset: likewise; of its pictures there is a checksum.
-        model: likewise; of one of your own the name counts.
-        own_tx: whether the optimizer is not the recipe's; of such there is nothing.
+        model: likewise; of one that is not the recipe's all fields count.
+        own_tx: the optimizer, or what makes it, if that is not the recipe's.
         seeds: the seed, or what else tells this run from others.
     """
     run = {
@@ -291,9 +292,11 @@ def identity(
         "dataset_checksum": checksum(dataset.train, dataset.test),
         "model": type(model).__qualname__,
         "dtype": str(jnp.dtype(getattr(model, "dtype", None) or jnp.float32)),
-        "own_tx": own_tx,
+        "own_tx": own_tx is not None and fingerprint.digest(own_tx),
     }
-    if ":" in recipe.optimizer and not own_tx:
+    if model != make_model(recipe):
+        run["model_fields"] = fingerprint.of(model)["fields"]
+    if ":" in recipe.optimizer and own_tx is None:
         run["optimizer_code"] = optimizers.code_digest(recipe.optimizer)
     return run
 
@@ -364,9 +367,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoints:  # first, so that a second run learns at once that it is the second
-            run = functools.partial(
-                identity, recipe, dataset, model=model, own_tx=tx is not None, seeds=seed
-            )
+            run = functools.partial(identity, recipe, dataset, model=model, own_tx=tx, seeds=seed)
             store = stack.enter_context(processes.opened(checkpoints, run))
         source = make_feed(feed, dataset.train, recipe.batch_size, order_key, placement)
         schedule = None

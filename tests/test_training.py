@@ -340,10 +340,27 @@ def test_another_run_is_not_gone_on_with(
         ({"model": OtherNetwork()}, "model SmallNetwork there and .*OtherNetwork here"),
         ({"model": half}, "dtype float32 there and bfloat16 here"),
         ({"seed": 1}, "seed 0 there and 1 here"),
-        ({"tx": optax.sgd(0.1)}, "own_tx False there and True here"),
+        ({"seed": np.int64(1)}, "seed 0 there and 1 here"),
+        ({"model": SmallNetwork(name="x")}, r"model_fields .*None.* there and .*x.* here"),
+        ({"tx": optax.sgd(0.1)}, "own_tx False there and [0-9a-f]{64} here"),
     ):
         with pytest.raises(UserError, match=named):
             fit(**change, checkpoints=policy)
+
+
+def test_the_same_run_by_another_type(saved: tuple[training.Result, checkpoint.Policy]) -> None:
+    first, policy = saved
+    for seed in (np.int64(0), np.uint8(0), jnp.int32(0), np.array(0)):
+        same(fit(seed=seed, checkpoints=policy), first)
+
+
+def test_an_optimizer_of_ones_own_is_told_by_its_hyperparameters(tmp_path: Path) -> None:
+    policy = checkpoint.Policy(tmp_path)
+    first = fit(tx=optax.sgd(0.1), checkpoints=policy)
+    same(fit(tx=optax.sgd(0.1), checkpoints=policy), first)
+    for other in (optax.sgd(0.2), optax.sgd(0.1, momentum=0.5), optax.adam(0.1)):
+        with pytest.raises(UserError, match=r"own_tx [0-9a-f]{64} there and [0-9a-f]{64} here"):
+            fit(tx=other, checkpoints=policy)
 
 
 def test_a_checkpoint_that_does_not_say_how_far_it_is(
@@ -441,7 +458,9 @@ def test_the_code_of_one_s_own_optimizer_is_part_of_what_a_run_is(
     code = Path(inspect.getfile(optax.adam)).read_bytes()
     run = training.identity(recipe, DATA, model=MODEL)
     assert run["optimizer_code"] == hashlib.sha256(code).hexdigest()
-    assert "optimizer_code" not in training.identity(recipe, DATA, model=MODEL, own_tx=True)
+    assert "optimizer_code" not in training.identity(
+        recipe, DATA, model=MODEL, own_tx=optax.sgd(0.1)
+    )
     assert "optimizer_code" not in training.identity(RECIPE, DATA, model=MODEL)
 
 
