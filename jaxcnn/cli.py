@@ -8,7 +8,9 @@ import contextlib
 import io
 import itertools
 import math
+import os
 import re
+import secrets
 import shlex
 import signal
 import sys
@@ -157,8 +159,7 @@ def ending_on_errors(name: str) -> Iterator[None]:
     """
     program = Path(sys.argv[0]).name
     program = name if program in ("", "__main__.py") else program  # python -m jaxcnn
-    interrupts.raise_on_sigterm()
-    with screen.guarded():
+    with screen.guarded(), interrupts.raising_on_sigterm():
         status, said = 0, ""
         try:
             yield
@@ -169,6 +170,10 @@ def ending_on_errors(name: str) -> Iterator[None]:
             status, said = 1 if isinstance(error, DivergedError) else 2, f"error: {error}"
         except OSError as error:
             status, said = 2, f"error: {describe(error)}; give another path, or mend this one"
+        except (RuntimeError, AssertionError):
+            if not (reason := _no_device()):
+                raise
+            status, said = 2, f"error: {reason}"
         except KeyboardInterrupt:
             status, said = 130, "interrupted"
         except interrupts.Terminated:
@@ -179,6 +184,22 @@ def ending_on_errors(name: str) -> Iterator[None]:
             sys.stderr.write(screen.line(f"{program}: {said}") + "\n")
             _leave(status)
             raise SystemExit(status)
+
+
+def _no_device() -> str:
+    """Returns what is wrong if jax has no device at all; which of its errors says so depends."""
+    if not (jax := sys.modules.get("jax")):
+        return ""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200] or "it says no more"
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        return (
+            f"jax has no device ({reason}): unset JAX_PLATFORMS, which is {asked!r}, or install "
+            "jax for it"
+        )
+    return ""
 
 
 def _leave(status: int) -> None:
@@ -236,12 +257,11 @@ def parse(network: recipes.NetworkName, argv: Sequence[str]) -> tuple[Flags, rec
 
 def _find_recipe(network: recipes.NetworkName, value: str) -> recipes.Recipe:
     """Returns the recipe of a name or in a file."""
+    is_file = value.endswith(".toml")
     try:
-        if value.endswith(".toml"):
-            return recipes.load(network, value)
-        return recipes.get(network, value)
+        return recipes.load(network, value) if is_file else recipes.get(network, value)
     except ValueError as error:
-        raise UserError(f"--recipe: {error}, or a .toml file") from None
+        raise UserError(f"--recipe: {error}{'' if is_file else ', or a .toml file'}") from None
 
 
 def parse_pairs(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
@@ -262,6 +282,19 @@ def parse_pairs(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
         if isinstance(args[key], float) and not math.isfinite(args[key]):
             raise UserError(f"{flag} takes finite numbers, got {pair!r}")
     return args
+
+
+def say_code(names: Sequence[str], say: Callable[..., None]) -> None:
+    """Says which file each optimizer of one's own is taken from.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
+    from jaxcnn import optimizers
+
+    for name in names:
+        if code := optimizers.code(name):
+            say(f"optimizer: {name} of {code}")
 
 
 def replace(recipe: recipes.Recipe, **changes: Any) -> recipes.Recipe:
@@ -305,10 +338,12 @@ def run(flags: Flags, recipe: recipes.Recipe) -> None:
     axes = join_processes(flags, ("data",))
     say = say_on(console)
     mesh = parallel.make_mesh(axes) if axes else None
-    started = datetime.now().strftime("%Y%m%d-%H%M%S")
+    # Other runs may begin in the same second.
+    started = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     workdir = as_path(flags.workdir or f"runs/{recipe.network}-{started}")
     processes.from_main(lambda: records.check_workdir(workdir, flags.resume))
     training.check_recipe(recipe)  # before the data is loaded, which takes longer
+    say_code([recipe.optimizer], say)
     if flags.compilation_cache:
         compilation.enable_cache(say)
     doctor.warn([recipe.optimizer], say)

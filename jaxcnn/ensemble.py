@@ -30,6 +30,7 @@ from jaxcnn.training import (
     EVAL_BATCH_SIZE,
     check_optimizer,
     check_sizes,
+    checked_seeds,
     checksum,
     eval_batches,
     identity,
@@ -61,7 +62,7 @@ class Members:
     hyperparameters: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", np.asarray(self.seeds, np.uint32))
+        object.__setattr__(self, "seeds", checked_seeds(self.seeds))
         arrays = {k: np.asarray(v, np.float32) for k, v in self.hyperparameters.items()}
         object.__setattr__(self, "hyperparameters", arrays)
         for name, array in arrays.items():

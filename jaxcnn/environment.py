@@ -6,12 +6,21 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
 import jaxcnn
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
+# What decides the numbers that are drawn, their precision and that of products.
+_SETTINGS = {
+    "jax_enable_x64": False,
+    "jax_threefry_partitionable": True,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_random_seed_offset": 0,
+    "jax_default_matmul_precision": None,
+}
 
 
 def versions() -> dict[str, str]:
@@ -21,6 +30,15 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def jax_settings() -> dict[str, Any]:
+    """Returns jax's settings that change the numbers of a run, where they are not the usual ones.
+
+    They come from variables such as JAX_ENABLE_X64, or from `jax.config`.
+    """
+    found = {name: getattr(jax.config, name, usual) for name, usual in _SETTINGS.items()}
+    return {name: value for name, value in found.items() if value != _SETTINGS[name]}
 
 
 def device() -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,11 @@ def as_path(text: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: no file can be called so.
     """
+    if address := re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", os.fsdecode(text)):
+        raise UserError(
+            f"{str(text)!r} is an address ({address[0]}...), no path on this machine: copy or "
+            "mount what is there, and give that path"
+        )
     try:
         path = Path(text).expanduser()
         if b"\0" in os.fsencode(path):

@@ -115,7 +115,7 @@ def maps(network: Trained, dataset: Dataset, count: int = 3) -> Figure:
     """The feature maps of every convolution for some test images, a column for each layer."""
     images = np.asarray(dataset.test.images[:count])
     layers = network.feature_maps(images)
-    figure, axes = _grid(count, 1 + len(layers), 1.5)
+    figure, axes = _grid(len(images), 1 + len(layers), 1.5)
     for row, image in zip(axes, images, strict=True):
         _image(row[0], image)
     for column, (name, values) in enumerate(layers.items(), start=1):

@@ -26,6 +26,19 @@ def raise_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
+@contextlib.contextmanager
+def raising_on_sigterm() -> Iterator[None]:
+    """Does so within, and leaves the signal after that as it was; once it has come, for good."""
+    before = signal.getsignal(signal.SIGTERM)
+    raise_on_sigterm()
+    try:
+        yield
+    finally:
+        ended = signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+        if threading.current_thread() is threading.main_thread() and not ended:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 class Interrupts:
     """Remembers the signal that asked to stop. See `watched`."""
 

@@ -9,6 +9,9 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -125,7 +128,7 @@ def find(name: str) -> Factory:
         )
     module_name, attribute = name.split(":")
     try:
-        found = getattr(importlib.import_module(module_name), attribute, None)
+        found = getattr(_import(module_name), attribute, None)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
@@ -138,6 +141,29 @@ def find(name: str) -> Factory:
             "an optax.GradientTransformation"
         )
     return found
+
+
+def _import(name: str) -> ModuleType:
+    """Imports a module as `python -m` does: the present folder comes first.
+
+    For a script Python looks into the script's folder alone, which has modules of its own.
+    """
+    here = str(Path.cwd())
+    if sys.flags.safe_path or not PathFinder.find_spec(name.partition(".")[0], [here]):
+        return importlib.import_module(name)
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(here)
+
+
+def code(name: str) -> str:
+    """Returns the file of an optimizer of one's own; nothing for one of optax."""
+    if not catalog.is_own(name):
+        return ""
+    find(name)
+    return str(getattr(sys.modules[name.split(":")[0]], "__file__", None) or "")
 
 
 def code_digest(name: str) -> str:

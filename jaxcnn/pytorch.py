@@ -37,15 +37,20 @@ _LEAVES = {
     "var": "running_var",
 }
 _COUNTER = "num_batches_tracked"
+# Around a state dict, as PyTorch's tutorials and Lightning save it; and before its names, by
+# DataParallel, torch.compile and Lightning.
+_CONTAINERS = ("state_dict", "model_state_dict")
+_WRAPPERS = ("module", "_orig_mod", "model")
 
 
 def load_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> Variables:
     """Reads the weights of one of the original's networks.
 
     Args:
-        source: a `.pt` or `.safetensors` file, or a mapping from names to tensors or arrays. The
-            names are the original's (`conv1.weight`, ...), with or without `module.` before them;
-            they tell which network it is.
+        source: a `.pt`, `.pth` or `.safetensors` file, or a mapping from names to tensors or
+            arrays, or one that holds such a mapping as "state_dict" or "model_state_dict". The
+            names are the original's (`conv1.weight`, ...), with or without what a wrapper puts
+            before them (`module.`, `_orig_mod.`, `model.`); they tell which network it is.
 
     Returns:
         What the network's `apply` takes: float32 `params`, and `batch_stats` for CIFAR-10.
@@ -56,8 +61,9 @@ def load_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> Varia
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     tensors = source if isinstance(source, Mapping) else _read(as_path(source))
-    tensors = {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
-    network = "cifar10" if any(name.startswith("batch_norm") for name in tensors) else "mnist"
+    tensors = _unwrapped(tensors)
+    cifar = ("batch_norm", "conv3", "conv4", "conv5")  # which the other network does not have
+    network = "cifar10" if any(name.startswith(cifar) for name in tensors) else "mnist"
     expected = _names(network)
     unknown = [n for n in tensors if n not in expected and not n.endswith(f".{_COUNTER}")]
     if unknown:
@@ -86,12 +92,26 @@ def load_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> Varia
     return variables
 
 
+def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes off what training loops and wrappers put around a state dict."""
+    for key in _CONTAINERS:
+        if isinstance(inner := tensors.get(key), Mapping):
+            tensors = inner
+    names = {str(name): tensor for name, tensor in tensors.items()}
+    # One wrapper after the other, as long as all names have it.
+    while names and (prefix := next(iter(names)).split(".")[0]) in _WRAPPERS:
+        if not all(name.startswith(f"{prefix}.") for name in names):
+            break
+        names = {name.removeprefix(f"{prefix}."): tensor for name, tensor in names.items()}
+    return names
+
+
 def save_state_dict(variables: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes the weights of a network under the original's names, whole or not at all.
 
     Args:
         variables: `params`, and `batch_stats` for CIFAR-10.
-        path: of the file; its ending, `.pt` or `.safetensors`, says which form it gets.
+        path: of the file; its ending, `.pt`, `.pth` or `.safetensors`, says which form it gets.
 
     Raises:
         UserError: a weight is missing or misshapen, the ending is another one, torch is missing
@@ -177,14 +197,14 @@ def _as_array(tensor: Any, name: str, where: str) -> np.ndarray:
             raise UserError(f"{where} holds {name} of {tensor.dtype}: give floating-point numbers")
         return tensor.detach().float().cpu().numpy()
     array = np.asarray(tensor)
-    if not np.issubdtype(array.dtype, np.floating):
+    if not jnp.issubdtype(array.dtype, jnp.floating):  # bfloat16 is one
         raise UserError(f"{where} holds {name} of {array.dtype}: give floating-point numbers")
     return array.astype(np.float32)
 
 
 def _check_suffix(path: Path) -> None:
-    if path.suffix not in (".pt", ".safetensors"):
-        raise UserError(f"{path} ends neither in .pt nor in .safetensors: give it such a name")
+    if path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise UserError(f"{path} ends neither in .pt, .pth nor .safetensors: give it such a name")
 
 
 def _torch(path: Path) -> Any:

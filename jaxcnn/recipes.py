@@ -5,6 +5,7 @@ This module imports nothing heavy, so that a command line can show its defaults 
 
 import dataclasses
 import difflib
+import numbers
 import os
 import tomllib
 from collections.abc import Mapping
@@ -75,6 +76,13 @@ class Recipe:
     std: tuple[float, ...] = (0.3081,)
 
     def __post_init__(self) -> None:
+        for field, value in vars(self).copy().items():
+            if isinstance(value, bool):
+                continue
+            if isinstance(value, numbers.Integral):  # NumPy's, say
+                object.__setattr__(self, field, int(value))
+            elif isinstance(value, numbers.Real):
+                object.__setattr__(self, field, float(value))
         named = isinstance(self.name, str) and self.name.isprintable()
         _check(self, "name", named, "a line of text")
         for field, kind in (
@@ -257,7 +265,7 @@ def load(network: NetworkName, path: str | os.PathLike[str]) -> Recipe:
     """
     path = as_path(path)
     try:
-        fields = tomllib.loads(path.read_bytes().decode())
+        fields = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); give a file") from None
     except (ValueError, RecursionError) as error:

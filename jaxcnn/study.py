@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,6 +21,7 @@ from jaxcnn import (
     document,
     ensemble,
     environment,
+    fingerprint,
     optimizers,
     processes,
     recipes,
@@ -430,9 +431,17 @@ def load_specification(folder: Path) -> dict[str, Any]:
         there = document.read(folder / SPECIFICATION)
         document.check(there, {}, "it")
         document.check(there.get("machines", []), [str], "machines")
+        if there.pop("digest", digest := _digest(there)) != digest:
+            raise ValueError("altered")
     except (FileNotFoundError, ValueError):
         raise unknown(folder) from None
     return dict(there)
+
+
+def _digest(specification: Mapping[str, Any]) -> str:
+    return short_digest(
+        json.dumps({name: value for name, value in specification.items() if name != "digest"})
+    )
 
 
 def unknown(folder: Path) -> UserError:
@@ -455,7 +464,8 @@ def write_specification(folder: Path, specification: dict[str, Any]) -> None:
     Raises:
         WriteError: it cannot be written.
     """
-    text = json.dumps(specification, indent=2, allow_nan=False) + "\n"
+    content = {**specification, "digest": _digest(specification)}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     workdir.write(folder / SPECIFICATION, text.encode())
 
 
@@ -494,7 +504,7 @@ def _specification(study: Study, dataset: Dataset, shard: Shard | None) -> dict[
     specification |= {"dataset": dataset.name, "dataset_version": dataset.version}
     if shard:
         specification |= {"shard": shard.number, "shards": shard.count}
-    whole: dict[str, Any] = json.loads(json.dumps(specification))  # tuples are lists there
+    whole: dict[str, Any] = fingerprint.of(specification | environment.jax_settings())
     return whole
 
 

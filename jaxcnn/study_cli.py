@@ -220,6 +220,7 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     say = cli.say_on(console)
     if flags.compilation_cache:
         compilation.enable_cache(say)
+    cli.say_code(flags.optimizers, say)
     doctor.warn(flags.optimizers, say)
     dataset = processes.main_first(lambda: cli.load_data(flags.network, flags, say))
     with processes.noticing_losses():

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import operator
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -148,6 +149,25 @@ def split_key(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
     # Not jax's default, whatever that is: "rbg" gives all members of an ensemble the same numbers.
     init_key, order_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
     return init_key, order_key
+
+
+def checked_seeds(seeds: Any) -> np.ndarray:
+    """Returns seeds as uint32[E].
+
+    Raises:
+        UserError: one is no whole number in 0..2**32 - 1: it would be taken for another one.
+    """
+    for position, seed in enumerate(seeds):
+        try:
+            good = 0 <= operator.index(seed) < 2**32
+        except TypeError:
+            good = False
+        if not good or isinstance(seed, bool):
+            raise UserError(
+                f"the seed {seed!r}, at position {position}, is no whole number from 0 to "
+                f"{2**32 - 1}: give such a one"
+            )
+    return np.array([operator.index(seed) for seed in seeds], np.uint32)
 
 
 def optimizer_key(init_key: jax.Array) -> jax.Array:
@@ -296,6 +316,7 @@ def identity(
     }
     if model != make_model(recipe):
         run["model_fields"] = fingerprint.of(model)["fields"]
+    run |= environment.jax_settings()
     if ":" in recipe.optimizer and own_tx is None:
         run["optimizer_code"] = optimizers.code_digest(recipe.optimizer)
     return run
@@ -357,6 +378,7 @@ def fit(
         DivergedError: the loss is no longer finite.
         StoppedError: `interrupted` said so.
     """
+    (seed,) = checked_seeds([seed]).tolist()
     total_steps = check_sizes(recipe, dataset)
     placement = Placement(mesh)
     placement.check_batch(recipe.batch_size)

@@ -3,9 +3,11 @@
 import errno
 import itertools
 import json
+import os
 import re
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -229,7 +231,7 @@ def test_synthetic_data_is_announced_loudly(
     assert "stand-in" in lines[accuracy + 1]
     assert "report: " not in ended.out
     assert "test-time augmentation" not in ended.out
-    assert re.fullmatch(r"results: runs/mnist-[0-9]{8}-[0-9]{6}", lines[-1])
+    assert re.fullmatch(r"results: runs/mnist-[0-9]{8}-[0-9]{6}-[0-9a-f]{6}", lines[-1])
     folder = tmp_path / lines[-1].removeprefix("results: ")
     result = json.loads((folder / "result.json").read_text())
     assert (result["dataset"], result["dataset_is_real"]) == ("synthetic-mnist", False)
@@ -440,3 +442,18 @@ def test_own_optimizers_are_found_where_the_command_runs(
     assert start(*by_file, "--optimizer", "optimizer_of_test_cli:make").status == 0
     assert len(fitted) == 2
     del sys.modules["optimizer_of_test_cli"]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_device_that_is_not_there(platform: str, tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "jaxcnn", "doctor"],
+        env={**os.environ, "JAX_PLATFORMS": platform, "JAXCNN_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2
+    said = rf"jaxcnn: error: jax has no device \(.*\): unset JAX_PLATFORMS, which is '{platform}'"
+    assert re.match(said, ran.stderr)
+    assert ran.stderr.count("\n") == 1

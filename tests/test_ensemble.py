@@ -307,6 +307,12 @@ def test_seeds_of_all_32_bits() -> None:
     check_history(fit(members), 0, fit_alone(EVEN, seed=seed))
 
 
+@pytest.mark.parametrize("seeds", [[0, -1], [0, 2**32], np.array([0, -1])])
+def test_seeds_that_would_be_taken_for_others(seeds: Any) -> None:
+    with pytest.raises(UserError, match=r"the seed .*, at position 1, is no whole number"):
+        ensemble.grid(seeds)
+
+
 def test_one_image_is_enough() -> None:
     recipe = RECIPE.replace(epochs=1, batch_size=1)
     result = ensemble.fit(recipe, sized(DATA, 1, 1), ensemble.grid([0]), model=Linear())

@@ -64,3 +64,11 @@ def test_what_is_no_path(text: str) -> None:
     with pytest.raises(UserError, match=r"is no path here .*: give another one") as caught:
         as_path(text)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", ["gs://bucket/data", "s3://x", "https://host/x", "file:///x"])
+def test_an_address_is_no_path(text: str) -> None:
+    """It would be a folder called "gs:", with all that is written in it."""
+    with pytest.raises(UserError, match=r"is an address \(.*://\.\.\.\), no path on this machine"):
+        as_path(text)
+    assert as_path("gs:/x") == Path("gs:/x")

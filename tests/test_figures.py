@@ -459,3 +459,11 @@ def test_all_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         "reliability": ("reliability", (found,)),
         "classes": ("classes", (found, DIGITS)),
     }
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_feature_maps_of_fewer_images(count: int) -> None:
+    split = _split([0, 1][:count])
+    network = _network(feature_maps=lambda images: {"conv1": np.zeros((len(images), 4, 6, 3))})
+    figure = figures.maps(network, Dataset("mnist", "x", split, split, ("a", "b", "c")))
+    assert _grid(figure) == (count, 2)

@@ -185,3 +185,19 @@ def test_a_second_sigterm_does_not_stop_the_first() -> None:
         os.kill(os.getpid(), signal.SIGTERM)  # would end this process
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_the_handler_of_the_caller_comes_back() -> None:
+    def mine(*_: object) -> None:
+        """Somebody's own."""
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        with interrupts.raising_on_sigterm():
+            assert signal.getsignal(signal.SIGTERM) is not mine
+        assert signal.getsignal(signal.SIGTERM) is mine
+        with pytest.raises(interrupts.Terminated), interrupts.raising_on_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN  # the process is ending
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -52,8 +52,9 @@ def shards(both: tuple[Path, list[Path]], tmp_path: Path) -> list[Path]:
 
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    """Edits a specification."""
+    """Edits a specification, as a study would have written it."""
     content = json.loads((folder / study.SPECIFICATION).read_text())
+    del content["digest"]
     edit(content)
     (folder / study.SPECIFICATION).write_text(json.dumps(content))
 

@@ -1,5 +1,6 @@
 import hashlib
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -468,3 +469,28 @@ def test_hyperparameters_may_be_traced() -> None:
         alone = jax.jit(lambda fixed=fixed: updates(fixed))()
         # A few dozen operations on single numbers, and sums of six squares: 6e-8 each.
         np.testing.assert_allclose(mapped[index], alone, rtol=1e-5)
+
+
+def test_the_present_folder_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before that of the script, whose modules may have the same names."""
+    here, script = tmp_path / "here", tmp_path / "script"
+    for folder, rate in ((here, 0.25), (script, 0.5)):
+        folder.mkdir()
+        for name in ("an_own_optimizer", "its_helper"):
+            own = "from its_helper import RATE" if name == "an_own_optimizer" else f"RATE = {rate}"
+            factory = "import optax\ndef make(learning_rate):\n    return optax.sgd(RATE)\n"
+            (folder / f"{name}.py").write_text(f"{own}\n{factory}")
+    (script / "only_there.py").write_text("import optax\nmake = optax.sgd\n")
+    monkeypatch.syspath_prepend(str(script))
+    monkeypatch.chdir(here)
+    before = list(sys.path)
+    for name in ("an_own_optimizer:make", "only_there:make"):
+        monkeypatch.setattr(catalog, "is_trusted", lambda _: True)
+        optimizers.find(name)
+    assert optimizers.code("an_own_optimizer:make") == str(here / "an_own_optimizer.py")
+    assert sys.modules["its_helper"].RATE == 0.25
+    assert optimizers.code("only_there:make") == str(script / "only_there.py")
+    assert optimizers.code("sgd") == ""
+    assert sys.path == before
+    for name in ("an_own_optimizer", "its_helper", "only_there"):
+        del sys.modules[name]

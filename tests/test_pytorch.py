@@ -1,3 +1,4 @@
+import functools
 import io
 import subprocess
 import sys
@@ -354,3 +355,44 @@ def test_multiply_adds_are_those_of_torchinfo(network: str) -> None:
     parameters = {"mnist": 207_258, "cifar10": 554_890}[network]
     assert printed.total_params == parameters
     assert isinstance(original.model(network), nn.Module)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda tensors: {f"module.{name}": tensor for name, tensor in tensors.items()},
+        lambda tensors: {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()},
+        lambda tensors: {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()},
+        lambda tensors: {f"_orig_mod.module.{name}": tensor for name, tensor in tensors.items()},
+        lambda tensors: {"epoch": 3, "model_state_dict": tensors, "optimizer_state_dict": {}},
+        lambda tensors: {"state_dict": {f"model.{name}": t for name, t in tensors.items()}},
+        lambda tensors: {name: t.astype(jnp.bfloat16) for name, t in tensors.items()},
+        lambda tensors: {name: t.astype(np.float16) for name, t in tensors.items()},
+        lambda tensors: {name: t.astype(np.float64) for name, t in tensors.items()},
+    ],
+    ids="module compiled both other checkpoint lightning bfloat16 float16 float64".split(),
+)
+def test_what_training_loops_put_around_weights(network: str, wrapped: Any) -> None:
+    tensors = original.weights(network)
+    expected = pytorch.load_state_dict(tensors)
+    found = pytorch.load_state_dict(wrapped(tensors))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-5)
+    jax.tree.map(close, found, expected)
+
+
+def test_weights_of_a_part_of_cifar10_s_network_are_not_mnist_s() -> None:
+    tensors = {k: v for k, v in original.weights("cifar10").items() if "batch_norm" not in k}
+    with pytest.raises(UserError, match=r"lacks batch_norm1.*which the cifar10 network has"):
+        pytorch.load_state_dict(tensors)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_bfloat16_in_a_file(tmp_path: Path, network: str) -> None:
+    from safetensors.flax import save_file
+
+    tensors = {k: jnp.asarray(v, jnp.bfloat16) for k, v in original.weights(network).items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    found = pytorch.load_state_dict(tmp_path / "x.safetensors")
+    expected = pytorch.load_state_dict(tensors)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

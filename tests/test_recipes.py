@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -183,3 +184,21 @@ def test_a_recipe_comes_back_from_json() -> None:
 def test_classes() -> None:
     assert recipes.get("mnist", "fast").class_names == tuple("0123456789")
     assert recipes.get("cifar10", "fast").class_names == CIFAR_NAMES
+
+
+def test_numpy_s_numbers_are_numbers() -> None:
+    recipe = recipes.get("mnist", "fast").replace(
+        epochs=np.int64(3),
+        batch_size=np.uint16(50),
+        learning_rate=np.float32(0.5),
+        dropout=np.int8(0),
+    )
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (3, 50, 0.5)
+    json.dumps(recipe.asdict())
+    assert recipes.get("mnist", "fast").replace(learning_rate=np.float64(0.5)).learning_rate == 0.5
+
+
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes("\ufeffepochs = 3\n".encode())
+    assert recipes.load("mnist", path).epochs == 3

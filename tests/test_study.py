@@ -362,7 +362,10 @@ def test_runs_of_an_unknown_study_are_refused(
     whole: tuple[Path, list[study.Run]], tiny_mnist: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / study.RUNS).write_bytes((whole[0] / study.RUNS).read_bytes())
-    for content in (None, "["):
+    there = (whole[0] / study.SPECIFICATION).read_text()
+    flipped = there.replace('"batch_size": 3', '"batch_size": 2', 1)
+    assert flipped != there
+    for content in (None, "[", '{"machines": 3}', 100_000 * "[", 10_000 * '{"a":', flipped):
         if content:
             (tmp_path / study.SPECIFICATION).write_text(content)
         with pytest.raises(UserError, match=r"study.json cannot be read"):

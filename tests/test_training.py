@@ -491,3 +491,30 @@ def test_records_are_plain_values(first: training.Result) -> None:
     record = first.history[0]
     assert {type(value) for value in record.asdict().values()} <= {int, float}
     assert set(record.asdict()) == {field.name for field in dataclasses.fields(EpochRecord)}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "1", None, np.float32(1), np.int64(-1)])
+def test_what_is_no_seed(seed: Any) -> None:
+    with pytest.raises(UserError, match=r"the seed .*, at position 0, is no whole number"):
+        fit(seed=seed)
+
+
+def test_settings_of_jax_are_a_part_of_the_run(
+    saved: tuple[training.Result, checkpoint.Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They change the numbers that are drawn, or those that come of them."""
+    _, policy = saved
+    for name, value in (
+        ("jax_threefry_partitionable", False),
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_default_matmul_precision", "bfloat16"),
+    ):
+        before = getattr(jax.config, name)
+        jax.config.update(name, value)
+        try:
+            with pytest.raises(UserError, match=f"{name} None there and {value} here"):
+                fit(checkpoints=policy)
+        finally:
+            jax.config.update(name, before)
+    with jax.enable_x64(True), pytest.raises(UserError, match="jax_enable_x64 None there and True"):
+        fit(checkpoints=policy)

@@ -15,7 +15,7 @@ import numpy as np
 import platformdirs
 
 from jaxcnn import document, manifest
-from jaxcnn.errors import DataError, as_path, writing
+from jaxcnn.errors import DataError, UserError, as_path, writing
 
 # Part of every manifest: raised when the layout changes, so that older caches are rebuilt.
 _FORMAT = 2
@@ -30,9 +30,20 @@ class Arrays:
 
 
 def root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Returns the folder of all caches: `cache_dir`, `JAXCNN_CACHE_DIR` or the user's own."""
-    chosen = cache_dir or os.environ.get("JAXCNN_CACHE_DIR")
-    return as_path(chosen) if chosen else platformdirs.user_cache_path("jaxcnn")
+    """Returns the folder of all caches: `cache_dir`, `JAXCNN_CACHE_DIR` or the user's own.
+
+    Raises:
+        UserError: the path that was chosen is none, or the user has no folder.
+    """
+    if chosen := cache_dir or os.environ.get("JAXCNN_CACHE_DIR"):
+        return as_path(chosen)
+    try:
+        return platformdirs.user_cache_path("jaxcnn")
+    except RuntimeError:  # in a container, a user without a name
+        raise UserError(
+            "this user has no home folder, in which data and compiled programs would be kept: set "
+            "JAXCNN_CACHE_DIR to a folder that can be written"
+        ) from None
 
 
 def short_digest(text: str) -> str:

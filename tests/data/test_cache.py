@@ -2,6 +2,7 @@ import errno
 import json
 import multiprocessing
 import os
+import pwd
 import shutil
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 
 from jaxcnn import manifest
 from jaxcnn.data import cache
-from jaxcnn.errors import DataError, WriteError
+from jaxcnn.errors import DataError, UserError, WriteError
 from tests.test_manifest import forge
 
 FINGERPRINT = {"version": "1", "files": [["a", 1, 2]]}
@@ -266,3 +267,16 @@ def test_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache.root() == tmp_path
     monkeypatch.delenv("JAXCNN_CACHE_DIR")
     assert cache.root().name == "jaxcnn"
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "JAXCNN_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"no home folder.*set JAXCNN_CACHE_DIR"):
+        cache.root()
+    monkeypatch.setenv("JAXCNN_CACHE_DIR", "/there")
+    assert cache.root() == Path("/there")
