@@ -127,7 +127,8 @@ def get(name: str) -> Defaults:
     if is_own(name):
         return Defaults()
     if name not in OPTIMIZERS:
-        near = difflib.get_close_matches(name, OPTIMIZERS, n=1)
+        bare = name.lower().rpartition(".")[2]  # of optax.adamW, say
+        near = difflib.get_close_matches(bare, OPTIMIZERS, n=1)
         meant = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(
             "optimizer takes the name of one in optax or optax.contrib, or module:factory for your "

@@ -75,6 +75,9 @@ def test_what_else_an_optimizer_brings() -> None:
 def test_names() -> None:
     assert catalog.get("sgd").learning_rate == 0.05
     assert catalog.get("my.module:make") == catalog.Defaults(1e-3, 0.0, {}, {}, "")
+    for name in ("adamW", "optax.adamw"):
+        with pytest.raises(ValueError, match=rf"got '{name}' \(did you mean adamw\?\)"):
+            catalog.get(name)
     with pytest.raises(ValueError, match=r"got 'admw' \(did you mean adamw\?\)"):
         catalog.get("admw")
     with pytest.raises(ValueError, match="cannot be dpsgd: it needs a gradient for every image"):

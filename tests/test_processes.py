@@ -286,6 +286,8 @@ def test_flags(initialized: list[dict[str, Any]]) -> None:
         (("2", "", -1), "--processes 2 takes --coordinator HOST:PORT"),
         (("2", "", 0), "--processes 2 takes --coordinator HOST:PORT"),
         (("2", "host", 0), "--processes 2 takes --coordinator HOST:PORT"),
+        (("2", "host:65536", 0), "--processes 2 takes --coordinator HOST:PORT"),
+        (("2", "host:0", 0), "--processes 2 takes --coordinator HOST:PORT"),
         (("2", "host:1", -1), "--process-id from 0 to 1, got 'host:1' and -1"),
         (("2", "host:1", 2), "--process-id from 0 to 1, got 'host:1' and 2"),
         (("1", "host:1", -1), "--process-id from 0 to 0, got 'host:1' and -1"),
