@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from jaxcnn import document, fingerprint, manifest, trees, workdir
-from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
+from jaxcnn.errors import WORKDIR_REMEDY, UserError, as_path, writing
 
 # Part of every manifest: raised when the layout changes.
 _FORMAT = 2
@@ -75,6 +75,7 @@ class Policy:
     report: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", as_path(self.folder))
         if self.keep < 1:
             raise UserError(f"--keep takes a whole number from 1, got {self.keep}")
 

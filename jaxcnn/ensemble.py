@@ -28,6 +28,7 @@ from jaxcnn.parallel import ONE_DEVICE, Placement
 from jaxcnn.recipes import Recipe
 from jaxcnn.training import (
     EVAL_BATCH_SIZE,
+    check_network,
     check_optimizer,
     check_sizes,
     checked_seeds,
@@ -200,6 +201,8 @@ def chunks(
         )
     placement = Placement(mesh)
     placement.check_batch(recipe.batch_size)
+    if model is not None:
+        check_network(model, dataset.train.images.shape[1:])
     model = placement.model(make_model(recipe) if model is None else model)
     images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
     data = placement.replicate((images, labels))

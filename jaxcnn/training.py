@@ -30,7 +30,7 @@ from jaxcnn import (
     steps,
 )
 from jaxcnn.data.augment import make_augment, make_normalize
-from jaxcnn.data.dataset import Dataset, FeedName, Split, checked
+from jaxcnn.data.dataset import CLASSES, Dataset, FeedName, Split, checked
 from jaxcnn.data.feed import make_feed
 from jaxcnn.data.views import make_views
 from jaxcnn.errors import DivergedError, StoppedError, UserError
@@ -191,6 +191,22 @@ def check_optimizer(
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     demands.extra_arguments(demands.with_plain_params(tx), params)
+
+
+def check_network(model: nn.Module, image_shape: tuple[int, ...]) -> None:
+    """Refuses a network of one's own that does not tell the classes apart.
+
+    Raises:
+        UserError: what it gives for an image are no logits of all classes.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    shape: tuple[int, ...] = getattr(logits, "shape", ())
+    if len(shape) != 2 or shape[1] < CLASSES:
+        raise UserError(
+            f"the network {type(model).__qualname__} gives {list(shape)} for one image: give one "
+            f"with logits [1, {CLASSES}]"
+        )
 
 
 def check_sizes(recipe: Recipe, dataset: Dataset) -> int:
@@ -385,6 +401,8 @@ def fit(
     interrupted = processes.Agreed(interrupted)
     observers = observers if processes.is_main() else ()
     init_key, order_key = split_key(seed)
+    if model is not None:
+        check_network(model, dataset.train.images.shape[1:])
     model = placement.model(make_model(recipe) if model is None else model)
     with contextlib.ExitStack() as stack:
         store = None

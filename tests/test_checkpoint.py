@@ -342,5 +342,12 @@ def test_values_that_are_no_json_are_compared(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Policy("~/x").folder == tmp_path / "x"  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="is an address"):
+        Policy("gs://bucket/x")  # type: ignore[arg-type]
+
+
 def test_policies_are_values() -> None:
     assert dataclasses.replace(Policy(Path("a")), keep=5).keep == 5

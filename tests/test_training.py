@@ -499,6 +499,29 @@ def test_what_is_no_seed(seed: Any) -> None:
         fit(seed=seed)
 
 
+class Narrow(nn.Module):
+    """A network of fewer classes, or one whose answer has another form."""
+
+    classes: int = 9
+    form: tuple[int, ...] = (-1,)
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.Dense(self.classes)(images.reshape(len(images), -1))
+        return x.reshape(len(images), *self.form)
+
+
+@pytest.mark.parametrize("network", [Narrow(), Narrow(1), Narrow(10, (2, 5))])
+def test_a_network_that_does_not_tell_the_classes_apart(network: nn.Module) -> None:
+    with pytest.raises(UserError, match=r"Narrow gives \[1.*\] for one image: .*logits \[1, 10\]"):
+        fit(model=network)
+
+
+def test_a_feed_that_is_none() -> None:
+    with pytest.raises(UserError, match="feed takes auto, device, stream, got 'gpu'"):
+        fit(feed="gpu")
+
+
 def test_settings_of_jax_are_a_part_of_the_run(
     saved: tuple[training.Result, checkpoint.Policy], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,8 @@ class Dataset:
                 "channels"
             )
         names = tuple(map(str, self.class_names))
+        if len(names) > CLASSES:
+            raise DataError(f"there are {len(names)} class names: give at most {CLASSES}")
         names += tuple(map(str, range(len(names), CLASSES)))
         changed = {"train": train, "test": test, "class_names": names}
         for name, value in changed.items():

@@ -6,7 +6,7 @@ compiled program trains on the chunks of either, so the results agree to the las
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -67,8 +67,10 @@ def choose(name: FeedName) -> FeedName:
     """Returns the feed that a name stands for: "auto" is "stream" where there are many processes.
 
     Raises:
-        UserError: it would keep the whole split in each of them.
+        UserError: there is none of that name, or it would keep the whole split in each of them.
     """
+    if name not in get_args(FeedName):
+        raise UserError(f"feed takes {', '.join(get_args(FeedName))}, got {name!r}")
     alone = jax.process_count() == 1
     if name == "auto":
         return "device" if alone else "stream"

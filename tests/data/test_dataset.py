@@ -181,3 +181,5 @@ def test_the_test_split_as_well() -> None:
 def test_classes_without_a_name() -> None:
     assert made(names=("a", "b", "c")).class_names == ("a", "b", "c", *"3456789")
     assert made().class_names == tuple("0123456789")
+    with pytest.raises(DataError, match="there are 11 class names: give at most 10"):
+        made(names=tuple("abcdefghijk"))
