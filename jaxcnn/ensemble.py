@@ -203,7 +203,8 @@ def chunks(
     placement.check_batch(recipe.batch_size)
     if model is not None:
         check_network(model, dataset.train.images.shape[1:])
-    model = placement.model(make_model(recipe) if model is None else model)
+    asked = make_model(recipe) if model is None else model
+    model = placement.model(asked)
     images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
     data = placement.replicate((images, labels))
     scored = checked(evaluate_on or dataset.test, "the split to evaluate on")
@@ -212,7 +213,7 @@ def chunks(
     programs = _compile(member, data, batches, members, chunk, placement)
     run: dict[str, Any] = {}
     if checkpoints:
-        run = identity(recipe, dataset, model=model, own_tx=tx)
+        run = identity(recipe, dataset, model=asked, own_tx=tx)
         run |= {"chunk": programs.chunk, "evaluate_once": evaluate_once}
         run["evaluate_on"] = checksum(scored)
     for first in range(0, len(members), programs.chunk):

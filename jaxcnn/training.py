@@ -316,7 +316,8 @@ def identity(
     Args:
         recipe: of the run.
         dataset: likewise; of its pictures there is a checksum.
-        model: likewise; of one that is not the recipe's all fields count.
+        model: likewise, as it was asked for, not as it is placed on devices; of one that is not
+            the recipe's all fields count.
         own_tx: the optimizer, or what makes it, if that is not the recipe's.
         seeds: the seed, or what else tells this run from others.
     """
@@ -403,11 +404,12 @@ def fit(
     init_key, order_key = split_key(seed)
     if model is not None:
         check_network(model, dataset.train.images.shape[1:])
-    model = placement.model(make_model(recipe) if model is None else model)
+    asked = make_model(recipe) if model is None else model
+    model = placement.model(asked)
     with contextlib.ExitStack() as stack:
         store = None
         if checkpoints:  # first, so that a second run learns at once that it is the second
-            run = functools.partial(identity, recipe, dataset, model=model, own_tx=tx, seeds=seed)
+            run = functools.partial(identity, recipe, dataset, model=asked, own_tx=tx, seeds=seed)
             store = stack.enter_context(processes.opened(checkpoints, run))
         source = make_feed(feed, dataset.train, recipe.batch_size, order_key, placement)
         schedule = None

@@ -58,12 +58,13 @@ def test_pyplot_is_left_to_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "variables",
     [
-        {},
+        *(
+            pytest.param(variables, marks=pytest.mark.slow)
+            for variables in ({"MPLBACKEND": "nonsense"}, {"MPLCONFIGDIR": "{folder}/loop/x"}, {})
+        ),
         {"MPLBACKEND": "module://of_another_environment.backend"},
-        {"MPLBACKEND": "nonsense"},
-        {"MPLCONFIGDIR": "{folder}/loop/x"},
         {"XDG_CACHE_HOME": "{folder}/loop/x", "MPLBACKEND": "nonsense"},
-        {"XDG_CONFIG_HOME": "{folder}/loop/x"},
+        pytest.param({"XDG_CONFIG_HOME": "{folder}/loop/x"}, marks=pytest.mark.slow),
         {"MATPLOTLIBRC": "{folder}/matplotlibrc"},
     ],
     ids=lambda variables: " ".join(variables) or "none",

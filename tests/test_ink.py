@@ -8,7 +8,7 @@ from jaxcnn import ink, picture
 
 # Each of ten digits with each polarity, drawn at random among pens, papers, lights, grounds and
 # margins. Of 3,000 in the benchmark two have another polarity than they should.
-COUNT = 120
+COUNT = 60
 
 
 def test_photographs() -> None:

@@ -112,11 +112,11 @@ def checked(split: Split, where: str) -> Split:
     labels = labels.reshape(-1)
     if len(labels) != len(images):
         raise DataError(f"{where} has {len(images)} images and {len(labels)} labels: give as many")
-    outside = np.flatnonzero((labels < 0) | (labels >= CLASSES))
-    if outside.size:
+    if labels.size and not 0 <= labels.min() <= labels.max() < CLASSES:
+        first = int(np.flatnonzero((labels < 0) | (labels >= CLASSES))[0])
         raise DataError(
-            f"{where} has a label {labels[outside[0]]}, at position {outside[0]}: give labels from "
-            f"0 to {CLASSES - 1}, the classes that the networks tell apart"
+            f"{where} has a label {labels[first]}, at position {first}: give labels from 0 to "
+            f"{CLASSES - 1}, the classes that the networks tell apart"
         )
     return Split(images, labels.astype(np.int32, copy=False))
 
