@@ -324,6 +324,8 @@ def test_no_picture(tmp_path: Path, content: bytes | None, said: str) -> None:
         picture.prepare(tmp_path / "none.png", "mnist")
     with pytest.raises(UserError, match="is not there"):
         picture.prepare(tmp_path, "mnist")
+    with pytest.raises(UserError, match="is not there"):
+        picture.prepare(300 * "n", "mnist")
 
 
 def test_an_open_file_is_read_as_its_path_is(tmp_path: Path) -> None:
