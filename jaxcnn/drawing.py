@@ -76,11 +76,17 @@ def own_settings() -> Iterator[None]:
         yield
 
 
-def subplots(rows: int = 1, columns: int = 1, **figure: Any) -> tuple[Figure, Any]:
+def subplots(
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    figsize: tuple[float, float] | None = None,
+    layout: Any = "constrained",
+    squeeze: bool = True,
+) -> tuple[Figure, Any]:
     """Returns a figure that pyplot does not know, and its axes, as pyplot's `subplots` does."""
-    squeeze = figure.pop("squeeze", True)
-    made = Figure(**{"layout": "constrained"} | figure)
-    return made, made.subplots(rows, columns, squeeze=squeeze)
+    figure = Figure(figsize=figsize, layout=layout)
+    return figure, figure.subplots(rows, columns, squeeze=squeeze)
 
 
 def save(figures: dict[str, Figure], folder: Path) -> dict[str, Path]:

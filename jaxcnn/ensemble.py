@@ -28,14 +28,13 @@ from jaxcnn.parallel import ONE_DEVICE, Placement
 from jaxcnn.recipes import Recipe
 from jaxcnn.training import (
     EVAL_BATCH_SIZE,
-    check_network,
     check_optimizer,
     check_sizes,
+    checked_model,
     checked_seeds,
     checksum,
     eval_batches,
     identity,
-    make_model,
     make_train_step,
     optimizer_key,
     split_key,
@@ -201,9 +200,7 @@ def chunks(
         )
     placement = Placement(mesh)
     placement.check_batch(recipe.batch_size)
-    if model is not None:
-        check_network(model, dataset.train.images.shape[1:])
-    asked = make_model(recipe) if model is None else model
+    asked = checked_model(recipe, model, dataset.train.images.shape[1:])
     model = placement.model(asked)
     images, labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
     data = placement.replicate((images, labels))

@@ -39,6 +39,13 @@ def digest(value: Any) -> str:
     return _sha256(_text(of(value)))
 
 
+def of_bytes(array: Any) -> str:
+    """Returns the SHA-256 of an array's bytes, in hexadecimal digits."""
+    import numpy as np
+
+    return hashlib.sha256(np.ascontiguousarray(np.asarray(array)).tobytes()).hexdigest()
+
+
 def _of(value: Any, within: tuple[int, ...]) -> Any:
     """Returns what a value is; what it lies within is not looked into once more."""
     plain = _plain(value)
@@ -78,8 +85,7 @@ def _plain(value: Any) -> Any:
     array = np.asarray(value)
     if array.shape == () and array.dtype.kind in "biufcSU":
         return _of(array.item(), ())
-    form = {"dtype": str(array.dtype), "shape": list(array.shape)}
-    return {**form, "sha256": hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "sha256": of_bytes(array)}
 
 
 def _imported(value: Any) -> str:
@@ -104,7 +110,7 @@ def _of_object(value: Any, within: tuple[int, ...]) -> Any:
     if inspect.isfunction(value):
         return named | _of_function(value, within)
     if dataclasses.is_dataclass(value):
-        # A Flax module's parent and name say where it stands, not what it is.
+        # A Flax module's parent says where it stands, not what it is.
         names = [field.name for field in dataclasses.fields(value) if field.name != "parent"]
         return named | {"fields": {name: _of(getattr(value, name), within) for name in names}}
     wrapped = getattr(value, "__wrapped__", None)

@@ -112,10 +112,10 @@ def _strength(light: np.ndarray, strokes: np.ndarray, width: int, least: float) 
         areas[shares <= 0.25] = 0
     kept = (areas > 0.03 * areas.max())[parts]
     # What reaches as far above the ground as its own lines and grain do is no ink.
-    others = ndimage.binary_dilation(parts > 0, _NEIGHBOURS, iterations=max(1, width // 2))
-    ground = hat[~others]
+    reach = width // 2
+    ground = hat[~ndimage.binary_dilation(parts > 0, _NEIGHBOURS, iterations=reach)]
     noise = min(max(np.percentile(ground, 99), 0.0), least) if ground.size else 0.0
     edges = kept | (hat > noise) & (parts == 0)
-    ink = ndimage.binary_dilation(kept, _NEIGHBOURS, iterations=max(1, width // 2), mask=edges)
+    ink = ndimage.binary_dilation(kept, _NEIGHBOURS, iterations=reach, mask=edges)
     full = np.percentile(hat[kept], 90)
     return np.clip((hat - noise) / (full - noise), 0, 1) * ink

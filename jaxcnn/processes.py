@@ -63,9 +63,10 @@ def join(processes: str, coordinator: str, process_id: int) -> None:
         count, explicit = int(processes), bool(coordinator) or process_id != -1
         if count == 1 and not explicit:
             return
-        port = coordinator.rpartition(":")[2] if re.fullmatch(r".+:[0-9]{1,5}", coordinator) else 0
+        address = re.fullmatch(r".+:([0-9]{1,5})", coordinator)
         # A port that cannot be would be waited for until the start is given up.
-        if not (0 < int(port) < 2**16 and 0 <= process_id < count):
+        good = address is not None and 0 < int(address[1]) < 2**16
+        if not (good and 0 <= process_id < count):
             raise UserError(
                 f"--processes {count} takes --coordinator HOST:PORT, where process 0 listens, and "
                 f"--process-id from 0 to {count - 1}, got {coordinator!r} and {process_id}; or "

@@ -300,7 +300,7 @@ def load_runs(path: Path, *, repair: bool = True) -> list[Run]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             fields = document.parse(line)
-            if fields.pop("digest") != short_digest(json.dumps(fields)):
+            if fields.pop("digest") != _digest(fields):
                 raise ValueError("altered")
             document.check(fields, _RUN, "it")
             lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
@@ -431,17 +431,16 @@ def load_specification(folder: Path) -> dict[str, Any]:
         there = document.read(folder / SPECIFICATION)
         document.check(there, {}, "it")
         document.check(there.get("machines", []), [str], "machines")
-        if there.pop("digest", digest := _digest(there)) != digest:
+        if "digest" in there and there.pop("digest") != _digest(there):
             raise ValueError("altered")
     except (FileNotFoundError, ValueError):
         raise unknown(folder) from None
     return dict(there)
 
 
-def _digest(specification: Mapping[str, Any]) -> str:
-    return short_digest(
-        json.dumps({name: value for name, value in specification.items() if name != "digest"})
-    )
+def _digest(fields: Mapping[str, Any]) -> str:
+    """Returns that of JSON values which stands beside them: it tells of damage."""
+    return short_digest(json.dumps(fields))
 
 
 def unknown(folder: Path) -> UserError:
@@ -520,6 +519,6 @@ def lines(runs: list[Run]) -> bytes:
 
     def line(run: Run) -> str:
         fields = json.loads(json.dumps(dataclasses.asdict(run), allow_nan=False))
-        return json.dumps({**fields, "digest": short_digest(json.dumps(fields))}) + "\n"
+        return json.dumps({**fields, "digest": _digest(fields)}) + "\n"
 
     return "".join(map(line, runs)).encode()

@@ -157,17 +157,18 @@ def checked_seeds(seeds: Any) -> np.ndarray:
     Raises:
         UserError: one is no whole number in 0..2**32 - 1: it would be taken for another one.
     """
+    whole: list[int] = []
     for position, seed in enumerate(seeds):
         try:
-            good = 0 <= operator.index(seed) < 2**32
+            whole.append(operator.index(seed))
         except TypeError:
-            good = False
-        if not good or isinstance(seed, bool):
+            whole.append(-1)
+        if not 0 <= whole[-1] < 2**32 or isinstance(seed, bool):
             raise UserError(
                 f"the seed {seed!r}, at position {position}, is no whole number from 0 to "
                 f"{2**32 - 1}: give such a one"
             )
-    return np.array([operator.index(seed) for seed in seeds], np.uint32)
+    return np.array(whole, np.uint32)
 
 
 def optimizer_key(init_key: jax.Array) -> jax.Array:
@@ -193,20 +194,23 @@ def check_optimizer(
     demands.extra_arguments(demands.with_plain_params(tx), params)
 
 
-def check_network(model: nn.Module, image_shape: tuple[int, ...]) -> None:
-    """Refuses a network of one's own that does not tell the classes apart.
+def checked_model(recipe: Recipe, own: nn.Module | None, image_shape: tuple[int, ...]) -> nn.Module:
+    """Returns the network to train, one's own or else the recipe's.
 
     Raises:
-        UserError: what it gives for an image are no logits of all classes.
+        UserError: what one's own gives for an image are no logits of all classes.
     """
+    if own is None:
+        return make_model(recipe)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    logits, _ = jax.eval_shape(own.init_with_output, jax.random.key(0), image)
     shape: tuple[int, ...] = getattr(logits, "shape", ())
     if len(shape) != 2 or shape[1] < CLASSES:
         raise UserError(
-            f"the network {type(model).__qualname__} gives {list(shape)} for one image: give one "
+            f"the network {type(own).__qualname__} gives {list(shape)} for one image: give one "
             f"with logits [1, {CLASSES}]"
         )
+    return own
 
 
 def check_sizes(recipe: Recipe, dataset: Dataset) -> int:
@@ -402,9 +406,7 @@ def fit(
     interrupted = processes.Agreed(interrupted)
     observers = observers if processes.is_main() else ()
     init_key, order_key = split_key(seed)
-    if model is not None:
-        check_network(model, dataset.train.images.shape[1:])
-    asked = make_model(recipe) if model is None else model
+    asked = checked_model(recipe, model, dataset.train.images.shape[1:])
     model = placement.model(asked)
     with contextlib.ExitStack() as stack:
         store = None

@@ -7,7 +7,6 @@ what was written, or an error says that it has not.
 import contextlib
 import errno
 import gc
-import hashlib
 import logging
 import math
 import os
@@ -24,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import manifest
+from jaxcnn import fingerprint, manifest
 from jaxcnn.errors import WORKDIR_REMEDY, ReadError, UserError, WriteError
 
 
@@ -63,7 +62,7 @@ def write(folder: Path, tree: Any) -> list[list[Any]]:
                 raise OSError(number, os.strerror(number), str(folder))
         raise WriteError(f"cannot write {folder}: {failure}; {WORKDIR_REMEDY}")
     leaves = [
-        [name, list(leaf.shape), str(leaf.dtype), _sha256(plain[name])]
+        [name, list(leaf.shape), str(leaf.dtype), fingerprint.of_bytes(plain[name])]
         for name, leaf in named.items()
     ]
     try:
@@ -105,7 +104,7 @@ def read(folder: Path, like: Any, leaves: Sequence[Sequence[Any]], *, partial: b
     positions = _positions({name: math.prod(shape) for name, shape, _, _ in leaves})
     arrays = _restore(folder, {name: as_numbers(leaf) for name, leaf in named.items()}, positions)
     for name, _, _, digest in leaves:
-        if name in arrays and _sha256(arrays[name]) != digest:
+        if name in arrays and fingerprint.of_bytes(arrays[name]) != digest:
             raise manifest.DamagedError(f"{folder.name} gives other numbers for {name}")
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: as_written(arrays[_name(path)], leaf), like
@@ -230,10 +229,6 @@ def as_written(array: jax.Array, leaf: Any) -> jax.Array:
     impls: list[Any] = []
     jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), leaf)
     return jax.random.wrap_key_data(array, impl=impls[0])
-
-
-def _sha256(array: Any) -> str:
-    return hashlib.sha256(np.ascontiguousarray(np.asarray(array)).tobytes()).hexdigest()
 
 
 def _quietly(call: Callable[[], Any]) -> tuple[Any, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxcnn import checkpoint, cli, ensemble, parallel, processes, study, training, trees
+from jaxcnn import checkpoint, cli, parallel, processes, study, training, trees
 from jaxcnn.data import Dataset, feed
 from tests.conformance import RECIPE, SHAPE, SmallCNN, dataset
 from tests.conftest import REPOSITORY
@@ -99,7 +99,7 @@ def compare(folder: Path, interrupted: Callable[[], bool]) -> None:
             interrupted()
 
     mesh = parallel.make_mesh({"ensemble": jax.device_count()})
-    ensemble.make_model = lambda _: SmallCNN()  # type: ignore[assignment]
+    training.make_model = lambda _: SmallCNN()  # type: ignore[assignment]
     study.run(plan, dataset(), folder, mesh=mesh, observer=Observer())
 
 

@@ -78,8 +78,7 @@ def test_the_code_of_readme_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "load", lambda name: tiny_mnist)
     monkeypatch.setattr(recipes, "get", lambda network, name: small)
-    for module in ("training", "ensemble"):
-        monkeypatch.setattr(f"jaxcnn.{module}.make_model", lambda _: conformance.SmallCNN())
+    monkeypatch.setattr("jaxcnn.training.make_model", lambda _: conformance.SmallCNN())
     network = models.MnistCNN
     weights = original.weights("mnist")
     pytorch.save_state_dict(pytorch.load_state_dict(weights), "mnist.safetensors")

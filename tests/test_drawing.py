@@ -44,7 +44,7 @@ def test_own_settings(tmp_path: Path) -> None:
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
-def test_pyplot_is_left_to_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pyplot_is_left_to_the_user() -> None:
     from matplotlib import pyplot
 
     backend = mpl.get_backend()

@@ -483,9 +483,9 @@ def test_the_present_folder_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
     (script / "only_there.py").write_text("import optax\nmake = optax.sgd\n")
     monkeypatch.syspath_prepend(str(script))
     monkeypatch.chdir(here)
+    monkeypatch.setattr(catalog, "is_trusted", lambda _: True)
     before = list(sys.path)
     for name in ("an_own_optimizer:make", "only_there:make"):
-        monkeypatch.setattr(catalog, "is_trusted", lambda _: True)
         optimizers.find(name)
     assert optimizers.code("an_own_optimizer:make") == str(here / "an_own_optimizer.py")
     assert sys.modules["its_helper"].RATE == 0.25

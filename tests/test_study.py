@@ -11,7 +11,7 @@ import filelock
 import numpy as np
 import pytest
 
-from jaxcnn import catalog, ensemble, environment, processes, recipes, study
+from jaxcnn import catalog, ensemble, environment, processes, recipes, study, training
 from jaxcnn.data import Dataset
 from jaxcnn.data.cache import short_digest
 from jaxcnn.errors import UserError
@@ -38,7 +38,7 @@ STUDY = study.Study(
 def _small_networks() -> Iterator[None]:
     """Lets studies train a network that is quick to compile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ensemble, "make_model", lambda recipe: Linear())
+        patch.setattr(training, "make_model", lambda recipe: Linear())
         yield
 
 

@@ -523,7 +523,7 @@ def test_a_feed_that_is_none() -> None:
 
 
 def test_settings_of_jax_are_a_part_of_the_run(
-    saved: tuple[training.Result, checkpoint.Policy], monkeypatch: pytest.MonkeyPatch
+    saved: tuple[training.Result, checkpoint.Policy],
 ) -> None:
     """They change the numbers that are drawn, or those that come of them."""
     _, policy = saved
