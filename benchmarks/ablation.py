@@ -16,7 +16,11 @@ from typing import Annotated, Any
 import accuracy
 import tyro
 
-from jaxcnn import compilation, data, recipes, study
+from jaxcnn.data.dataset import load_data
+from jaxcnn.recipes import named
+from jaxcnn.recipes.recipe import NetworkName
+from jaxcnn.storage import compilation
+from jaxcnn.study import study
 
 _SGD = {"optimizer": "sgd", "nesterov": True, "weight_decay": 5e-4}
 _BOTH: dict[str, dict[str, Any]] = {
@@ -48,7 +52,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
 class Flags:
     """Trains a recipe and its variations, and writes the accuracies on held-out images."""
 
-    network: Annotated[recipes.NetworkName, tyro.conf.Positional]
+    network: Annotated[NetworkName, tyro.conf.Positional]
     out: Path
     """The JSON file to write."""
     epochs: int
@@ -87,8 +91,8 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
 def main(flags: Flags) -> None:
     """Runs the benchmark."""
     compilation.enable_cache()
-    recipe = recipes.get(flags.network, "best").replace(epochs=flags.epochs)
-    whole = data.load(
+    recipe = named.recipe(flags.network, "best").replace(epochs=flags.epochs)
+    whole = load_data(
         flags.network, data_dir=flags.data_dir or None, archive_dir=flags.archive_dir or None
     )
     rest, held = study.hold_out(whole, flags.hold_out)

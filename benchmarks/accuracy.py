@@ -16,30 +16,36 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxcnn import checkpoint, compilation, data, environment, recipes, training
+from jaxcnn.data.dataset import Dataset, load_data
+from jaxcnn.devices import environment
+from jaxcnn.recipes import named
+from jaxcnn.recipes.recipe import NetworkName, Recipe, RecipeName
+from jaxcnn.storage import checkpoint, compilation
+from jaxcnn.train.evaluate import evaluate
+from jaxcnn.train.fit import fit
 
 
 @dataclass(frozen=True)
 class Flags:
     """Trains a recipe with the seeds 0, 1, 2, ... and writes the accuracies."""
 
-    network: Annotated[recipes.NetworkName, tyro.conf.Positional]
+    network: Annotated[NetworkName, tyro.conf.Positional]
     out: Path
     """The JSON file to write."""
-    recipe: recipes.RecipeName = "fast"
+    recipe: RecipeName = "fast"
     seeds: int = 5
     data_dir: str = ""
     archive_dir: str = ""
 
 
 def measure(
-    recipe: recipes.Recipe, dataset: data.Dataset, seed: int, policy: checkpoint.Policy | None
+    recipe: Recipe, dataset: Dataset, seed: int, policy: checkpoint.Policy | None
 ) -> dict[str, Any]:
     """Returns the accuracies and times of one run, as JSON values."""
-    result = training.fit(recipe, dataset, seed=seed, checkpoints=policy)
+    result = fit(recipe, dataset, seed=seed, checkpoints=policy)
     variables = result.state.eval_variables
-    train_correct, train_total, _ = training.evaluate(recipe, variables, dataset.train)
-    tta_correct, total, _ = training.evaluate(recipe, variables, dataset.test, tta=True)
+    train_correct, train_total, _ = evaluate(recipe, variables, dataset.train)
+    tta_correct, total, _ = evaluate(recipe, variables, dataset.test, tta=True)
     return {
         "seed": seed,
         "test_accuracy": result.test_accuracy,
@@ -85,8 +91,8 @@ def write(path: Path, content: dict[str, Any]) -> None:
 def main(flags: Flags) -> None:
     """Runs the benchmark."""
     compilation.enable_cache()
-    recipe = recipes.get(flags.network, flags.recipe)
-    dataset = data.load(
+    recipe = named.recipe(flags.network, flags.recipe)
+    dataset = load_data(
         flags.network, data_dir=flags.data_dir or None, archive_dir=flags.archive_dir or None
     )
     there = json.loads(flags.out.read_text()) if flags.out.exists() else {}

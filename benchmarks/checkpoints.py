@@ -16,16 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import checkpoint, environment, optimizers, recipes, state, steps, training
+from jaxcnn.devices import environment
+from jaxcnn.optim.factory import make_optimizer
+from jaxcnn.recipes import named
+from jaxcnn.storage import checkpoint
+from jaxcnn.train import steps
+from jaxcnn.train.setup import make_model
+from jaxcnn.train.state import init_state
 
 
 def measure(network: str, rounds: int) -> dict[str, float]:
     """Returns medians in seconds, and the size of a checkpoint in bytes."""
-    recipe = recipes.get(network, "fast")
-    tx = optimizers.make_optimizer(recipe, 100)
-    model = training.make_model(recipe)
+    recipe = named.recipe(network, "fast")
+    tx = make_optimizer(recipe, 100)
+    model = make_model(recipe)
     tree = {
-        "state": state.init(jax.random.key(0), model, tx, recipe.image_shape),
+        "state": init_state(jax.random.key(0), model, tx, recipe.image_shape),
         "sums": steps.zero_train_metrics(),
     }
     generator = np.random.default_rng(0)
@@ -39,7 +45,7 @@ def measure(network: str, rounds: int) -> dict[str, float]:
     saves, restores = [], []
     with tempfile.TemporaryDirectory() as name:
         policy = checkpoint.Policy(Path(name))
-        with checkpoint.opened(policy, {}) as store:
+        with checkpoint.open_store(policy, {}) as store:
             for step in range(rounds):
                 began = time.perf_counter()
                 folder = store.save(step, tree, {})

@@ -17,8 +17,12 @@ import torch
 from pytorch_networks import NETWORKS
 from torch.nn import functional
 
-from jaxcnn import models, state, steps
-from jaxcnn.data import Split, augment, feed
+from jaxcnn.data import augment
+from jaxcnn.data.dataset import Split
+from jaxcnn.networks.cnn import Cifar10CNN, MnistCNN
+from jaxcnn.train import steps
+from jaxcnn.train.feed import make_feed
+from jaxcnn.train.state import init_state
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
@@ -27,7 +31,7 @@ MOMENTUM = 0.9
 MEAN, STD = 0.1307, 0.3081
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
-MODELS = {"mnist": models.MnistCNN, "cifar10": models.Cifar10CNN}
+MODELS = {"mnist": MnistCNN, "cifar10": Cifar10CNN}
 
 # Steps in a CUDA graph that holds several; longer epochs are a multiple of it.
 GRAPH_STEPS = 16
@@ -66,10 +70,10 @@ def jaxcnn(task: Task) -> Epoch:
     dtype = jnp.bfloat16 if task.precision == "bfloat16" else jnp.float32
     model = MODELS[task.network](dtype=dtype)
     tx = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
-    source = feed.make_feed("device", task.split(), task.batch_size, jax.random.key(0))
+    source = make_feed("device", task.split(), task.batch_size, jax.random.key(0))
     normalize = augment.make_normalize((MEAN,), (STD,))
-    train_steps = steps.make_train_steps(steps.make_train_step(model, tx, normalize=normalize))
-    train_state = state.init(jax.random.key(1), model, tx, SHAPES[task.network])
+    train_steps = steps.make_train_chunk(steps.make_train_step(model, tx, normalize=normalize))
+    train_state = init_state(jax.random.key(1), model, tx, SHAPES[task.network])
     number = 0
 
     def epoch() -> None:

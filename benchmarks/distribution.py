@@ -21,14 +21,19 @@ from pytorch_networks import NETWORKS
 from scipy import stats
 from torch.nn import functional
 
-from jaxcnn import compilation, data, environment, recipes, training
+from jaxcnn.data.dataset import Dataset, Split, load_data
+from jaxcnn.devices import environment
+from jaxcnn.recipes import named
+from jaxcnn.recipes.recipe import NetworkName, Recipe
+from jaxcnn.storage import compilation
+from jaxcnn.train.fit import fit
 
 
 @dataclass(frozen=True)
 class Flags:
     """Trains both frameworks with the seeds 0, 1, 2, ... in turn and compares the accuracies."""
 
-    network: Annotated[recipes.NetworkName, tyro.conf.Positional]
+    network: Annotated[NetworkName, tyro.conf.Positional]
     out: Path
     """The JSON file to write."""
     seeds: int = 10
@@ -38,13 +43,13 @@ class Flags:
     archive_dir: str = ""
 
 
-def train_pytorch(recipe: recipes.Recipe, dataset: data.Dataset, seed: int) -> dict[str, float]:
+def train_pytorch(recipe: Recipe, dataset: Dataset, seed: int) -> dict[str, float]:
     """Trains the PyTorch network and returns its test accuracy and the last epoch's mean loss."""
     torch.manual_seed(seed)
     net = NETWORKS[recipe.network]()
     optimizer = torch.optim.SGD(net.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
 
-    def batch(split: data.Split, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(split: Split, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         images = torch.from_numpy(split.images[indices]).permute(0, 3, 1, 2).float()
         images = (images / 255 - recipe.mean[0]) / recipe.std[0]
         return images, torch.from_numpy(split.labels[indices]).long()
@@ -73,9 +78,9 @@ def train_pytorch(recipe: recipes.Recipe, dataset: data.Dataset, seed: int) -> d
     }
 
 
-def train_jaxcnn(recipe: recipes.Recipe, dataset: data.Dataset, seed: int) -> dict[str, float]:
+def train_jaxcnn(recipe: Recipe, dataset: Dataset, seed: int) -> dict[str, float]:
     """Trains jaxcnn's network and returns the same figures."""
-    result = training.fit(recipe, dataset, seed=seed)
+    result = fit(recipe, dataset, seed=seed)
     return {
         "test_accuracy": result.test_accuracy,
         "train_loss": result.history[-1].train_loss,
@@ -85,10 +90,10 @@ def train_jaxcnn(recipe: recipes.Recipe, dataset: data.Dataset, seed: int) -> di
 def main(flags: Flags) -> None:
     """Runs the benchmark."""
     compilation.enable_cache()
-    recipe = recipes.get(flags.network, "reference").replace(
+    recipe = named.recipe(flags.network, "reference").replace(
         epochs=flags.epochs, batch_size=flags.batch_size
     )
-    dataset = data.load(
+    dataset = load_data(
         flags.network, data_dir=flags.data_dir or None, archive_dir=flags.archive_dir or None
     )
     runs: dict[str, list[dict[str, float]]] = {"jaxcnn": [], "pytorch": []}

@@ -24,7 +24,12 @@ from scaling import images_per_second
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn import functional
 
-from jaxcnn import data, ensemble, environment, recipes, training
+from jaxcnn.data.dataset import Dataset, Split
+from jaxcnn.devices import environment
+from jaxcnn.recipes import named
+from jaxcnn.recipes.recipe import Recipe
+from jaxcnn.train import ensemble
+from jaxcnn.train.fit import fit
 
 BATCH_SIZE = 64
 
@@ -32,14 +37,14 @@ BATCH_SIZE = 64
 Round = Callable[[], float]
 
 
-def setting(task: Task, epochs: int) -> tuple[recipes.Recipe, data.Dataset]:
+def setting(task: Task, epochs: int) -> tuple[Recipe, Dataset]:
     """Returns the recipe and a data set of a task."""
-    recipe = recipes.get(task.network, "reference").replace(
+    recipe = named.recipe(task.network, "reference").replace(
         epochs=epochs, batch_size=task.batch_size, learning_rate=LEARNING_RATE, momentum=MOMENTUM
     )
     split = task.split()
-    test = data.Split(split.images[:10], split.labels[:10])
-    return recipe, data.Dataset(task.network, "random", split, test, tuple("0123456789"))
+    test = Split(split.images[:10], split.labels[:10])
+    return recipe, Dataset(task.network, "random", split, test, tuple("0123456789"))
 
 
 def single(task: Task) -> Round:
@@ -47,7 +52,7 @@ def single(task: Task) -> Round:
 
     def measure() -> float:
         recipe, dataset = setting(task, epochs=3)
-        history = training.fit(recipe, dataset).history[1:]
+        history = fit(recipe, dataset).history[1:]
         return statistics.median(record.images_per_second for record in history)
 
     return measure

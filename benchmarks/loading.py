@@ -16,15 +16,16 @@ from pathlib import Path
 
 import tyro
 
-from jaxcnn import environment
+from jaxcnn.devices import environment
 
 # A process of its own for each load: what one start costs a user.
 _PROGRAM = """
 import sys, time
-from jaxcnn import data, environment
+from jaxcnn import load_data
+from jaxcnn.devices import environment
 name, data_dir, archive_dir, cache_dir = sys.argv[1:]
 began = time.perf_counter()
-dataset = data.load(
+dataset = load_data(
     name, data_dir=data_dir or None, archive_dir=archive_dir or None, cache_dir=cache_dir
 )
 print(time.perf_counter() - began)

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from jaxcnn import environment, picture, trained
 from jaxcnn.data import synthetic
+from jaxcnn.deploy import picture
+from jaxcnn.devices import environment
+from jaxcnn.train.trained import load_trained
 
 # Of the height of the digit: a ballpoint, a fountain pen, a felt pen.
 PENS = {"thin": 0.05, "medium": 0.09, "thick": 0.15}
@@ -196,7 +198,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="writes what went wrong there")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     found = parser.parse_args()
-    network = trained.load(found.workdir)
+    network = load_trained(found.workdir)
     rows, images = [], []
     files = list(photographs(found.count, found.seed))
     for content, _, traits in files:

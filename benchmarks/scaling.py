@@ -23,18 +23,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcnn import (
-    compilation,
-    data,
-    ensemble,
-    environment,
-    optimizers,
-    parallel,
-    recipes,
-    state,
-    steps,
-    training,
-)
+from jaxcnn.data.dataset import Dataset, Split
+from jaxcnn.devices import environment
+from jaxcnn.devices.mesh import Placement, make_mesh
+from jaxcnn.optim.factory import make_optimizer
+from jaxcnn.recipes import named
+from jaxcnn.recipes.recipe import Recipe
+from jaxcnn.storage import compilation
+from jaxcnn.train import ensemble, steps
+from jaxcnn.train.setup import make_model, make_recipe_step
+from jaxcnn.train.state import init_state
 
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "f64": 8, "s8": 1, "u8": 1, "pred": 1}
 STEPS = 4
@@ -42,10 +40,10 @@ STEPS = 4
 Task = tuple[dict[str, Any], Callable[[], float]]
 
 
-def recipe_of(network: Any, batch_size: int) -> recipes.Recipe:
+def recipe_of(network: Any, batch_size: int) -> Recipe:
     """Returns what is trained; pinned, so that the counts do not change with the recipes."""
     augment = {"mnist": "shift", "cifar10": "flip-shift"}[network]
-    return recipes.get(network, "fast").replace(
+    return named.recipe(network, "fast").replace(
         epochs=3,
         batch_size=batch_size,
         optimizer="sgd",
@@ -72,12 +70,12 @@ def all_reduced(text: str) -> list[int]:
 def step(network: Any, batch_size: int, devices: int) -> Task:
     """A step on a mesh of `data`, in seconds."""
     recipe = recipe_of(network, batch_size)
-    placement = parallel.Placement(parallel.make_mesh({"data": devices}) if devices > 1 else None)
+    placement = Placement(make_mesh({"data": devices}) if devices > 1 else None)
     # Layer by layer on one device too: the same work.
-    model = training.make_model(recipe).clone(staged=False)
-    tx = optimizers.make_optimizer(recipe, 100)
-    train_step = training.make_train_step(recipe, model, tx)
-    start = placement.replicate(state.init(jax.random.key(0), model, tx, recipe.image_shape))
+    model = make_model(recipe).clone(staged=False)
+    tx = make_optimizer(recipe, 100)
+    train_step = make_recipe_step(recipe, model, tx)
+    start = placement.replicate(init_state(jax.random.key(0), model, tx, recipe.image_shape))
     rng = np.random.default_rng(0)
     batches = placement.send(
         {
@@ -87,7 +85,7 @@ def step(network: Any, batch_size: int, devices: int) -> Task:
         batch_size,
     )
     sums = placement.replicate(steps.zero_train_metrics())
-    many = steps.make_train_steps(train_step, placement.everywhere)
+    many = steps.make_train_chunk(train_step, placement.everywhere)
     program = many.lower(start, batches, np.int32(STEPS), sums).compile()
     cost: Any = program.cost_analysis()
     sent = all_reduced(program.as_text())
@@ -113,11 +111,11 @@ def step(network: Any, batch_size: int, devices: int) -> Task:
 
 
 def images_per_second(
-    recipe: recipes.Recipe, dataset: data.Dataset, members: ensemble.Members, **options: Any
+    recipe: Recipe, dataset: Dataset, members: ensemble.Members, **options: Any
 ) -> float:
     """Trains an ensemble for three epochs and times the second and third of every chunk."""
     ends: list[float] = []
-    ensemble.fit(
+    ensemble.fit_many(
         recipe,
         dataset,
         members,
@@ -135,14 +133,14 @@ def members(network: Any, batch_size: int, devices: int, count: int) -> Task:
     recipe = recipe_of(network, batch_size)
     rng = np.random.default_rng(0)
 
-    def split(size: int) -> data.Split:
+    def split(size: int) -> Split:
         images = rng.integers(0, 256, (size, *recipe.image_shape), np.uint8)
-        return data.Split(images, rng.integers(0, 10, size, np.int32))
+        return Split(images, rng.integers(0, 10, size, np.int32))
 
     # Long epochs, so that what stands between two of them counts for little.
-    dataset = data.Dataset(network, "random", split(16 * batch_size), split(10), recipe.class_names)
+    dataset = Dataset(network, "random", split(16 * batch_size), split(10), recipe.class_names)
     runs = ensemble.Members(np.arange(count))
-    mesh = parallel.make_mesh({"ensemble": devices}) if devices > 1 else None
+    mesh = make_mesh({"ensemble": devices}) if devices > 1 else None
 
     def measure() -> float:
         return images_per_second(recipe, dataset, runs, mesh=mesh)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jaxcnn import environment
+from jaxcnn.devices import environment
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -24,7 +24,7 @@ EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 _PROGRAM = """
 import os, runpy, sys, time
 import jax
-from jaxcnn import progress
+from jaxcnn.cli import progress
 
 class FirstSteps:
     def start(self, **_): pass
@@ -47,8 +47,9 @@ import time
 began = time.perf_counter()
 import jax
 between = time.perf_counter()
-from jaxcnn import cli, data, models, optimizers, pytorch, recipes, records, state, steps, training
-from jaxcnn import compilation, progress
+from jaxcnn.cli import progress, run
+from jaxcnn.storage import compilation
+from jaxcnn.train import fit, records
 print(between - began, time.perf_counter() - between)
 """
 

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 import torch
 
-from jaxcnn import environment
+from jaxcnn.devices import environment
 
 # Seconds that a timed epoch of PyTorch's eager variant is to take, and its least and most steps.
 _SECONDS = 1.0

@@ -18,23 +18,27 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn import data, environment, recipes, training
+from jaxcnn.data.dataset import Dataset, Split, load_data
+from jaxcnn.devices import environment
+from jaxcnn.recipes import named
+from jaxcnn.train.evaluate import evaluate
+from jaxcnn.train.fit import fit
 
 THRESHOLDS = {"mnist": (0.97, 0.98, 0.99, 0.993), "cifar10": (0.70, 0.75, 0.7884, 0.82, 0.85)}
 
 
-def load(found: argparse.Namespace) -> data.Dataset:
+def load(found: argparse.Namespace) -> Dataset:
     """Returns the real data set, from arrays or as the experiments do."""
     if not found.arrays:
-        return data.load(
+        return load_data(
             found.network, data_dir=found.data_dir or None, archive_dir=found.archive_dir or None
         )
     with np.load(found.arrays, allow_pickle=False) as arrays:
         train, test = (
-            data.Split(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int32))
+            Split(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int32))
             for split in ("train", "test")
         )
-    return data.Dataset(found.network, "arrays", train, test, tuple(map(str, range(10))))
+    return Dataset(found.network, "arrays", train, test, tuple(map(str, range(10))))
 
 
 def reached(runs: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def write(found: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, An
     """Writes what is known so far and returns it."""
     content = {
         "network": found.network,
-        "recipe": vars(recipes.get(found.network, found.recipe)),
+        "recipe": vars(named.recipe(found.network, found.recipe)),
         "thresholds": [reached(runs, threshold) for threshold in THRESHOLDS[found.network]],
         **spread("final_test_accuracy", [run["test_accuracy"][-1] for run in runs]),
         **spread("tta_test_accuracy", [run["tta_test_accuracy"] for run in runs]),
@@ -101,15 +105,13 @@ def main() -> None:
     parser.add_argument("--archive-dir", default="")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     found = parser.parse_args()
-    recipe = recipes.get(found.network, found.recipe)
+    recipe = named.recipe(found.network, found.recipe)
     dataset = load(found)
     runs: list[dict[str, Any]] = []
     content: dict[str, Any] = {"thresholds": []}
     for seed in range(found.seeds):
-        result = training.fit(recipe, dataset, seed=seed)
-        correct, total, _ = training.evaluate(
-            recipe, result.state.eval_variables, dataset.test, tta=True
-        )
+        result = fit(recipe, dataset, seed=seed)
+        correct, total, _ = evaluate(recipe, result.state.eval_variables, dataset.test, tta=True)
         runs.append(
             {
                 "seed": seed,

@@ -6,7 +6,7 @@
 --help lists the flags.
 """
 
-from jaxcnn.cli import main
+from jaxcnn.cli.run import main
 
 if __name__ == "__main__":
     main("mnist")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcnn.study_cli import main
+from jaxcnn.cli.study import main
 
 
 def soft_sign_sgd(

@@ -6,7 +6,7 @@ An hour and a half on two CPU cores, about; a quarter of an hour with --epochs 2
 --tune-seeds 1. --help lists the flags. The same command goes on with a study that was stopped.
 """
 
-from jaxcnn.study_cli import main
+from jaxcnn.cli.study import main
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ pip install 'jaxcnn[cluster]'.
 
 from pathlib import Path
 
-from jaxcnn.submission import main
+from jaxcnn.cli.submission import main
 
 if __name__ == "__main__":
     main(Path(__file__).with_name("optimizers.py"))

@@ -1,28 +1,9 @@
 """Two small convolutional networks, trained by pure functions in JAX."""
 
-import importlib
-from typing import Any
+import lazy_loader
 
 __version__ = "0.1.0"
 
-_MODULES = (
-    "data",
-    "ensemble",
-    "models",
-    "optimizers",
-    "pytorch",
-    "recipes",
-    "state",
-    "steps",
-    "study",
-    "training",
-)
-
-__all__ = ["__version__", *_MODULES]
-
-
-def __getattr__(name: str) -> Any:
-    # Imported when first used: a command line must not wait for jax to print its help.
-    if name in _MODULES:
-        return importlib.import_module(f"jaxcnn.{name}")
-    raise AttributeError(f"module 'jaxcnn' has no attribute {name!r}")
+# The names are in __init__.pyi. Each is imported when first used, so that a command line prints its
+# help without waiting for jax.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,6 +1,6 @@
 """`python -m jaxcnn`."""
 
-from jaxcnn.commands import main
+from jaxcnn.cli.tools import main
 
 if __name__ == "__main__":
     main()

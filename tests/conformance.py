@@ -19,15 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import catalog, demands, optimizers, recipes, state, steps, trees
-from jaxcnn.data import Dataset
 from jaxcnn.data.augment import make_normalize
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.optim.extra_args import extra_arguments
+from jaxcnn.optim.factory import make_optimizer
+from jaxcnn.recipes import named, optimizer_defaults
+from jaxcnn.storage.arrays import read_arrays, write_arrays
+from jaxcnn.train import steps
+from jaxcnn.train.state import init_state
 from tests.stripes import striped_split
 
 REPOSITORY = Path(__file__).parent.parent
 SHAPE = (28, 28, 1)
 STEPS = 40
-RECIPE = recipes.get("mnist", "fast").replace(
+RECIPE = named.recipe("mnist", "fast").replace(
     epochs=4, batch_size=32, schedule="constant", warmup=0.0, augment="none", dropout=0.1
 )
 # Parameters and a learning rate that are off by a thousandth move a run further than rounding does:
@@ -91,9 +96,9 @@ def examine(name: str, model: nn.Module | None = None) -> Finding:
     def make(key: jax.Array, **values: Any) -> tuple[Any, Any, Any]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*optimistic_adam.* is deprecated")
-            tx = optimizers.make_optimizer(recipe, STEPS, key=key, hyperparameters=values)
+            tx = make_optimizer(recipe, STEPS, key=key, hyperparameters=values)
         train_step = steps.make_train_step(model, tx, normalize=make_normalize((0.13,), (0.31,)))
-        return tx, state.init(key, model, tx, SHAPE), steps.make_train_steps(train_step)
+        return tx, init_state(key, model, tx, SHAPE), steps.make_train_chunk(train_step)
 
     tx, current, train_steps = make(jax.random.key(0))
     losses: list[float] = []
@@ -103,8 +108,8 @@ def examine(name: str, model: nn.Module | None = None) -> Finding:
             current, sums = train_steps(current, batches, np.int32(10))
             losses.append(float(sums["loss_sum"] / sums["count"]))
             if call == 2:
-                leaves = trees.write(Path(folder) / "saved", current)
-        saved = trees.read(Path(folder) / "saved", current, leaves)
+                leaves = write_arrays(Path(folder) / "saved", current)
+        saved = read_arrays(Path(folder) / "saved", current, leaves)
     restored, _ = train_steps(saved, batches, np.int32(10))
 
     def run(key: jax.Array, rate: jax.Array, nudge: jax.Array) -> jax.Array:
@@ -124,7 +129,7 @@ def examine(name: str, model: nn.Module | None = None) -> Finding:
     nudges = jnp.array([1, 1, 1, 1, NUDGE])
     return Finding(
         name=name,
-        asks=demands.extra_arguments(tx, current.params),
+        asks=extra_arguments(tx, current.params),
         elsewhere=not equal(current.eval_variables["params"], current.params),
         losses=losses,
         compiled=train_steps._cache_size(),
@@ -167,7 +172,7 @@ Building blocks of optax (`scale_by_...`, clipping, masking, accumulation) are n
 themselves; in code, `fit(..., tx=optax.chain(...))` takes any combination of them.
 
 Muon hands what it is not told about to Adam, convolution kernels too. By its name it is told, so is
-`jaxcnn.optimizers.find("muon")(learning_rate)`; `optax.contrib.muon` is not.
+`jaxcnn.optim.named.find_factory("muon")(learning_rate)`; `optax.contrib.muon` is not.
 
 What a step gives to an optimizer whose `update` asks for it:
 
@@ -182,7 +187,7 @@ def table(findings: list[Finding]) -> str:
     """Returns the page of the docs."""
     rows = []
     for found in findings:
-        defaults = catalog.get(found.name)
+        defaults = optimizer_defaults.get(found.name)
         cells = (
             found.name,
             f"{defaults.learning_rate:g}",
@@ -194,7 +199,7 @@ def table(findings: list[Finding]) -> str:
         rows.append(f"| {' | '.join(cells)} |")
     refused = [
         f"- {name}: {defaults.refused}."
-        for name, defaults in catalog.OPTIMIZERS.items()
+        for name, defaults in optimizer_defaults.OPTIMIZERS.items()
         if defaults.refused
     ]
     return PAGE.format(rows="\n".join(rows), refused="\n".join(refused))
@@ -204,10 +209,10 @@ def main() -> None:
     """Writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", default=list(catalog.OPTIMIZERS))
+    parser.add_argument("--only", nargs="*", default=list(optimizer_defaults.OPTIMIZERS))
     asked = parser.parse_args()
     findings = []
-    for name, defaults in catalog.OPTIMIZERS.items():
+    for name, defaults in optimizer_defaults.OPTIMIZERS.items():
         if name in asked.only and not defaults.refused:
             findings.append(examine(name))
             sys.stdout.write(f"{findings[-1]}\n")

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcnn.data import Dataset, load
+from jaxcnn.data.dataset import Dataset, load_data
 from tests.official import CIFAR_NAMES, Official, archive, cifar_members, write_mnist, write_tar
 from tests.stripes import striped_split
 
@@ -107,7 +107,7 @@ def real_data() -> Path:
 def stand_in(shared_folder: Path) -> str:
     """A cache folder with the synthetic stand-in for MNIST, which takes long to draw."""
     folder = str(shared_folder / "stand-in")
-    load("mnist", source="synthetic", cache_dir=folder)
+    load_data("mnist", source="synthetic", cache_dir=folder)
     return folder
 
 
@@ -132,30 +132,30 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Saves small images in place of the figures; returns the folders where they were to go."""
     from PIL import Image
 
-    from jaxcnn import drawing, figures, report
+    from jaxcnn.report import page
 
     folders: list[Path] = []
 
     def save(_: object, folder: Path) -> dict[str, Path]:
         folders.append(folder)
-        paths = {name: folder / f"{name}.png" for row in report._ROWS for name, _ in row}
+        paths = {name: folder / f"{name}.png" for row in page._ROWS for name, _ in row}
         for path in paths.values():
             Image.new("L", (130, 260)).save(path)
         return paths
 
-    monkeypatch.setattr(figures, "draw", lambda *_: {})
-    monkeypatch.setattr(drawing, "save", save)
+    monkeypatch.setattr("jaxcnn.report.figures.draw", lambda *_: {})
+    monkeypatch.setattr("jaxcnn.report.drawing.save", save)
     return folders
 
 
 @pytest.fixture
 def unpredicted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets networks say of the images that they show one class after the other."""
-    from jaxcnn import trained
+    from jaxcnn.train.trained import Trained
 
     rows = np.eye(10, dtype=np.float32)
     monkeypatch.setattr(
-        trained.Trained, "probabilities", lambda _, images: rows[np.arange(len(images)) % 10]
+        Trained, "probabilities", lambda _, images: rows[np.arange(len(images)) % 10]
     )
 
 

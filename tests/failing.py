@@ -25,12 +25,12 @@ ARGV = "--epochs 2 --batch-size 110 --seed 5 --data mnist --recipe reference --c
 # An experiment on few images.
 EXPERIMENT = """
 import sys
-from jaxcnn import cli, data
-from jaxcnn.data import Dataset
+from jaxcnn.cli.run import main
+from jaxcnn.data import dataset
 from tests.stripes import striped_split
 splits = (striped_split((28, 28, 1), count, count) for count in (330, 70))
-data.load = lambda name, **_: Dataset(name, "tiny", *splits, tuple("0123456789"))
-cli.main("mnist", sys.argv[1:])
+dataset.load_data = lambda name, **_: dataset.Dataset(name, "tiny", *splits, tuple("0123456789"))
+main("mnist", sys.argv[1:])
 """
 REASONS = (errno.EDQUOT, errno.EACCES, errno.EIO, errno.ENOSPC)
 NEVER = 10**6

@@ -31,9 +31,19 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
-from jaxcnn import checkpoint, cli, commands, manifest, picture, pytorch, recipes, study, study_cli
-from jaxcnn.data import archives, cache
+from jaxcnn.cli import tools
+from jaxcnn.cli.console import call_tyro
+from jaxcnn.cli.flags import parse_flags
+from jaxcnn.cli.study import parse_study_flags
+from jaxcnn.data import archives
+from jaxcnn.data.cache import Arrays, load
+from jaxcnn.deploy import picture
 from jaxcnn.errors import UserError
+from jaxcnn.networks import pytorch
+from jaxcnn.recipes import named
+from jaxcnn.recipes.recipe import Recipe, recipe_from_dict
+from jaxcnn.storage import checkpoint, manifest
+from jaxcnn.study.runs import Run, load_runs, run_lines
 from tests import original
 from tests.official import cifar_members, idx, write_tar
 from tests.stripes import striped_split
@@ -134,11 +144,11 @@ class Targets:
         self.pictures = list(self._pictures())
         self.tree = {"state": {"a": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(0)}}
         self.saved = folder / "saved"
-        with checkpoint.opened(checkpoint.Policy(self.saved, keep=3), {"seed": 0}) as store:
+        with checkpoint.open_store(checkpoint.Policy(self.saved, keep=3), {"seed": 0}) as store:
             for step in (1, 2):
                 store.save(step, self.tree, {"history": [], "seconds": 0.5}, 0.5)
         self.arrays = {"images": np.arange(48, dtype=np.uint8), "labels": np.arange(4)}
-        cache.load(folder / "cache" / "sound", fingerprint={"v": 1}, build=self._build)
+        load(folder / "cache" / "sound", fingerprint={"v": 1}, build=self._build)
         self.recipe = b'base = "fast"\nepochs = 3\nmean = [0.1]\n[optimizer_args]\nb1 = 0.9\n'
         self.runs = self._runs()
         self.all: dict[str, Case] = {
@@ -161,11 +171,11 @@ class Targets:
                 yield file.getvalue()
 
     def _runs(self) -> bytes:
-        self.run = study.Run("tune", "sgd", 0.1, 0, 7, 0, 5, 10, (1.0,), (0.5,))
-        return study.lines(3 * [self.run])
+        self.run = Run("tune", "sgd", 0.1, 0, 7, 0, 5, 10, (1.0,), (0.5,))
+        return run_lines(3 * [self.run])
 
-    def _build(self) -> cache.Arrays:
-        return cache.Arrays(dict(self.arrays), ("a", "b"))
+    def _build(self) -> Arrays:
+        return Arrays(dict(self.arrays), ("a", "b"))
 
     def _read(
         self, content: bytes, suffix: str, read: Callable[[Path], Any], **options: Any
@@ -196,13 +206,13 @@ class Targets:
         def parse() -> Any:
             match generator.randrange(4):
                 case 0:
-                    return cli.parse("mnist", argv)
+                    return parse_flags("mnist", argv)
                 case 1:
-                    return cli.parse("cifar10", argv)
+                    return parse_flags("cifar10", argv)
                 case 2:
-                    return study_cli.parse(argv)
+                    return parse_study_flags(argv)
                 case _:
-                    return cli.call_tyro(commands._Command, None, argv)
+                    return call_tyro(tools._Command, None, argv)
 
         try:
             return takes(parse)
@@ -212,7 +222,7 @@ class Targets:
 
     def try_recipe_file(self, generator: random.Random) -> bool:
         """TOML files: damaged ones, and ones with values of all kinds."""
-        fields = [*recipes.get("mnist", "fast").asdict(), "base", "name", "epoch", "mean"]
+        fields = [*named.recipe("mnist", "fast").asdict(), "base", "name", "epoch", "mean"]
         content = self.recipe
         if generator.random() < 0.6:
             lines = []
@@ -226,12 +236,12 @@ class Targets:
         else:
             content = mutate(content, generator)
 
-        def read(path: Path) -> recipes.Recipe:
-            _, recipe = cli.parse("mnist", ["--recipe", str(path)])
+        def read(path: Path) -> Recipe:
+            _, recipe = parse_flags("mnist", ["--recipe", str(path)])
             return recipe
 
-        def whole(recipe: recipes.Recipe) -> bool:
-            return recipes.from_dict(json.loads(json.dumps(recipe.asdict()))) == recipe
+        def whole(recipe: Recipe) -> bool:
+            return recipe_from_dict(json.loads(json.dumps(recipe.asdict()))) == recipe
 
         return self._read(content, ".toml", read, check=whole)
 
@@ -297,7 +307,7 @@ class Targets:
         shutil.copytree(self.folder / "cache" / "sound", folder)
         self._damage(folder, generator)
         lines: list[str] = []
-        loaded = cache.load(folder, fingerprint={"v": 1}, build=self._build, report=lines.append)
+        loaded = load(folder, fingerprint={"v": 1}, build=self._build, report=lines.append)
         for name, array in self.arrays.items():
             np.testing.assert_array_equal(loaded.arrays[name], array)
         assert loaded.class_names == ("a", "b")
@@ -326,7 +336,7 @@ class Targets:
         forged = self._damage(checkpoint.listed(folder)[-1].folder, generator, forge=True)
 
         def resume() -> Any:
-            with checkpoint.opened(checkpoint.Policy(folder), {"seed": 0}) as store:
+            with checkpoint.open_store(checkpoint.Policy(folder), {"seed": 0}) as store:
                 return store.resume(self.tree)
 
         def same(found: Any) -> bool:
@@ -371,7 +381,7 @@ class Targets:
         """Pictures of all formats, damaged."""
         content = mutate(generator.choice(self.pictures), generator)
         network = generator.choice(("mnist", "cifar10"))
-        shape = recipes.get(network, "fast").image_shape
+        shape = named.recipe(network, "fast").image_shape
 
         def sound(prepared: picture.Picture) -> bool:
             return prepared.image.shape == shape and prepared.image.dtype == np.uint8
@@ -383,7 +393,7 @@ class Targets:
         """The runs of a study that was killed or edited."""
         path = self.folder / "runs.jsonl"
         path.write_bytes(mutate(self.runs, generator))
-        return takes(lambda: study.load_runs(path), lambda runs: set(runs) <= {self.run})
+        return takes(lambda: load_runs(path), lambda runs: set(runs) <= {self.run})
 
 
 def whole_commands(folder: Path) -> list[str]:

@@ -23,7 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxcnn import checkpoint, data, trained
+from jaxcnn.data.dataset import load_data
+from jaxcnn.storage import checkpoint
+from jaxcnn.train.trained import load_trained
 from tests import conftest, saved
 from tests.conftest import REPOSITORY
 
@@ -87,7 +89,7 @@ def inspect(workdir: Path, found: Findings) -> None:
         found.mid_save += any(path.suffix in (".partial", ".removed") for path in folder.iterdir())
     for one in checkpoint.listed(folder):
         try:
-            trained.load(workdir, str(one.step))
+            load_trained(workdir, str(one.step))
         except Exception as error:
             found.defects.append(f"{one.folder.name}: {error}")
         else:
@@ -184,9 +186,9 @@ def _jaxcnn(*argv: object) -> list[str]:
 def _load_mnist(folder: Path, _: Path) -> list[str]:
     archives = conftest.REAL_DATA / "archives"
     call = (
-        f"data.load('mnist', data_dir='{folder}', archive_dir='{archives}', cache_dir='{folder}')"
+        f"load_data('mnist', data_dir='{folder}', archive_dir='{archives}', cache_dir='{folder}')"
     )
-    return ["-c", f"from jaxcnn import data; {call}"]
+    return ["-c", f"from jaxcnn import load_data; {call}"]
 
 
 def _compile(folder: Path, _: Path) -> list[str]:
@@ -242,9 +244,9 @@ def harass(what: str, kills: int, seed: int) -> Findings:
         folder = Path(name)
         run = folder / "saved"
         if what in ("export", "report"):
-            run = saved.save(run, data.load("mnist", source="synthetic"))
+            run = saved.save(run, load_data("mnist", source="synthetic"))
         if what == "compiling":
-            data.load("mnist", source="synthetic")  # is not what is killed
+            load_data("mnist", source="synthetic")  # is not what is killed
 
         def start(workdir: Path) -> subprocess.Popen[str]:
             workdir.mkdir(exist_ok=True)

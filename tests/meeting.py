@@ -11,14 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import checkpoint, ensemble, parallel, processes, study
+from jaxcnn.devices import processes
+from jaxcnn.devices.mesh import Placement, describe_mesh, make_mesh
 from jaxcnn.errors import UserError
+from jaxcnn.storage import checkpoint
+from jaxcnn.storage.shared import open_shared
+from jaxcnn.study.runs import Study
+from jaxcnn.study.study import run_study
+from jaxcnn.train import ensemble
 from tests import scores
 from tests.conformance import RECIPE, dataset
 
-STUDY = study.Study(
-    RECIPE.replace(epochs=2), {"sgd": (0.02, 0.05), "adam": (0.1,)}, 2, 3, validation=40
-)
+STUDY = Study(RECIPE.replace(epochs=2), {"sgd": (0.02, 0.05), "adam": (0.1,)}, 2, 3, validation=40)
 
 
 class LockedError(Exception):
@@ -74,12 +78,12 @@ def turns(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "agreed", ([agreed() for _ in range(4)], len(asked))
     yield "checkpoints", checkpoints(folder)
     yield "arrays", arrays(number)
-    yield "ensemble", said(lambda: list(ensemble.chunks(*members(), keep_states=True)))
-    ensemble.chunks = scores.chunks  # type: ignore[assignment]
-    runs = study.run(STUDY, dataset(), folder / "study")
+    yield "ensemble", said(lambda: list(ensemble.fit_chunks(*members(), keep_states=True)))
+    ensemble.fit_chunks = scores.chunks  # type: ignore[assignment]
+    runs = run_study(STUDY, dataset(), folder / "study")
     yield "study", [run.correct for run in runs]
-    other = study.Study(STUDY.recipe, STUDY.learning_rates, 2, 3 + number, validation=40)
-    yield "other study", said(lambda: study.run(other, dataset(), folder / "study"))
+    other = Study(STUDY.recipe, STUDY.learning_rates, 2, 3 + number, validation=40)
+    yield "other study", said(lambda: run_study(other, dataset(), folder / "study"))
 
 
 def members() -> tuple[Any, ...]:
@@ -92,7 +96,7 @@ def checkpoints(folder: Path) -> list[Any]:
     tree = {"key": jax.random.key(7), "numbers": jnp.arange(3.0)}
     like = {"key": jax.random.key(0), "numbers": jnp.zeros(3)}
     runs = [lambda: {"run": 1}, failing(AssertionError("process 0 alone describes the run"))]
-    with processes.opened(policy, runs[jax.process_index()]) as store:
+    with open_shared(policy, runs[jax.process_index()]) as store:
         nothing = store.resume(like)
         saved = store.save(4, tree, {"step": 4}, 0.5)
         restored, progress, path = store.resume(like) or failing(AssertionError())()
@@ -102,8 +106,8 @@ def checkpoints(folder: Path) -> list[Any]:
 
 def arrays(number: int) -> list[Any]:
     """Puts arrays on the devices of both processes, one each, and looks at them."""
-    data = parallel.Placement(parallel.make_mesh({"data": 2}))
-    spread = parallel.Placement(parallel.make_mesh({"ensemble": 2}))
+    data = Placement(make_mesh({"data": 2}))
+    spread = Placement(make_mesh({"ensemble": 2}))
     numbers = np.arange(8.0, dtype=np.float32).reshape(1, 4, 2)
     rows = data.rows(4)
     sent = data.send({"image": numbers[:, rows]}, 4)["image"]
@@ -116,7 +120,7 @@ def arrays(number: int) -> list[Any]:
         np.asarray(parts["numbers"].addressable_data(0)).tolist(),
         spread.spread(parts)["numbers"] is parts["numbers"],
         spread.collect(parts)["numbers"].tolist(),
-        parallel.describe(data.mesh),
+        describe_mesh(data.mesh),
     ]
 
 

@@ -15,9 +15,19 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxcnn import checkpoint, ensemble, optimizers, parallel, pooling, recipes, state, training
-from jaxcnn.data import Dataset
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.devices.mesh import AxisName, Placement, describe_mesh, make_mesh
 from jaxcnn.errors import StoppedError
+from jaxcnn.networks.cpu import pooling
+from jaxcnn.optim.factory import make_optimizer
+from jaxcnn.recipes import named
+from jaxcnn.recipes.recipe import Recipe
+from jaxcnn.storage import checkpoint
+from jaxcnn.train import ensemble
+from jaxcnn.train.fit import _compile_train_steps, fit
+from jaxcnn.train.result import Result
+from jaxcnn.train.setup import make_model, make_recipe_step, split_key
+from jaxcnn.train.state import init_state
 from tests import conformance
 from tests.linear import Linear
 from tests.stripes import striped_split
@@ -26,9 +36,9 @@ from tests.stripes import striped_split
 RECIPES = {
     "small": [conformance.RECIPE.replace(optimizer="sgd", epochs=2, batch_size=16)],
     "networks": [
-        recipes.get("mnist", "fast").replace(epochs=2, batch_size=32),
+        named.recipe("mnist", "fast").replace(epochs=2, batch_size=32),
         # At its learning rate rounding errors grow slowly.
-        recipes.get("cifar10", "reference").replace(epochs=2, batch_size=16),
+        named.recipe("cifar10", "reference").replace(epochs=2, batch_size=16),
     ],
 }
 
@@ -45,7 +55,7 @@ class PooledCNN(nn.Module):
         return nn.Dense(10)(x)
 
 
-def dataset(recipe: recipes.Recipe) -> Dataset:
+def dataset(recipe: Recipe) -> Dataset:
     """The last batch of an epoch has 12 images, which do not divide over 8 devices."""
     shape = recipe.image_shape
     train, test = striped_split(shape, 4 * recipe.batch_size + 12, 0), striped_split(shape, 70, 1)
@@ -58,16 +68,14 @@ def distance(tree: Any, other: Any) -> float:
     return sum(float(((np.asarray(a) - np.asarray(b)) ** 2).sum()) for a, b in pairs) ** 0.5
 
 
-def collectives(
-    recipe: recipes.Recipe, model: nn.Module | None, mesh: jax.sharding.Mesh
-) -> dict[str, int]:
+def collectives(recipe: Recipe, model: nn.Module | None, mesh: jax.sharding.Mesh) -> dict[str, int]:
     """Counts what moves between devices in the program of an epoch's steps."""
-    placement = parallel.Placement(mesh)
-    model = placement.model(training.make_model(recipe) if model is None else model)
-    tx = optimizers.make_optimizer(recipe, 10)
-    start = state.init(jax.random.key(0), model, tx, recipe.image_shape)
-    programs = training._compile_train_steps(
-        training.make_train_step(recipe, model, tx),
+    placement = Placement(mesh)
+    model = placement.model(make_model(recipe) if model is None else model)
+    tx = make_optimizer(recipe, 10)
+    start = init_state(jax.random.key(0), model, tx, recipe.image_shape)
+    programs = _compile_train_steps(
+        make_recipe_step(recipe, model, tx),
         placement.replicate(start),
         [(4, recipe.batch_size)],
         recipe.image_shape,
@@ -79,7 +87,7 @@ def collectives(
 
 
 def one_run(
-    recipe: recipes.Recipe, model: nn.Module | None, mesh: jax.sharding.Mesh, folder: Path
+    recipe: Recipe, model: nn.Module | None, mesh: jax.sharding.Mesh, folder: Path
 ) -> dict[str, Any]:
     """A run on one device, on eight, and one that goes from eight to one."""
     data = dataset(recipe)
@@ -87,25 +95,23 @@ def one_run(
     asked = iter([False, False, True])
     on_eight: dict[str, Any] = {"model": model, "mesh": mesh}
     try:
-        training.fit(
-            recipe, data, checkpoints=policy, interrupted=lambda: next(asked, True), **on_eight
-        )
+        fit(recipe, data, checkpoints=policy, interrupted=lambda: next(asked, True), **on_eight)
         stopped = False
     except StoppedError:
         stopped = True
     runs = {
-        "one": training.fit(recipe, data, model=model),
-        "eight": training.fit(recipe, data, **on_eight),
-        "streamed": training.fit(recipe, data, feed="stream", **on_eight),
-        "resumed": training.fit(recipe, data, model=model, checkpoints=policy),
+        "one": fit(recipe, data, model=model),
+        "eight": fit(recipe, data, **on_eight),
+        "streamed": fit(recipe, data, feed="stream", **on_eight),
+        "resumed": fit(recipe, data, model=model, checkpoints=policy),
     }
     one, eight = runs["one"], runs["eight"]
-    network = training.make_model(recipe) if model is None else model
-    init_key, _ = training.split_key(0)
-    tx = optimizers.make_optimizer(recipe, 10)
-    start = state.init(init_key, network, tx, recipe.image_shape)
+    network = make_model(recipe) if model is None else model
+    init_key, _ = split_key(0)
+    tx = make_optimizer(recipe, 10)
+    start = init_state(init_key, network, tx, recipe.image_shape)
 
-    def gap(run: training.Result, part: str) -> float:
+    def gap(run: Result, part: str) -> float:
         """How far a run ends from that on one device, as a share of how far that has moved."""
         first, last, other = (getattr(each, part) for each in (start, one.state, run.state))
         return distance(other, last) / distance(first, last)
@@ -124,18 +130,18 @@ def one_run(
     }
 
 
-def ensembles(model: nn.Module, meshes: list[dict[parallel.AxisName, int]]) -> dict[str, Any]:
+def ensembles(model: nn.Module, meshes: list[dict[AxisName, int]]) -> dict[str, Any]:
     """An ensemble on one device and on meshes; its six members do not divide over four devices."""
     recipe = conformance.RECIPE.replace(optimizer="sgd", epochs=1)
     members = ensemble.grid([0, 1, 2], learning_rate=[0.02, 0.05])
     options = {"model": model, "keep_states": True}
-    one = ensemble.fit(recipe, conformance.dataset(), members, **options)
+    one = ensemble.fit_many(recipe, conformance.dataset(), members, **options)
     distances = {}
     for axes in meshes:
-        mesh = parallel.make_mesh(axes)
-        other = ensemble.fit(recipe, conformance.dataset(), members, mesh=mesh, **options)
+        mesh = make_mesh(axes)
+        other = ensemble.fit_many(recipe, conformance.dataset(), members, mesh=mesh, **options)
         assert (other.total, other.diverged_at.tolist()) == (64, [0] * 6)
-        distances[parallel.describe(mesh)] = distance(one.states.params, other.states.params)
+        distances[describe_mesh(mesh)] = distance(one.states.params, other.states.params)
     return distances
 
 
@@ -146,7 +152,7 @@ def main(folder: str, which: str) -> None:
         model, alone = PooledCNN(), Linear()
     else:
         meshes.append({"ensemble": 4, "data": 2})
-    mesh = parallel.make_mesh({"data": 8})
+    mesh = make_mesh({"data": 8})
     outcome = {
         "run": one_run(RECIPES[which][-1], model, mesh, Path(folder)),
         "ensembles": ensembles(alone, meshes),

@@ -35,13 +35,26 @@ REPOSITORY = Path(__file__).parent.parent
 
 # Modules whose quick tests are not those of the file that bears their name, or not those alone.
 TESTS = {
-    "jaxcnn/__main__.py": ["tests/test_commands.py"],
-    "jaxcnn/card.py": ["tests/test_export.py"],
-    "jaxcnn/cli.py": ["tests/test_cli.py", "tests/test_cli_runs.py"],
-    "jaxcnn/commands.py": ["tests/test_commands.py", "tests/test_doctor.py"],
-    "jaxcnn/models.py": ["tests/test_models.py", "tests/test_pytorch.py"],
-    "jaxcnn/parallel.py": ["tests/test_parallel.py", "tests/test_processes.py"],
-    "jaxcnn/study_cli.py": ["tests/test_study_cli.py", "tests/test_submission.py"],
+    "jaxcnn/__main__.py": ["tests/cli/test_tools.py"],
+    "jaxcnn/cli/console.py": ["tests/cli/test_flags.py", "tests/cli/test_run.py"],
+    "jaxcnn/cli/run.py": ["tests/cli/test_flags.py", "tests/cli/test_run.py"],
+    "jaxcnn/cli/study.py": ["tests/cli/test_study.py", "tests/cli/test_submission.py"],
+    "jaxcnn/cli/tools.py": ["tests/cli/test_tools.py", "tests/train/test_doctor.py"],
+    "jaxcnn/deploy/card.py": ["tests/deploy/test_export.py"],
+    "jaxcnn/devices/keys.py": ["tests/devices/test_mesh.py", "tests/storage/test_arrays.py"],
+    "jaxcnn/devices/mesh.py": ["tests/devices/test_mesh.py", "tests/devices/test_processes.py"],
+    "jaxcnn/networks/cnn.py": ["tests/networks/test_cnn.py", "tests/networks/test_pytorch.py"],
+    "jaxcnn/networks/inspect.py": ["tests/networks/test_cnn.py"],
+    "jaxcnn/optim/averages.py": ["tests/optim/test_extra_args.py"],
+    "jaxcnn/optim/named.py": ["tests/optim/test_factory.py"],
+    "jaxcnn/recipes/problems.py": ["tests/recipes/test_named.py"],
+    "jaxcnn/recipes/recipe.py": ["tests/recipes/test_named.py"],
+    "jaxcnn/storage/shared.py": ["tests/devices/test_processes.py"],
+    "jaxcnn/study/runs.py": ["tests/study/test_study.py"],
+    "jaxcnn/train/evaluate.py": ["tests/train/test_fit.py"],
+    "jaxcnn/train/identity.py": ["tests/train/test_fit.py"],
+    "jaxcnn/train/result.py": ["tests/train/test_fit.py"],
+    "jaxcnn/train/setup.py": ["tests/train/test_fit.py"],
 }
 
 _SWAPS: dict[type, type] = {

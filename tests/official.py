@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcnn.data import Split
 from jaxcnn.data.archives import Archive
+from jaxcnn.data.dataset import Split
 
 CIFAR_NAMES = (
     "airplane",

@@ -27,8 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn import models, pytorch, state, steps
 from jaxcnn.data.augment import make_normalize
+from jaxcnn.networks import pytorch
+from jaxcnn.networks.cnn import Cifar10CNN, MnistCNN
+from jaxcnn.networks.inspect import feature_maps
+from jaxcnn.train import steps
+from jaxcnn.train.state import TrainState
 
 RECORD = Path(__file__).with_suffix(".json")
 BATCH_SIZE = 4  # of the original's CIFAR-10 recipe
@@ -44,7 +48,7 @@ Arrays = dict[str, np.ndarray]
 
 def model(network: str) -> nn.Module:
     """The network without dropout, whose draws cannot agree."""
-    return {"mnist": models.MnistCNN, "cifar10": models.Cifar10CNN}[network](dropout_rate=0.0)
+    return {"mnist": MnistCNN, "cifar10": Cifar10CNN}[network](dropout_rate=0.0)
 
 
 def weights(network: str) -> Arrays:
@@ -123,7 +127,7 @@ def measure_jaxcnn(network: str) -> Arrays:
     @jax.jit
     def evaluate(images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         x = normalize(images)
-        maps = models.feature_maps(net, variables, x) if network == "mnist" else {}
+        maps = feature_maps(net, variables, x) if network == "mnist" else {}
         return net.apply(variables, x), maps
 
     @jax.jit
@@ -135,7 +139,7 @@ def measure_jaxcnn(network: str) -> Arrays:
     for name, value in maps.items():
         measured[f"maps/{name}"] = np.asarray(value).transpose(0, 3, 1, 2)
     tx = optax.sgd(LEARNING_RATE, momentum=0.9)
-    current = state.TrainState(
+    current = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),

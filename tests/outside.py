@@ -19,7 +19,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from jaxcnn.data import Dataset
+from jaxcnn.data.dataset import Dataset
 from tests import saved
 from tests.official import CIFAR_NAMES
 from tests.stripes import striped_split

@@ -15,10 +15,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxcnn import checkpoint, ensemble, training
-from jaxcnn.data import feed
-from jaxcnn.data.dataset import FeedName
 from jaxcnn.errors import StoppedError
+from jaxcnn.storage import checkpoint
+from jaxcnn.train import ensemble, feed
+from jaxcnn.train.feed import FeedName
+from jaxcnn.train.fit import fit
 from tests import conformance
 
 # One of each kind of state: an average, moments, orthogonal ones, parameters of its own to be
@@ -55,12 +56,12 @@ def run(
             if name == "ensemble":
                 recipe = conformance.RECIPE.replace(epochs=2)
                 members = ensemble.grid([0, 1], learning_rate=[0.001, 0.01])
-                ensemble.fit(recipe, data, members, chunk=4, **options)
+                ensemble.fit_many(recipe, data, members, chunk=4, **options)
             else:
                 ema = 0.9 * (name == "sgd")
                 recipe = conformance.RECIPE.replace(optimizer=name, epochs=2, ema=ema)
                 streamed: FeedName = "stream" if name == "adamw" else "device"
-                training.fit(recipe, data, feed=streamed, **options)
+                fit(recipe, data, feed=streamed, **options)
         except StoppedError as error:
             sys.stdout.write(f"{error}\n")
 

@@ -14,8 +14,13 @@ from typing import Any
 
 import pytest
 
-from jaxcnn import checkpoint, cli, interrupts, recipes, records, training
-from jaxcnn.data import Dataset
+from jaxcnn.cli import interrupts
+from jaxcnn.cli.run import main
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.recipes.recipe import NetworkName
+from jaxcnn.storage import checkpoint
+from jaxcnn.train import records
+from jaxcnn.train.result import Result
 
 
 def load_tiny(tiny: Dataset, asked: list[dict[str, Any]]) -> Callable[..., Dataset]:
@@ -40,14 +45,14 @@ class Ended:
     err: str
 
 
-def start(*argv: object, network: recipes.NetworkName = "mnist") -> Ended:
+def start(*argv: object, network: NetworkName = "mnist") -> Ended:
     """Runs a command in this process."""
     out, err = io.StringIO(), io.StringIO()
     status: object = 0
     handler = signal.getsignal(signal.SIGTERM)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.main(network, [str(argument) for argument in argv])
+            main(network, [str(argument) for argument in argv])
         except SystemExit as stop:
             status = stop.code
         finally:
@@ -78,7 +83,7 @@ class Run:
     workdir: Path
     ended: Ended
     calls: dict[str, list[Any]] = field(default_factory=dict)
-    fitted: list[training.Result] = field(default_factory=list)
+    fitted: list[Result] = field(default_factory=list)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, chunk: int)
             while not watching[-1]():
                 time.sleep(0.001)
 
-    monkeypatch.setattr(interrupts, "watched", watch)
+    monkeypatch.setattr("jaxcnn.cli.interrupts.watched", watch)
     monkeypatch.setattr(records.Records, "advance", advance)
 
 

@@ -9,9 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import checkpoint, environment, optimizers, pytorch, recipes, state, steps, training
-from jaxcnn.data import Dataset
-from jaxcnn.training import EpochRecord
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.devices import environment
+from jaxcnn.networks import pytorch
+from jaxcnn.optim.factory import make_optimizer
+from jaxcnn.recipes import named
+from jaxcnn.recipes.recipe import Recipe
+from jaxcnn.storage import checkpoint
+from jaxcnn.train import steps
+from jaxcnn.train.fit import checkpoint_tree
+from jaxcnn.train.identity import identity
+from jaxcnn.train.result import EpochRecord
+from jaxcnn.train.setup import make_model
+from jaxcnn.train.state import TrainState, init_state
 from tests import original
 from tests.stripes import striped_split
 
@@ -20,10 +30,10 @@ STEPS, LAST = EPOCHS[0], EPOCHS[-1]
 ACCURACIES = (0.5, 0.7, 0.6)  # after each epoch; the second one is the best
 
 
-def recipe(network: Any, **changes: Any) -> recipes.Recipe:
+def recipe(network: Any, **changes: Any) -> Recipe:
     """The network's recipe with an optimizer whose state is small."""
     changes = {"epochs": 3, "batch_size": 50, "optimizer": "sgd"} | changes
-    return recipes.get(network, "fast").replace(**changes)
+    return named.recipe(network, "fast").replace(**changes)
 
 
 def save(
@@ -47,15 +57,15 @@ def save(
         The workdir.
     """
     used = recipe(dataset.name.removeprefix("synthetic-"), **changes)
-    identity = training.identity(used, dataset, model=training.make_model(used))
+    asked = identity(used, dataset, model=make_model(used))
     policy = checkpoint.Policy(folder / "checkpoints", keep=len(saves))
     blank = _blank(used)
-    with checkpoint.opened(policy, {**identity, **run}) as store:
+    with checkpoint.open_store(policy, {**asked, **run}) as store:
         for step in saves:
             variables = pytorch.load_state_dict(weights(used.network, step))
             train_state = blank.replace(**variables, step=np.int32(step))
             score = ACCURACIES[step // STEPS - 1] if step % STEPS == 0 else None
-            tree = training.checkpoint_tree(train_state, steps.zero_train_metrics())
+            tree = checkpoint_tree(train_state, steps.zero_train_metrics())
             store.save(step, tree, _progress(step, len(dataset.test)), score)
     return folder
 
@@ -68,25 +78,25 @@ def weights(network: str, step: int = LAST) -> dict[str, np.ndarray]:
 
 def images(network: Any, count: int) -> np.ndarray:
     """Images of the network's shape."""
-    return striped_split(recipes.get(network, "fast").image_shape, count, seed=2).images
+    return striped_split(named.recipe(network, "fast").image_shape, count, seed=2).images
 
 
-def exact_logits(recipe: recipes.Recipe, variables: Any, images: np.ndarray) -> np.ndarray:
+def exact_logits(recipe: Recipe, variables: Any, images: np.ndarray) -> np.ndarray:
     """The logits by float64, which rounds a billion times less than float32 does."""
     with jax.enable_x64(True):
-        model = training.make_model(recipe).clone(dtype=jnp.float64)
+        model = make_model(recipe).clone(dtype=jnp.float64)
         exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
         normalized = (images / 255.0 - recipe.mean) / recipe.std
         return np.asarray(jax.jit(model.apply)(exact, normalized), np.float64)
 
 
-def _blank(recipe: recipes.Recipe) -> state.TrainState:
+def _blank(recipe: Recipe) -> TrainState:
     """A state without weights, all ones in the optimizer's; compiling a real one takes seconds."""
     key = jax.random.key(0, impl="threefry2x32")
     init = functools.partial(
-        state.init,
-        model=training.make_model(recipe),
-        tx=optimizers.make_optimizer(recipe, LAST, key=key),
+        init_state,
+        model=make_model(recipe),
+        tx=make_optimizer(recipe, LAST, key=key),
         input_shape=recipe.image_shape,
     )
     shapes = jax.eval_shape(init, key).replace(key=None)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn import ensemble
-from jaxcnn.data import Dataset, Split
-from jaxcnn.recipes import Recipe
+from jaxcnn.data.dataset import Dataset, Split
+from jaxcnn.recipes.recipe import Recipe
+from jaxcnn.train import ensemble
 
 # Runs with a larger learning rate diverge.
 LARGEST = 10.0
@@ -23,7 +23,7 @@ def chunks(
     report: Callable[[int], None] = lambda images: None,
     chunk: int | None = None,
     mesh: Any = None,
-) -> Iterator[ensemble.Result]:
+) -> Iterator[ensemble.ManyResult]:
     """Takes the place of `ensemble.chunks`: results are functions of recipe, data and members."""
     total = len(evaluate_on or dataset.test)
     for first in range(0, len(members), chunk or 1):
@@ -39,7 +39,7 @@ def chunks(
         if evaluate_once:
             scored[:-1] = np.nan
         report(len(dataset.train) * recipe.epochs * len(part))
-        yield ensemble.Result(
+        yield ensemble.ManyResult(
             members=part,
             history={
                 "train_loss": 2 - curve,

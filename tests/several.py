@@ -16,8 +16,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxcnn import checkpoint, cli, parallel, processes, study, training, trees
-from jaxcnn.data import Dataset, feed
+from jaxcnn.cli.console import ending_on_errors
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.devices import processes
+from jaxcnn.devices.keys import as_numbers
+from jaxcnn.devices.mesh import make_mesh
+from jaxcnn.storage import checkpoint
+from jaxcnn.study.runs import Study
+from jaxcnn.study.study import StudyObserver, run_study
+from jaxcnn.train import feed, setup
+from jaxcnn.train.fit import fit
 from tests.conformance import RECIPE, SHAPE, SmallCNN, dataset
 from tests.conftest import REPOSITORY
 from tests.stripes import striped_split
@@ -74,33 +82,33 @@ def train(folder: Path, interrupted: Callable[[], bool]) -> None:
     feed._CHUNK_BYTES, feed._CHUNK_STEPS = 1, 3
     train, test = striped_split(SHAPE, 318, 0), striped_split(SHAPE, 64, 1)
     data = Dataset("mnist", "stripes", train, test, tuple("0123456789"))
-    result = training.fit(
+    result = fit(
         RECIPE_HERE,
         data,
         model=SmallCNN(),
-        mesh=parallel.make_mesh({"data": jax.device_count()}),
+        mesh=make_mesh({"data": jax.device_count()}),
         checkpoints=checkpoint.Policy(folder / "checkpoints", SAVED, keep=100),
         interrupted=interrupted,
     )
     if processes.is_main():
         leaves = jax.tree.leaves((result.state.params, result.state.batch_stats))
         losses = [(record.train_loss, record.test_loss) for record in result.history]
-        numbers = [np.asarray(trees.as_numbers(leaf)).ravel() for leaf in leaves]
+        numbers = [np.asarray(as_numbers(leaf)).ravel() for leaf in leaves]
         np.savez(folder / "end.npz", numbers=np.concatenate(numbers), losses=losses)
 
 
 def compare(folder: Path, interrupted: Callable[[], bool]) -> None:
     """Does a study, of three runs and then three, which do not divide over two devices."""
     rates = {"sgd": (0.02, 0.05, 1e30)}
-    plan = study.Study(RECIPE.replace(epochs=2), rates, tune_seeds=1, seeds=3, validation=40)
+    plan = Study(RECIPE.replace(epochs=2), rates, tune_seeds=1, seeds=3, validation=40)
 
-    class Observer(study.Observer):
+    class Observer(StudyObserver):
         def advance(self, images: int) -> None:
             interrupted()
 
-    mesh = parallel.make_mesh({"ensemble": jax.device_count()})
-    training.make_model = lambda _: SmallCNN()  # type: ignore[assignment]
-    study.run(plan, dataset(), folder, mesh=mesh, observer=Observer())
+    mesh = make_mesh({"ensemble": jax.device_count()})
+    setup.make_model = lambda _: SmallCNN()  # type: ignore[assignment]
+    run_study(plan, dataset(), folder, mesh=mesh, observer=Observer())
 
 
 def main(port: str, count: str, process: str, folder: str, *action: str) -> None:
@@ -128,5 +136,5 @@ def main(port: str, count: str, process: str, folder: str, *action: str) -> None
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     warnings.filterwarnings("ignore", message=".*is deprecated")
-    with cli.ending_on_errors("several"):
+    with ending_on_errors("several"):
         main(*sys.argv[1:])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxcnn.data import Split
+from jaxcnn.data.dataset import Split
 
 
 def striped_split(shape: tuple[int, int, int], size: int, seed: int) -> Split:

@@ -13,25 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn import (
-    cli,
-    commands,
-    data,
-    demo,
-    ensemble,
-    manifest,
-    plots,
-    study,
-    study_cli,
-    trained,
-    training,
-)
-from jaxcnn.data import Dataset
-from jaxcnn.data.cache import short_digest
+from jaxcnn.cli import tools
+from jaxcnn.cli.run import main
+from jaxcnn.cli.study import main as study_main
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.deploy import demo
 from jaxcnn.errors import UserError
+from jaxcnn.storage import manifest
+from jaxcnn.storage.manifest import short_digest
+from jaxcnn.study.runs import RUNS, SPECIFICATION
+from jaxcnn.train.trained import Trained, load_trained
 from tests import saved, scores
 from tests.page import Page
-from tests.test_manifest import forge
+from tests.storage.test_manifest import forge
 
 pytestmark = [pytest.mark.slow, pytest.mark.loose_promotion]
 
@@ -91,10 +85,10 @@ def _surroundings(
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "canary_of_jaxcnn.py").write_text("def sing(*args, **kwargs): ...\n")
     monkeypatch.syspath_prepend(str(tmp_path / "path"))
-    monkeypatch.setattr(data, "load", lambda name, **options: tiny_mnist)
-    monkeypatch.setattr(training, "evaluate", lambda *_, **__: (1, 2, 0.5))
+    monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **options: tiny_mnist)
+    monkeypatch.setattr("jaxcnn.train.evaluate.evaluate", lambda *_, **__: (1, 2, 0.5))
     maps = {"conv1": np.zeros((1, 14, 14, 4), np.float32)}
-    monkeypatch.setattr(trained.Trained, "feature_maps", lambda *_: maps)
+    monkeypatch.setattr(Trained, "feature_maps", lambda *_: maps)
     yield
     assert "canary_of_jaxcnn" not in sys.modules
 
@@ -119,7 +113,7 @@ def left(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
         ["export", str(workdir), "--format", "safetensors", "--out", exported],
     ):
         try:
-            commands.main(argv)
+            tools.main(argv)
         except SystemExit as end:
             assert end.code == 2
             said = capsys.readouterr().err
@@ -129,7 +123,7 @@ def left(workdir: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
         if page.exists():
             yield page.read_text()
     with contextlib.suppress(UserError):
-        yield demo.Demo(trained.load(workdir)).page("nonce")
+        yield demo.Demo(load_trained(workdir)).page("nonce")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -162,7 +156,7 @@ def test_no_canary_sings(
     assert tried >= 4
 
 
-@pytest.mark.parametrize("name", [study.SPECIFICATION, study.RUNS])
+@pytest.mark.parametrize("name", [SPECIFICATION, RUNS])
 def test_no_canary_of_a_study_sings(
     name: str,
     tiny_mnist: Dataset,
@@ -171,17 +165,17 @@ def test_no_canary_of_a_study_sings(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Whether it is gone on with or its shards are merged."""
-    monkeypatch.setattr(ensemble, "chunks", scores.chunks)
-    monkeypatch.setattr(plots, "write", lambda *_: [])
+    monkeypatch.setattr("jaxcnn.train.ensemble.fit_chunks", scores.chunks)
+    monkeypatch.setattr("jaxcnn.study.plots.write_plots", lambda *_: [])
     argv = (
         "--optimizers sgd adamw --learning-rates 0.02 --seeds 2 --tune-seeds 1 --epochs 1".split()
     )
     argv += "--batch-size 30 --validation 60 --no-compilation-cache".split()
     sound = tmp_path / "sound"
     for shard in ("1/2", "2/2"):
-        study_cli.main([*argv, "--workdir", str(sound), "--shard", shard])
+        study_main([*argv, "--workdir", str(sound), "--shard", shard])
     first = next(sound.glob(f"*/{name}"))
-    lines = first.read_text().splitlines() if name == study.RUNS else [first.read_text()]
+    lines = first.read_text().splitlines() if name == RUNS else [first.read_text()]
     content = json.loads(lines[-1])
     tried = 0
     # Of what the recipe says, each optimizer has a copy.
@@ -189,18 +183,18 @@ def test_no_canary_of_a_study_sings(
         for canary in (CODE, MARKUP + CONTROL):
             changed = copy.deepcopy(content)
             plant(changed, path, canary)
-            if name == study.RUNS and path != ("digest",):
+            if name == RUNS and path != ("digest",):
                 del changed["digest"]
                 changed["digest"] = short_digest(json.dumps(changed))
             workdir = Path(shutil.copytree(sound, tmp_path / "study"))
             # A study's description stands in each shard; a run in one of them.
             files = (
                 workdir.glob(f"*/{name}")
-                if name == study.SPECIFICATION
+                if name == SPECIFICATION
                 else [workdir / first.relative_to(sound)]
             )
             for file in files:
-                if name == study.SPECIFICATION:
+                if name == SPECIFICATION:
                     changed["shard"] = json.loads(file.read_text())["shard"]
                 file.write_text("\n".join([*lines[:-1], json.dumps(changed), ""]))
             for command in (
@@ -208,7 +202,7 @@ def test_no_canary_of_a_study_sings(
                 ["--merge", str(workdir), "--workdir", str(tmp_path / "merged")],
             ):
                 with contextlib.suppress(SystemExit):
-                    study_cli.main(command)
+                    study_main(command)
                 out, err = capsys.readouterr()
                 tables = [path.read_text() for path in tmp_path.glob("*/**/*.md")]
                 for text in (out, err, *tables):
@@ -233,7 +227,7 @@ def test_no_canary_of_what_is_resumed_sings(
     def far_enough(*_: object, **__: object) -> None:
         raise UserError("far enough")
 
-    monkeypatch.setattr(training, "_compile_train_steps", far_enough)
+    monkeypatch.setattr("jaxcnn.train.fit._compile_train_steps", far_enough)
     argv = "--epochs 3 --batch-size 50 --optimizer sgd --clip 1.0 --data mnist".split()
     argv += ["--no-compilation-cache", "--workdir"]
     resumed = tmp_path / "resumed"
@@ -256,7 +250,7 @@ def test_no_canary_of_what_is_resumed_sings(
                         file.parent.parent
                     )
                 with pytest.raises(SystemExit):
-                    cli.main("mnist", [*argv, str(workdir)])
+                    main("mnist", [*argv, str(workdir)])
                 out, err = capsys.readouterr()
                 assert len(err.splitlines()) == 1, path
                 assert "Traceback" not in err, path

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from jaxcnn import catalog
+from jaxcnn.recipes import optimizer_defaults
 from tests import conformance
 from tests.linear import Linear
 
 # Optax's own arithmetic mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
 
-USABLE = [name for name, defaults in catalog.OPTIMIZERS.items() if not defaults.refused]
+USABLE = [name for name, defaults in optimizer_defaults.OPTIMIZERS.items() if not defaults.refused]
 
 
 def check(found: conformance.Finding) -> None:
@@ -45,6 +45,6 @@ def test_an_optimizer() -> None:
 
 def test_the_table_names_every_optimizer() -> None:
     page = (conformance.REPOSITORY / "docs" / "optimizers.md").read_text()
-    for name, defaults in catalog.OPTIMIZERS.items():
+    for name, defaults in optimizer_defaults.OPTIMIZERS.items():
         assert (f"\n| {name} | " in page) != bool(defaults.refused)
         assert (f"\n- {name}: " in page) == bool(defaults.refused)

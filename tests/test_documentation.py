@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxcnn import cli, commands, data, models, pytorch, recipes, study_cli
-from jaxcnn.data import Dataset
+from jaxcnn.cli import tools
+from jaxcnn.cli.console import call_tyro
+from jaxcnn.cli.flags import parse_flags
+from jaxcnn.cli.study import parse_study_flags
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.networks import pytorch
+from jaxcnn.networks.cnn import MnistCNN
+from jaxcnn.recipes.recipe import NetworkName
 from tests import conformance, original
 from tests.conftest import REPOSITORY
 
@@ -37,26 +43,26 @@ def command_lines(program: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("network", ["mnist", "cifar10"])
-def test_experiments(network: recipes.NetworkName) -> None:
+def test_experiments(network: NetworkName) -> None:
     calls = command_lines(f"experiments/{network}.py")
     assert len(calls) >= 5
     for argv in calls:
         if "--help" not in argv:
-            cli.parse(network, argv)
+            parse_flags(network, argv)
 
 
 def test_studies() -> None:
     calls = command_lines("experiments/optimizers.py")
     assert len(calls) >= 8
     for argv in calls:
-        study_cli.parse(argv)
+        parse_study_flags(argv)
 
 
 def test_the_command_jaxcnn() -> None:
     calls = command_lines("jaxcnn")
     assert {argv[0] for argv in calls} == {"evaluate", "predict", "export", "demo", "doctor"}
     for argv in calls:
-        cli.call_tyro(commands._Command, None, argv)
+        call_tyro(tools._Command, None, argv)
 
 
 def test_every_link_leads_somewhere() -> None:
@@ -76,16 +82,16 @@ def test_the_code_of_readme_runs(
     # The batch divides the 330 images: one program to compile rather than two.
     small = conformance.RECIPE.replace(epochs=1, batch_size=66, optimizer="sgd")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data, "load", lambda name: tiny_mnist)
-    monkeypatch.setattr(recipes, "get", lambda network, name: small)
-    monkeypatch.setattr("jaxcnn.training.make_model", lambda _: conformance.SmallCNN())
-    network = models.MnistCNN
+    monkeypatch.setattr("jaxcnn.load_data", lambda name: tiny_mnist)
+    monkeypatch.setattr("jaxcnn.recipe", lambda network, name: small)
+    monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda _: conformance.SmallCNN())
+    network = MnistCNN
     weights = original.weights("mnist")
     pytorch.save_state_dict(pytorch.load_state_dict(weights), "mnist.safetensors")
     there = {"MyNetwork": conformance.SmallCNN}
     for block in blocks(REPOSITORY / "README.md", "python"):
         takes_weights = "load_state_dict" in block  # the real network's
-        monkeypatch.setattr(models, "MnistCNN", network if takes_weights else conformance.SmallCNN)
+        monkeypatch.setattr("jaxcnn.MnistCNN", network if takes_weights else conformance.SmallCNN)
         exec(block.replace('"mnist.pt"', '"mnist.safetensors"'), there)
     assert capsys.readouterr().out.splitlines()[-1].endswith(" 70")  # of the test images
     assert there["result"].test_total == 70

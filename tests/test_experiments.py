@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jaxcnn import checkpoint
+from jaxcnn.storage import checkpoint
 from tests.conftest import REPOSITORY
 
 # Goes on until it is ended.

@@ -8,21 +8,25 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcnn import checkpoint, ensemble, recipes, training
-from jaxcnn.data import Dataset, feed
+from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import StoppedError, UserError
-from jaxcnn.training import fit
-from tests.test_ensemble import distance, of_member, parts
-from tests.test_ensemble import same as same_ensemble
-from tests.test_training import equal, same, sized, stop_after, timeless
+from jaxcnn.recipes import named
+from jaxcnn.storage import checkpoint
+from jaxcnn.train import ensemble
+from jaxcnn.train.evaluate import evaluate
+from jaxcnn.train.fit import fit
+from jaxcnn.train.result import Result
+from tests.train.test_ensemble import distance, of_member, parts
+from tests.train.test_ensemble import same as same_ensemble
+from tests.train.test_fit import equal, same, sized, stop_after, timeless
 
 pytestmark = pytest.mark.slow
 
-REFERENCE = recipes.get("mnist", "reference").replace(
+REFERENCE = named.recipe("mnist", "reference").replace(
     epochs=2, batch_size=50, learning_rate=0.02, augment="shift"
 )
-MNIST = recipes.get("mnist", "fast").replace(epochs=2, batch_size=50, optimizer="sgd")
-CIFAR10 = recipes.get("cifar10", "fast").replace(epochs=1, batch_size=16, optimizer="sgd")
+MNIST = named.recipe("mnist", "fast").replace(epochs=2, batch_size=50, optimizer="sgd")
+CIFAR10 = named.recipe("cifar10", "fast").replace(epochs=1, batch_size=16, optimizer="sgd")
 # A learning rate that is off by a thousandth changes a run more than rounding does: each update is
 # off by 1e-3 then, and by rounding by 6e-8 for each of the terms of its sums, up to 10^4, at worst.
 NUDGE = 1.001
@@ -31,12 +35,12 @@ NUDGE = 1.001
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts an epoch into chunks of two batches."""
-    monkeypatch.setattr(feed, "_CHUNK_STEPS", 2)
-    monkeypatch.setattr(feed, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr("jaxcnn.train.feed._CHUNK_STEPS", 2)
+    monkeypatch.setattr("jaxcnn.train.feed._CHUNK_BYTES", 1)
 
 
 @pytest.fixture(scope="module")
-def first(tiny_mnist: Dataset) -> training.Result:
+def first(tiny_mnist: Dataset) -> Result:
     return fit(REFERENCE, tiny_mnist)
 
 
@@ -52,7 +56,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
 ) -> None:
     dataset = {"mnist": tiny_mnist, "cifar10": tiny_cifar10}[network]
     batch_size = {"mnist": 64, "cifar10": 16}[network]  # 6 steps an epoch
-    recipe = recipes.get(network, "fast").replace(epochs=2, batch_size=batch_size, optimizer="sgd")
+    recipe = named.recipe(network, "fast").replace(epochs=2, batch_size=batch_size, optimizer="sgd")
     straight = fit(recipe, dataset)
     said: list[str] = []
     policy = checkpoint.Policy(tmp_path, checkpoint.Every(0), report=said.append)
@@ -76,7 +80,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("every", ["1", "2", "3steps", "0"])
 def test_checkpoints_come_as_often_as_asked_and_change_nothing(
-    every: str, first: training.Result, tiny_mnist: Dataset, tmp_path: Path
+    every: str, first: Result, tiny_mnist: Dataset, tmp_path: Path
 ) -> None:
     policy = checkpoint.Policy(tmp_path, checkpoint.Every.parse(every), keep=100)
     result = fit(REFERENCE, tiny_mnist, checkpoints=policy)  # 7 steps an epoch
@@ -96,7 +100,7 @@ def test_checkpoints_come_as_often_as_asked_and_change_nothing(
 
 
 def test_the_same_seed_gives_the_same_bits_with_either_feed(
-    first: training.Result, tiny_mnist: Dataset
+    first: Result, tiny_mnist: Dataset
 ) -> None:
     assert first.parameters == 207_258
     assert min(first.train_seconds, first.eval_seconds, first.compile_seconds) > 0
@@ -106,8 +110,8 @@ def test_the_same_seed_gives_the_same_bits_with_either_feed(
     assert timeless(fit(REFERENCE, tiny_mnist, seed=1)) != timeless(first)
 
 
-def test_evaluate(first: training.Result, tiny_mnist: Dataset) -> None:
-    correct, total, loss = training.evaluate(REFERENCE, first.state.variables, tiny_mnist.test)
+def test_evaluate(first: Result, tiny_mnist: Dataset) -> None:
+    correct, total, loss = evaluate(REFERENCE, first.state.variables, tiny_mnist.test)
     assert (correct, total) == (first.test_correct, first.test_total)
     # Sums of up to 512 products, 6e-8 each.
     assert loss == pytest.approx(first.history[-1].test_loss, rel=1e-5)
@@ -117,7 +121,7 @@ def test_evaluate(first: training.Result, tiny_mnist: Dataset) -> None:
 @pytest.mark.parametrize("network", ["mnist", "cifar10"])
 def test_one_image_is_enough(network: str, tiny_mnist: Dataset, tiny_cifar10: Dataset) -> None:
     dataset = sized({"mnist": tiny_mnist, "cifar10": tiny_cifar10}[network], 1, 1)
-    recipe = recipes.get(network, "fast").replace(epochs=2, batch_size=1)
+    recipe = named.recipe(network, "fast").replace(epochs=2, batch_size=1)
     result = fit(recipe, dataset)
     assert [record.step for record in result.history] == [1, 2]
     assert result.test_total == 1
@@ -132,7 +136,7 @@ def members() -> ensemble.Members:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_mnist: Dataset) -> list[training.Result]:
+def alone(tiny_mnist: Dataset) -> list[Result]:
     """The runs of the first four members by themselves."""
     with jax.numpy_dtype_promotion("standard"):
         return [
@@ -144,9 +148,9 @@ def alone(tiny_mnist: Dataset) -> list[training.Result]:
 
 @pytest.mark.loose_promotion
 def test_members_are_bit_identical_to_single_runs(
-    members: ensemble.Members, alone: list[training.Result], tiny_mnist: Dataset
+    members: ensemble.Members, alone: list[Result], tiny_mnist: Dataset
 ) -> None:
-    result = ensemble.fit(MNIST, tiny_mnist, members, chunk=1, keep_states=True)
+    result = ensemble.fit_many(MNIST, tiny_mnist, members, chunk=1, keep_states=True)
     for index, single in enumerate(alone):
         equal(of_member(index, result.states).params, single.state.params)
         assert result.correct[index] == single.test_correct
@@ -162,9 +166,9 @@ def test_members_are_bit_identical_to_single_runs(
 @pytest.mark.loose_promotion
 @pytest.mark.parametrize("chunk", [3, 5])
 def test_members_that_run_at_once_differ_by_rounding(
-    chunk: int, members: ensemble.Members, alone: list[training.Result], tiny_mnist: Dataset
+    chunk: int, members: ensemble.Members, alone: list[Result], tiny_mnist: Dataset
 ) -> None:
-    result = ensemble.fit(MNIST, tiny_mnist, members, chunk=chunk, keep_states=True)
+    result = ensemble.fit_many(MNIST, tiny_mnist, members, chunk=chunk, keep_states=True)
     trees = [parts(of_member(index, result.states)) for index in range(5)]
     bound = distance(trees[0], trees[4])  # what the nudge does
     for index, single in enumerate(alone):
@@ -181,7 +185,7 @@ def test_members_with_batch_norm_differ_by_rounding(tiny_cifar10: Dataset) -> No
     members = ensemble.Members(
         np.array([1, 2, 2]), {"learning_rate": np.array([rate, rate, rate * NUDGE])}
     )
-    result = ensemble.fit(recipe, tiny_cifar10, members, chunk=3, keep_states=True)
+    result = ensemble.fit_many(recipe, tiny_cifar10, members, chunk=3, keep_states=True)
     single = fit(recipe, tiny_cifar10, seed=2)
     trees = [parts(of_member(index, result.states)) for index in range(3)]
     bound = distance(trees[1], trees[2])
@@ -193,7 +197,7 @@ def test_members_with_batch_norm_differ_by_rounding(tiny_cifar10: Dataset) -> No
 def test_any_number_of_the_optimizer_can_vary(tiny_mnist: Dataset) -> None:
     recipe = MNIST.replace(optimizer="adam", epochs=1)
     members = ensemble.grid([0], b1=[0.5, 0.95], weight_decay=[0.0, 1.0])
-    result = ensemble.fit(recipe, tiny_mnist, members, chunk=4)
+    result = ensemble.fit_many(recipe, tiny_mnist, members, chunk=4)
     losses = result.history["train_loss"][0]
     single = fit(recipe.replace(optimizer_args={"b1": 0.95}, weight_decay=1.0), tiny_mnist)
     off = np.abs(losses - single.history[0].train_loss)
@@ -205,18 +209,18 @@ def test_as_many_members_run_at_once_as_fit_the_memory(
     members: ensemble.Members, tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(ensemble, "_SAMPLE", 2)
+    monkeypatch.setattr("jaxcnn.train.ensemble._SAMPLE", 2)
     recipe, four = MNIST.replace(epochs=1), members.take(np.arange(4))
 
     def sizes(free: int) -> list[int]:
-        monkeypatch.setattr(ensemble, "_free_memory", lambda: free)
-        return [len(result.members) for result in ensemble.chunks(recipe, tiny_mnist, four)]
+        monkeypatch.setattr("jaxcnn.train.ensemble._free_memory", lambda: free)
+        return [len(result.members) for result in ensemble.fit_chunks(recipe, tiny_mnist, four)]
 
     assert sizes(2**30) == [4]
     assert 1 <= sizes(60 * 2**20)[0] < 4
-    monkeypatch.setattr(ensemble, "_free_memory", lambda: 20 * 2**20)
+    monkeypatch.setattr("jaxcnn.train.ensemble._free_memory", lambda: 20 * 2**20)
     with pytest.raises(UserError, match=r"a chunk of 4 members needs .* take a chunk of at most 1"):
-        ensemble.fit(recipe, tiny_mnist, four, chunk=4)
+        ensemble.fit_many(recipe, tiny_mnist, four, chunk=4)
 
 
 @pytest.mark.loose_promotion
@@ -224,17 +228,17 @@ def test_as_many_members_run_at_once_as_fit_the_memory(
 def test_an_ensemble_that_is_stopped_again_and_again_ends_with_the_same_bits(
     chunk: int, tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ensemble, "_PIECE", 3)  # an epoch has 7 steps
+    monkeypatch.setattr("jaxcnn.train.ensemble._PIECE", 3)  # an epoch has 7 steps
     members = ensemble.grid([0, 3], learning_rate=[0.02, 1e30])  # one of the rates diverges
     options = {"chunk": chunk, "keep_states": True}
-    straight = ensemble.fit(MNIST, tiny_mnist, members, **options)
+    straight = ensemble.fit_many(MNIST, tiny_mnist, members, **options)
     assert (straight.diverged_at > 0).tolist() == [False, False, True, True]
     policy = checkpoint.Policy(tmp_path, checkpoint.Every(5, "steps"))
     stops = 0
     while True:
         asked = itertools.count()
         try:
-            result = ensemble.fit(
+            result = ensemble.fit_many(
                 MNIST,
                 tiny_mnist,
                 members,
@@ -251,7 +255,7 @@ def test_an_ensemble_that_is_stopped_again_and_again_ends_with_the_same_bits(
     same_ensemble(result, straight)
     # All is there: nothing is trained again.
     seen: list[int] = []
-    again = ensemble.fit(
+    again = ensemble.fit_many(
         MNIST, tiny_mnist, members, checkpoints=policy, report=seen.append, **options
     )
     same_ensemble(again, straight)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxcnn import checkpoint
+from jaxcnn.storage import checkpoint
 from tests import resuming
 from tests.conftest import REPOSITORY
 from tests.linear import Linear

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from jaxcnn import data
 from jaxcnn.data import tfds
+from jaxcnn.data.dataset import Name, load_data
 from tests.official import Official
 
 # Imports every module of the package.
@@ -29,7 +29,7 @@ assert "tensorflow" not in sys.modules
 TRAINING = """
 import json, sys
 from tensorflow_datasets.core.download.checksums import UrlInfo
-from jaxcnn import cli
+from jaxcnn.cli.run import main
 from jaxcnn.data import builders, tfds
 name, workdir = sys.argv[1], sys.argv[3]
 archives, tfds.OFFICIAL[name] = json.loads(sys.argv[2])
@@ -37,7 +37,7 @@ infos = {url: UrlInfo(size, digest, url.rsplit("/", 1)[-1]) for url, size, diges
 builders.BUILDERS[name].urls = tuple(infos)
 builders.BUILDERS[name].url_infos = infos
 argv = ["--data", name, "--epochs", "1", "--batch-size", "20", "--feed", "stream"]
-cli.main(name, [*argv, "--workdir", workdir])
+main(name, [*argv, "--workdir", workdir])
 """
 
 
@@ -73,11 +73,11 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 def test_download_prepare_and_decode_without_tensorflow(
-    name: data.dataset.Name, official: Official, monkeypatch: pytest.MonkeyPatch
+    name: Name, official: Official, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finder = Finder()
     monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
-    dataset = data.load(name, source="real")
+    dataset = load_data(name, source="real")
     assert len(dataset.test) == len(official.splits["test"])
     assert finder.noted == []
 

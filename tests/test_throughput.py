@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxcnn import environment
+from jaxcnn.devices import environment
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow

@@ -1,5 +1,6 @@
-"""Data sets in, batches out."""
+"""Data sets: downloaded, verified, decoded, cached, synthesized, augmented."""
 
-from jaxcnn.data.dataset import Dataset, Split, load
+import lazy_loader
 
-__all__ = ["Dataset", "Split", "load"]
+# The names are in __init__.pyi; each is imported when first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

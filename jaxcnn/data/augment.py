@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
-from jaxcnn.recipes import AugmentName
+from jaxcnn.recipes.recipe import AugmentName
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 

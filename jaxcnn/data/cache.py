@@ -1,21 +1,15 @@
 """A cache of decoded arrays: written once, verified at every start, memory-mapped after."""
 
-import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
-import platformdirs
 
-from jaxcnn import document, manifest
-from jaxcnn.errors import DataError, UserError, as_path, writing
+from jaxcnn.errors import DataError, writing
+from jaxcnn.storage import document, manifest
+from jaxcnn.storage.atomic import exclusive, staging
 
 # Part of every manifest: raised when the layout changes, so that older caches are rebuilt.
 _FORMAT = 2
@@ -27,28 +21,6 @@ class Arrays:
 
     arrays: dict[str, np.ndarray]
     class_names: tuple[str, ...]
-
-
-def root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Returns the folder of all caches: `cache_dir`, `JAXCNN_CACHE_DIR` or the user's own.
-
-    Raises:
-        UserError: the path that was chosen is none, or the user has no folder.
-    """
-    if chosen := cache_dir or os.environ.get("JAXCNN_CACHE_DIR"):
-        return as_path(chosen)
-    try:
-        return platformdirs.user_cache_path("jaxcnn")
-    except RuntimeError:  # in a container, a user without a name
-        raise UserError(
-            "this user has no home folder, in which data and compiled programs would be kept: set "
-            "JAXCNN_CACHE_DIR to a folder that can be written"
-        ) from None
-
-
-def short_digest(text: str) -> str:
-    """Returns twelve hexadecimal digits that stand for `text` in a folder's name."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def load(
@@ -99,42 +71,6 @@ def load(
             "check the disk, or set JAXCNN_CACHE_DIR to another one"
         )
     return arrays
-
-
-@contextmanager
-def exclusive(parent: Path, name: str) -> Iterator[None]:
-    """Creates `parent` and holds its lock `name`; on failure, takes back what it created."""
-    created = [path for path in (parent, *parent.parents) if not path.exists()]
-    lock = parent / f"{name}.lock"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(lock):
-            # A process that held the lock before, and failed, may have taken the folder back.
-            parent.mkdir(parents=True, exist_ok=True)
-            yield
-    except BaseException:
-        with suppress(OSError):  # another process has come to use the folder
-            if created:
-                lock.unlink(missing_ok=True)
-            for path in created:
-                if path.exists():
-                    path.rmdir()
-        raise
-
-
-@contextmanager
-def staging(parent: Path, prefix: str) -> Iterator[Path]:
-    """Gives a new folder in `parent` that is gone afterwards, whatever happens.
-
-    What a killed process left under the same prefix is removed first; the caller holds the lock.
-    """
-    for stale in parent.glob(f"{prefix}*.staging"):
-        shutil.rmtree(stale, ignore_errors=True)
-    stage = Path(tempfile.mkdtemp(prefix=prefix, suffix=".staging", dir=parent))
-    try:
-        yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _open(folder: Path, fingerprint: dict[str, Any]) -> tuple[Arrays | None, str]:

@@ -13,9 +13,9 @@ from jaxcnn.errors import DataError, DataUnavailableError
 if TYPE_CHECKING:
     from jaxcnn.data.cache import Arrays
 
+
 Name = Literal["mnist", "cifar10"]
 Source = Literal["auto", "real", "synthetic"]
-FeedName = Literal["auto", "device", "stream"]
 
 
 CLASSES = 10
@@ -154,7 +154,7 @@ def checked_images(images: np.ndarray, what: str) -> np.ndarray:
     return images
 
 
-def load(
+def load_data(
     name: Name,
     *,
     source: Source = "real",
@@ -193,8 +193,10 @@ def load(
         raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
     # Imported here: who brings arrays of their own needs none of what loading needs.
     from jaxcnn.data import cache, tfds
+    from jaxcnn.storage import atomic
+    from jaxcnn.storage.manifest import short_digest
 
-    cache_root = cache.root(cache_dir)
+    cache_root = atomic.cache_root(cache_dir)
     if source == "synthetic":
         notice = "the synthetic stand-in was asked for"
         return _load_synthetic(name, seed, cache_root, notice, report)
@@ -205,7 +207,7 @@ def load(
             raise
         return _load_synthetic(name, seed, cache_root, str(error), report)
     arrays = cache.load(
-        cache_root / f"{name}-{prepared.version}-{cache.short_digest(str(prepared.folder))}",
+        cache_root / f"{name}-{prepared.version}-{short_digest(str(prepared.folder))}",
         fingerprint=prepared.fingerprint(),
         build=lambda: tfds.decode(prepared, report),
         report=report,
@@ -218,14 +220,15 @@ def _load_synthetic(
 ) -> Dataset:
     # Imported here: drawing needs SciPy, which the real data does not.
     from jaxcnn.data import cache, synthetic
+    from jaxcnn.data.cache import Arrays
 
-    def build() -> cache.Arrays:
+    def build() -> Arrays:
         report(f"drawing the synthetic stand-in for {name}, once")
         arrays: dict[str, np.ndarray] = {}
         for split in ("train", "test"):
             images, labels = synthetic.draw(name, split, seed=seed)
             arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-        return cache.Arrays(arrays, synthetic.CLASS_NAMES[name])
+        return Arrays(arrays, synthetic.CLASS_NAMES[name])
 
     arrays = cache.load(
         cache_root / f"synthetic-{name}-{synthetic.VERSION}-{seed}",

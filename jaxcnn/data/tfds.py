@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn import document, recipes
-from jaxcnn.data import archives, cache
+from jaxcnn.data import archives
+from jaxcnn.data.cache import Arrays
 from jaxcnn.errors import DataError, ReadError, as_path, writing
+from jaxcnn.recipes.named import recipe
+from jaxcnn.storage import document
+from jaxcnn.storage.atomic import exclusive, staging
 
 # The versions of TFDS's builders. Stated here too so that a warm start need not import TFDS; a
 # test compares them.
@@ -91,7 +94,7 @@ def locate_or_prepare(
     if prepared is None:
         with (
             writing(root, f"{_ELSEWHERE} that can be written and has room"),
-            cache.exclusive(root, f".jaxcnn-{name}"),
+            exclusive(root, f".jaxcnn-{name}"),
         ):
             prepared = _locate(name, root)  # another process may have prepared it
             if prepared is None:
@@ -113,7 +116,7 @@ def _root(data_dir: str | os.PathLike[str] | None) -> Path:
     return as_path(data_dir or os.environ.get("TFDS_DATA_DIR") or _DEFAULT_DATA_DIR)
 
 
-def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None) -> cache.Arrays:
+def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None) -> Arrays:
     """Decodes every picture of a prepared data set.
 
     Returns:
@@ -146,7 +149,7 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
                     images[index], labels[index] = example["image"], example["label"]
                 _check_official(prepared.name, split, images, labels)
                 arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-        if class_names != recipes.get(prepared.name, "fast").class_names:
+        if class_names != recipe(prepared.name, "fast").class_names:
             raise ValueError(f"it calls its classes {', '.join(class_names)}")
     except ReadError:
         raise
@@ -155,7 +158,7 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
             f"the prepared data set {prepared.folder} cannot be read ({_first_line(error)}): "
             f"remove the folder so that it is prepared again, or {_ELSEWHERE}"
         ) from error
-    return cache.Arrays(arrays, class_names)
+    return Arrays(arrays, class_names)
 
 
 def _check_features(description: Any) -> None:
@@ -249,7 +252,7 @@ def _prepare(
     from jaxcnn.data import builders
 
     prepared = Prepared(name, VERSIONS[name], root / name / VERSIONS[name])
-    with cache.staging(root, f".jaxcnn-{name}-") as stage:
+    with staging(root, f".jaxcnn-{name}-") as stage:
         downloads = stage / "archives"
         downloads.mkdir()
         archives.gather(builders.official_archives(name), archive_dir, downloads, report)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcnn.recipes import NetworkName
+from jaxcnn.recipes.recipe import NetworkName
 
 Views = Callable[[jax.Array], jax.Array]
 

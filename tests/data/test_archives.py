@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxcnn.data import Dataset, Split, archives
+from jaxcnn.data import archives
+from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.errors import DataError, DataUnavailableError
 from tests.official import archive, cifar_members, idx, write_tar
 
@@ -31,9 +32,9 @@ def test_an_idx_file_may_be_as_large_as_the_largest(
 ) -> None:
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(idx(np.zeros(7, np.uint8))))
-    monkeypatch.setattr(archives, "_IDX_LARGEST", 7)
+    monkeypatch.setattr("jaxcnn.data.archives._IDX_LARGEST", 7)
     assert len(archives.read_idx(path)) == 7
-    monkeypatch.setattr(archives, "_IDX_LARGEST", 6)
+    monkeypatch.setattr("jaxcnn.data.archives._IDX_LARGEST", 6)
     with pytest.raises(DataError, match=r"larger than any IDX file of MNIST: header says \(7,\)"):
         archives.read_idx(path)
 
@@ -124,7 +125,7 @@ def test_links_are_not_followed(tmp_path: Path, tiny_cifar10: Dataset) -> None:
 def test_a_small_archive_that_unpacks_to_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "_CIFAR_LARGEST", 2**20)
+    monkeypatch.setattr("jaxcnn.data.archives._CIFAR_LARGEST", 2**20)
     path = tmp_path / "bomb.tar.gz"
     write_tar(path, {"padding": bytes(20 * 2**20)})
     assert path.stat().st_size < 50_000
@@ -229,8 +230,8 @@ def test_refused_connection(tmp_path: Path) -> None:
 
 def test_silent_host_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 10 < archives._ANSWER_TIMEOUT < 15
-    monkeypatch.setattr(archives, "_ANSWER_TIMEOUT", 0.01)
-    monkeypatch.setattr(archives, "_STALL_TIMEOUT", 600.0)  # what would end it otherwise
+    monkeypatch.setattr("jaxcnn.data.archives._ANSWER_TIMEOUT", 0.01)
+    monkeypatch.setattr("jaxcnn.data.archives._STALL_TIMEOUT", 600.0)  # what would end it otherwise
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.gz"
         with pytest.raises(DataUnavailableError, match="no answer") as caught:

@@ -14,26 +14,29 @@ import filelock
 import numpy as np
 import pytest
 
-from jaxcnn import manifest
 from jaxcnn.data import cache
+from jaxcnn.data.cache import Arrays
 from jaxcnn.errors import DataError, UserError, WriteError
-from tests.test_manifest import forge
+from jaxcnn.storage import manifest
+from jaxcnn.storage.atomic import cache_root
+from jaxcnn.storage.manifest import short_digest
+from tests.storage.test_manifest import forge
 
 FINGERPRINT = {"version": "1", "files": [["a", 1, 2]]}
 
 
-def arrays() -> cache.Arrays:
+def arrays() -> Arrays:
     images = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 4, 4, 1)
-    return cache.Arrays(
+    return Arrays(
         {"train_images": images, "train_labels": np.arange(3, dtype=np.int32)}, ("a", "b")
     )
 
 
-def load(folder: Path, fingerprint: object = FINGERPRINT) -> tuple[cache.Arrays, int, list[str]]:
+def load(folder: Path, fingerprint: object = FINGERPRINT) -> tuple[Arrays, int, list[str]]:
     builds: list[int] = []
     lines: list[str] = []
 
-    def build() -> cache.Arrays:
+    def build() -> Arrays:
         builds.append(1)
         return arrays()
 
@@ -41,7 +44,7 @@ def load(folder: Path, fingerprint: object = FINGERPRINT) -> tuple[cache.Arrays,
     return loaded, len(builds), lines
 
 
-def assert_sound(loaded: cache.Arrays) -> None:
+def assert_sound(loaded: Arrays) -> None:
     assert loaded.class_names == arrays().class_names
     for name, array in arrays().arrays.items():
         np.testing.assert_array_equal(loaded.arrays[name], array)
@@ -135,7 +138,7 @@ def test_what_does_not_read_back_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         seal(folder, content)
         flip_bit(folder)
 
-    monkeypatch.setattr(manifest, "seal", seal_and_damage)
+    monkeypatch.setattr("jaxcnn.storage.manifest.seal", seal_and_damage)
     with pytest.raises(DataError, match=r"does not read back .*train_images.npy was altered"):
         load(tmp_path / "c")
 
@@ -145,12 +148,12 @@ def test_another_version_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     _, builds, lines = load(tmp_path / "c", {"version": "2"})
     assert builds == 1
     assert "another version" in lines[0]
-    monkeypatch.setattr(cache, "_FORMAT", cache._FORMAT + 1)
+    monkeypatch.setattr("jaxcnn.data.cache._FORMAT", cache._FORMAT + 1)
     assert load(tmp_path / "c", {"version": "2"})[1] == 1
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
-    def build() -> cache.Arrays:
+    def build() -> Arrays:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -210,10 +213,10 @@ def test_who_comes_while_it_is_built_waits(tmp_path: Path, monkeypatch: pytest.M
         opened.release()
         return found
 
-    monkeypatch.setattr(cache, "_open", counted)
+    monkeypatch.setattr("jaxcnn.data.cache._open", counted)
     builds: list[int] = []
 
-    def build() -> cache.Arrays:
+    def build() -> Arrays:
         builds.append(1)
         if len(builds) == 1:
             late.start()
@@ -224,7 +227,7 @@ def test_who_comes_while_it_is_built_waits(tmp_path: Path, monkeypatch: pytest.M
     def load_here() -> None:
         loaded.append(cache.load(tmp_path / "c", fingerprint=FINGERPRINT, build=build))
 
-    loaded: list[cache.Arrays] = []
+    loaded: list[Arrays] = []
     late = threading.Thread(target=load_here, daemon=True)
     load_here()
     late.join()
@@ -234,7 +237,7 @@ def test_who_comes_while_it_is_built_waits(tmp_path: Path, monkeypatch: pytest.M
 
 
 def _load_and_log(together: Barrier, folder: str, log: str) -> None:
-    def build() -> cache.Arrays:
+    def build() -> Arrays:
         with Path(log).open("a") as file:
             file.write("built\n")
         return arrays()
@@ -257,16 +260,16 @@ def test_processes_that_start_together_build_once(tmp_path: Path) -> None:
 
 
 def test_a_short_digest_tells_texts_apart() -> None:
-    assert cache.short_digest("") == "e3b0c44298fc"  # of SHA-256's e3b0c44298fc1c14...
-    assert cache.short_digest("a") != cache.short_digest("b")
+    assert short_digest("") == "e3b0c44298fc"  # of SHA-256's e3b0c44298fc1c14...
+    assert short_digest("a") != short_digest("b")
 
 
 def test_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cache.root("/x") == Path("/x")
+    assert cache_root("/x") == Path("/x")
     monkeypatch.setenv("JAXCNN_CACHE_DIR", str(tmp_path))
-    assert cache.root() == tmp_path
+    assert cache_root() == tmp_path
     monkeypatch.delenv("JAXCNN_CACHE_DIR")
-    assert cache.root().name == "jaxcnn"
+    assert cache_root().name == "jaxcnn"
 
 
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +280,6 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "XDG_CACHE_HOME", "JAXCNN_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"no home folder.*set JAXCNN_CACHE_DIR"):
-        cache.root()
+        cache_root()
     monkeypatch.setenv("JAXCNN_CACHE_DIR", "/there")
-    assert cache.root() == Path("/there")
+    assert cache_root() == Path("/there")

@@ -132,7 +132,7 @@ def test_fewer_pictures_are_the_first_of_more(name: str, size: int) -> None:
 def test_number_of_threads_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 8)
     threaded = synthetic.draw(name, "train", size=1001)
-    monkeypatch.setattr(synthetic, "_THREADS", 1)
+    monkeypatch.setattr("jaxcnn.data.synthetic._THREADS", 1)
     alone = synthetic.draw(name, "train", size=1001)
     for a, b in zip(threaded, alone, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxcnn.data import cache, tfds
+from jaxcnn.data import tfds
+from jaxcnn.data.cache import Arrays
 from jaxcnn.errors import DataError, DataUnavailableError, WriteError
 from tests.official import Official
 
@@ -344,4 +345,4 @@ def test_real_cifar10_that_stock_tfds_prepared(real_data: Path) -> None:
     assert np.bincount(decoded.arrays["test_labels"]).tolist() == [1000] * 10
     mean = decoded.arrays["train_images"].mean((0, 1, 2)) / 255
     np.testing.assert_allclose(mean, (0.4914, 0.4822, 0.4465), atol=1e-4)
-    assert isinstance(decoded, cache.Arrays)
+    assert isinstance(decoded, Arrays)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jaxcnn.data.views import make_views
-from jaxcnn.recipes import NetworkName
+from jaxcnn.recipes.recipe import NetworkName
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,13 @@
+from .data.dataset import Dataset as Dataset, Split as Split, load_data as load_data
+from .errors import UserError as UserError
+from .networks.cnn import Cifar10CNN as Cifar10CNN, MnistCNN as MnistCNN
+from .optim.factory import make_optimizer as make_optimizer
+from .recipes.named import recipe as recipe
+from .recipes.recipe import Recipe as Recipe
+from .train.ensemble import ManyResult as ManyResult, fit_many as fit_many, grid as grid
+from .train.fit import fit as fit
+from .train.result import Result as Result
+from .train.state import TrainState as TrainState, init_state as init_state
+from .train.steps import make_eval_step as make_eval_step, make_train_step as make_train_step
+
+__version__: str

@@ -1,0 +1,1 @@
+"""Command lines: flags, console, progress, interrupts, and the commands."""

@@ -1,0 +1,173 @@
+"""How a run shows itself: a bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from jaxcnn.study.runs import Phase
+from jaxcnn.study.study import StudyObserver
+from jaxcnn.train.result import EpochRecord
+from jaxcnn.train.steps import Metrics
+
+
+def make_study_observer(console: Console) -> StudyObserver:
+    """Returns the observer that shows how a study progresses on a console."""
+
+    class Bar(StudyObserver):
+        """One bar for the whole study; a line for every optimizer where there is no terminal."""
+
+        def __init__(self) -> None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.percentage:3.0f} %"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+            )
+            self._progress = Progress(*columns, console=console, transient=True)
+            self._task: TaskID | None = None
+            self._images = self._done = 0
+
+        def start(self, runs: int, images: int, done: int) -> None:
+            self._images, self._done = images, done
+            if runs:
+                console.print(f"{runs} runs are there already", soft_wrap=True)
+            if console.is_terminal:
+                self._task = self._progress.add_task("", total=images, completed=done)
+                self._progress.start()
+
+        def runs(self, phase: Phase, optimizer: str, count: int) -> None:
+            line = f"{phase} {optimizer}: {count} runs"
+            if self._task is None:
+                share = self._done / max(self._images, 1)
+                console.print(f"{line} ({share:.0%} of the study done)", soft_wrap=True)
+            else:
+                self._progress.update(self._task, description=line)
+
+        def advance(self, images: int) -> None:
+            self._done += images
+            if self._task is not None:
+                self._progress.advance(self._task, images)
+
+        def stop(self) -> None:
+            self._progress.stop()
+
+    return Bar()
+
+
+def make_progress(console: Console) -> "BarProgress | LineProgress":
+    """Returns what suits the console."""
+    return BarProgress(console) if console.is_terminal else LineProgress(console)
+
+
+class LineProgress:
+    """Prints a line after every epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._epochs = self._resumed = 0
+        self._began = 0.0
+
+    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
+        """Remembers when training began, and with which epoch."""
+        self._epochs = epochs
+        self._resumed = len(history)
+        self._began = time.perf_counter()
+
+    def advance(self, *, images: int, metrics: Metrics) -> None:
+        """Stays silent."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Prints the epoch's figures."""
+        each = (time.perf_counter() - self._began) / (record.epoch - self._resumed)
+        left = each * (self._epochs - record.epoch)
+        self._console.print(_epoch_line(record, self._epochs, left), soft_wrap=True)
+
+    def stop(self) -> None:
+        """Has nothing to close."""
+
+
+class BarProgress(LineProgress):
+    """Shows a bar with the figures of the moment, above it a line for every finished epoch."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._images = 0
+        self._done = self._before = 0
+        self._pending: tuple[int, Metrics] | None = None
+
+    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
+        """Opens the bar."""
+        super().start(epochs=epochs, images=images, history=history)
+        self._images = images
+        self._done = self._before = len(history) * images
+        self._task = self._progress.add_task(
+            "",
+            total=epochs * images,
+            completed=self._done,
+            epoch=f"{min(len(history) + 1, epochs)}/{epochs}",
+            figures="",
+        )
+        self._progress.start()
+
+    def advance(self, *, images: int, metrics: Metrics) -> None:
+        """Moves the bar on by the chunk before, whose figures are there without waiting."""
+        pending, self._pending = self._pending, (images, metrics)
+        if pending is not None:
+            self._show(*pending)
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Prints the epoch's figures above the bar."""
+        if self._pending is not None:
+            self._show(*self._pending)
+            self._pending = None
+        super().epoch(record)
+
+    def stop(self) -> None:
+        """Takes the bar away."""
+        self._progress.stop()
+
+    def _show(self, images: int, metrics: Metrics) -> None:
+        sums: dict[str, Any] = jax.device_get(metrics)
+        self._done += images
+        elapsed = time.perf_counter() - self._began
+        rate = (self._done - self._before) / elapsed
+        left = (self._epochs * self._images - self._done) / rate
+        assert self._task is not None
+        self._progress.update(
+            self._task,
+            completed=self._done,
+            epoch=f"{min(self._done // self._images + 1, self._epochs)}/{self._epochs}",
+            figures=(
+                f"loss {sums['loss_sum'] / sums['count']:.4f}  "
+                f"accuracy {sums['correct'] / sums['count']:.2%}  "
+                f"{rate:,.0f} images/s  {_duration(left)} left"
+            ),
+        )
+
+
+def _epoch_line(record: EpochRecord, epochs: int, left: float) -> str:
+    return (
+        f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}  "
+        f"loss {record.train_loss:.4f}  accuracy {record.train_accuracy:.2%}  "
+        f"test loss {record.test_loss:.4f}  test accuracy {record.test_accuracy:.2%}  "
+        f"{record.images_per_second:,.0f} images/s  {_duration(left)} left"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,4 @@
+from .factory import HYPERPARAMETERS as HYPERPARAMETERS, make_optimizer as make_optimizer
+from .named import find_factory as find_factory
+from .averages import averaged as averaged, eval_params as eval_params
+from .schedules import make_schedule as make_schedule

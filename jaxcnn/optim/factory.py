@@ -1,0 +1,210 @@
+"""Optimizers by name: any of optax and optax.contrib, or the user's own.
+
+Any `optax.GradientTransformation` can also be given to `jaxcnn.train.fit.fit` as `tx`.
+"""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcnn.errors import UserError
+from jaxcnn.optim.averages import averaged
+from jaxcnn.optim.extra_args import with_plain_params
+from jaxcnn.optim.named import Factory, find_factory, mechanize, sam, signature
+from jaxcnn.optim.schedules import make_schedule
+from jaxcnn.recipes.recipe import Recipe
+
+# What may be traced, so that many runs with different values share a program. So may the
+# optimizer's own numeric arguments.
+HYPERPARAMETERS = ("learning_rate", "weight_decay", "clip", "ema")
+
+_RATES = ("learning_rate", "max_learning_rate")
+_DECAYS = ("weight_decay", "weight_decay_rate")
+_MASKS = ("mask", "weight_decay_mask")
+# Their weight decay has no mask, and one number for all parameters keeps them from being split.
+_GLOBAL = ("prodigy", "dadapt_adamw", "momo", "momo_adam")
+
+
+def make_optimizer(
+    recipe: Recipe,
+    total_steps: int,
+    *,
+    key: jax.Array | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> optax.GradientTransformation:
+    """Returns the recipe's optimizer with its schedule, weight decay, clipping and averaging.
+
+    Weight decay leaves biases and BatchNorm's parameters alone. It is as the optimizer defines it
+    where it has a weight decay of its own, decoupled for most of those; else it is coupled, added
+    to the gradient, as PyTorch does for sgd and adam.
+
+    Args:
+        recipe: with `optimizer` and its hyperparameters.
+        total_steps: of the whole run.
+        key: PRNG key[], for optimizers that draw random numbers.
+        hyperparameters: values, traced perhaps, that replace those of the recipe: of
+            `HYPERPARAMETERS` and of the optimizer's own numeric arguments, float32[] each.
+
+    Raises:
+        UserError: the optimizer, an argument or the combination cannot be used.
+    """
+    values = {name: getattr(recipe, name) for name in HYPERPARAMETERS}
+    args = dict(recipe.optimizer_args)
+    if recipe.optimizer in ("sgd", "rmsprop"):
+        args = {"momentum": recipe.momentum, "nesterov": recipe.nesterov} | args
+    for name, value in (hyperparameters or {}).items():
+        (values if name in values else args)[name] = value
+    factory = find_factory(recipe.optimizer)
+    parameters = signature(recipe.optimizer, factory)
+    check_args(recipe.optimizer, parameters, args)
+    if "momentum" in args and not _is_on(args["momentum"]):
+        # None is no momentum, and less to keep, where it is the default.
+        args["momentum"] = None if parameters["momentum"].default is None else 0.0
+    if "key" in parameters:
+        args.setdefault("key", jax.random.key(0) if key is None else key)
+
+    schedule = make_schedule(recipe, total_steps, learning_rate=values["learning_rate"])
+    scale = _give_learning_rate(recipe, parameters, args, schedule, values["learning_rate"])
+    before, make = _give_weight_decay(recipe, parameters, factory, args, values["weight_decay"])
+    if _is_on(values["clip"]):
+        clip = optax.clip_by_global_norm(jnp.where(values["clip"] > 0, values["clip"], jnp.inf))
+        if factory is sam:  # which clips what it steps with, not what it ascends with
+            args["clip"] = clip
+        else:
+            before.insert(0, clip)
+    if recipe.optimizer == "lbfgs" and before:
+        raise UserError(
+            "optimizer lbfgs searches along a direction of its own: give --clip 0 --weight-decay 0"
+        )
+    try:
+        tx = make(**args)
+        if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+            raise TypeError(f"it returns {type(tx).__name__}, no optax.GradientTransformation")
+        tx = with_plain_params(tx)
+    except UserError:
+        raise
+    except Exception as error:  # whatever it is, it is about the arguments
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"optimizer {recipe.optimizer} cannot be made: {reason}; change --optimizer-args or "
+            "the hyperparameter it names"
+        ) from error
+    if before or scale:
+        tx = optax.chain(*before, tx, *scale)
+    return averaged(tx, values["ema"]) if _is_on(values["ema"]) else tx
+
+
+def check_args(
+    name: str, parameters: Mapping[str, inspect.Parameter], args: Mapping[str, Any]
+) -> None:
+    """Compares arguments with the parameters of an optimizer.
+
+    Raises:
+        UserError: one is unknown, missing, or text where a number is wanted.
+    """
+    own = ":" in name
+    given = {*_RATES, "key"} | (set() if name == "mechanize" else {*_DECAYS, *_MASKS})
+    given |= set() if own else {"seed"}
+    given |= {"clip"} if name == "sam" else set()
+    takes = [parameter for parameter in parameters if parameter not in given]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in args.items():
+        if key in (*_RATES, *_DECAYS) and key in given:
+            flag = "--learning-rate" if key in _RATES else "--weight-decay"
+            raise UserError(f"--optimizer-args {key}: give {flag} instead")
+        if key not in takes and not open_ended:
+            near = difflib.get_close_matches(key, takes, n=1)
+            raise UserError(
+                f"--optimizer-args {key}: {name} has no such argument; it takes "
+                f"{', '.join(takes) or 'none'}" + (f" (did you mean {near[0]}?)" if near else "")
+            )
+        default = parameters[key].default if key in parameters else inspect.Parameter.empty
+        numeric = isinstance(default, (int, float)) or (default is None and not own)
+        if isinstance(value, str) and numeric and "str" not in str(parameters[key].annotation):
+            raise UserError(f"--optimizer-args {key}: {name} takes a number here, got {value!r}")
+    if own and not open_ended and _first(_RATES, parameters) is None:
+        raise UserError(
+            f"--optimizer {name}: its function has no parameter learning_rate; give it one"
+        )
+    for key, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if needed and key not in args and key not in given:
+            raise UserError(f"--optimizer-args: {name} needs {key}; give it as {key}=VALUE")
+
+
+def is_kernel(params: Any) -> Any:
+    """Returns a tree of booleans: True for the kernels, which have more than one axis."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _is_on(value: Any) -> bool:
+    """Whether a hyperparameter does anything; a traced one might."""
+    return isinstance(value, jax.core.Tracer) or bool(value != 0)
+
+
+def _first(names: tuple[str, ...], parameters: Mapping[str, Any]) -> str | None:
+    return next((name for name in names if name in parameters), None)
+
+
+def _give_learning_rate(
+    recipe: Recipe,
+    parameters: Mapping[str, inspect.Parameter],
+    args: dict[str, Any],
+    schedule: optax.Schedule,
+    peak: Any,
+) -> list[optax.GradientTransformation]:
+    """Adds the learning rate to `args`; returns what else must follow the optimizer for it."""
+    name = _first(_RATES, parameters)
+    if name is not None and "Callable" in str(parameters[name].annotation):
+        args[name] = schedule
+        return []
+    if name is not None:
+        args[name] = peak
+    if recipe.schedule == "constant" and recipe.warmup == 0:
+        return []
+    if recipe.optimizer.startswith("schedule_free"):
+        raise UserError(
+            f"optimizer {recipe.optimizer} replaces a schedule: give --schedule constant --warmup 0"
+        )
+    # It takes a number only: its updates are scaled, which comes to the same.
+    return [optax.scale_by_schedule(lambda step: schedule(step) / peak)]
+
+
+def _give_weight_decay(
+    recipe: Recipe,
+    parameters: Mapping[str, inspect.Parameter],
+    factory: Factory,
+    args: dict[str, Any],
+    decay: Any,
+) -> tuple[list[optax.GradientTransformation], Factory]:
+    """Adds the weight decay to `args`; returns what comes before the optimizer, and its factory."""
+    name, mask = _first(_DECAYS, parameters), _first(_MASKS, parameters)
+    if name is None or factory is mechanize:
+        return ([optax.add_decayed_weights(decay, is_kernel)] if _is_on(decay) else []), factory
+    none = None if parameters[name].default is None else 0.0
+    if not _is_on(decay):
+        args[name] = none
+        return [], factory
+    if recipe.optimizer in _GLOBAL:
+        args[name] = none
+        return [optax.add_decayed_weights(decay, is_kernel)], factory
+    if mask is not None:
+        args |= {name: decay, mask: is_kernel}
+        return [], factory
+
+    def split(**args: Any) -> optax.GradientTransformation:
+        # It would decay everything, so the kernels get an optimizer of their own.
+        return optax.partition(
+            {True: factory(**args, **{name: decay}), False: factory(**args, **{name: none})},
+            is_kernel,
+        )
+
+    return [], split

@@ -1,0 +1,222 @@
+"""Optimizer factories by name: any of optax and optax.contrib, or a user's "module:factory"."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import optax
+from optax import contrib
+
+from jaxcnn.errors import UserError
+from jaxcnn.recipes import optimizer_defaults
+
+Factory = Callable[..., optax.GradientTransformation]
+
+
+def find_factory(name: str) -> Factory:
+    """Returns the factory of an optimizer.
+
+    Args:
+        name: of one in `optax` or `optax.contrib`, or "module:factory".
+
+    Raises:
+        UserError: the module cannot be imported or has no such factory; or a file alone names it,
+            see `jaxcnn.recipes.optimizer_defaults.trust`.
+    """
+    if ":" not in name:
+        factory: Factory = (
+            _PRESETS.get(name) or getattr(optax, name, None) or getattr(contrib, name)
+        )
+        return factory
+    if not optimizer_defaults.is_trusted(name):
+        raise UserError(
+            f"the optimizer {name} is code from outside jaxcnn, which runs only if you name it "
+            f"yourself: give --optimizer {name} as well, or call "
+            f"jaxcnn.recipes.optimizer_defaults.trust({name!r})"
+        )
+    module_name, attribute = name.split(":")
+    try:
+        found = getattr(_import(module_name), attribute, None)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"--optimizer {name}: cannot import {module_name} ({reason}); it must be importable "
+            "from where the command runs, or from a folder in PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise UserError(
+            f"--optimizer {name}: {module_name} has no function {attribute}; give one that returns "
+            "an optax.GradientTransformation"
+        )
+    return found
+
+
+def _import(name: str) -> ModuleType:
+    """Imports a module as `python -m` does: the present folder comes first.
+
+    For a script Python looks into the script's folder alone, which has modules of its own.
+    """
+    here = str(Path.cwd())
+    if sys.flags.safe_path or not PathFinder.find_spec(name.partition(".")[0], [here]):
+        return importlib.import_module(name)
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(here)
+
+
+def source_file(name: str) -> str:
+    """Returns the file of an optimizer of one's own; nothing for one of optax."""
+    if not optimizer_defaults.is_own(name):
+        return ""
+    find_factory(name)
+    return str(getattr(sys.modules[name.split(":")[0]], "__file__", None) or "")
+
+
+def signature(name: str, factory: Factory) -> Mapping[str, inspect.Parameter]:
+    """Returns the parameters of an optimizer's factory by name.
+
+    Raises:
+        UserError: it has no signature.
+    """
+    try:
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        raise UserError(
+            f"--optimizer {name} does not say what it takes: give a Python function"
+        ) from None
+
+
+def _inner(optimizer: str, learning_rate: Any, **more: Any) -> optax.GradientTransformation:
+    """Returns an optimizer within another one, with what it takes of `more`."""
+    if not isinstance(optimizer, str):
+        return optimizer
+    if ":" not in optimizer and optimizer not in optimizer_defaults.OPTIMIZERS:
+        raise UserError(f"--optimizer-args: optax has no optimizer {optimizer!r}; give sgd or adam")
+    factory = find_factory(optimizer)
+    fixed = {"momentum": 0.9, "weight_decay": 0.0} if optimizer == "sgd" else {"weight_decay": 0.0}
+    takes = signature(optimizer, factory)
+    return factory(learning_rate, **{k: v for k, v in (fixed | more).items() if k in takes})
+
+
+def _lookahead(
+    learning_rate: optax.ScalarOrSchedule,
+    fast_optimizer: str = "sgd",
+    sync_period: int = 5,
+    slow_step_size: float = 0.5,
+    reset_state: bool = False,
+) -> optax.GradientTransformation:
+    fast = _inner(fast_optimizer, learning_rate)
+    return optax.lookahead(fast, sync_period, slow_step_size, reset_state)
+
+
+def sam(
+    learning_rate: optax.ScalarOrSchedule,
+    optimizer: str = "sgd",
+    rho: float = 0.05,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    clip: optax.GradientTransformation | None = None,
+    sync_period: int = 2,
+) -> optax.GradientTransformation:
+    """Returns sharpness-aware minimization, https://arxiv.org/abs/2010.01412."""
+    # Opaque: it takes both of its gradients on the same batch, within one step.
+    inner = optax.chain(
+        clip or optax.identity(),
+        optax.add_decayed_weights(weight_decay, mask),
+        _inner(optimizer, learning_rate),
+    )
+    adversary = optax.chain(contrib.normalize(), optax.sgd(rho))
+    return contrib.sam(inner, adversary, sync_period=sync_period, opaque_mode=True)
+
+
+def _schedule_free(
+    learning_rate: optax.ScalarOrSchedule,
+    base_optimizer: str = "sgd",
+    b1: float = 0.9,
+    weight_lr_power: float = 2.0,
+) -> optax.GradientTransformation:
+    # Its interpolation is the momentum, and needs none beside.
+    base = _inner(base_optimizer, learning_rate, momentum=None, b1=0.0)
+    return contrib.schedule_free(base, learning_rate, b1=b1, weight_lr_power=weight_lr_power)
+
+
+def mechanize(
+    learning_rate: optax.ScalarOrSchedule,
+    base_optimizer: str = "sgd",
+    weight_decay: float = 0.01,
+    eps: float = 1e-8,
+    s_init: float = 1e-6,
+    num_betas: int = 6,
+) -> optax.GradientTransformation:
+    """Returns Mechanic, https://arxiv.org/abs/2306.00144."""
+    base = _inner(base_optimizer, learning_rate)
+    return contrib.mechanize(base, weight_decay, eps, s_init, num_betas)
+
+
+def _reduce_on_plateau(
+    learning_rate: optax.ScalarOrSchedule,
+    optimizer: str = "sgd",
+    factor: float = 0.5,
+    patience: int = 5,
+    rtol: float = 1e-4,
+    atol: float = 0.0,
+    cooldown: int = 0,
+    accumulation_size: int = 200,
+    min_scale: float = 0.0,
+) -> optax.GradientTransformation:
+    plateau = contrib.reduce_on_plateau(
+        factor, patience, rtol, atol, cooldown, accumulation_size, min_scale
+    )
+    return optax.chain(_inner(optimizer, learning_rate), plateau)
+
+
+def _sophia(
+    learning_rate: optax.ScalarOrSchedule, key: jax.Array, **args: Any
+) -> optax.GradientTransformation:
+    hessian = contrib.hutchinson_estimator_diag_hessian(key)
+    return contrib.sophia(learning_rate, **{"hessian_diagonal_fn": hessian} | args)
+
+
+def _muon(learning_rate: optax.ScalarOrSchedule, **args: Any) -> optax.GradientTransformation:
+    def dimension_numbers(params: Any) -> Any:
+        # Muon hands anything without dimension numbers to Adam, convolution kernels too if they
+        # are not described: (KH, KW, Cin) are what the matrix maps from, Cout what it maps to.
+        return jax.tree.map(
+            lambda leaf: (
+                contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+                if leaf.ndim > 1
+                else None
+            ),
+            params,
+        )
+
+    return contrib.muon(learning_rate, muon_weight_dimension_numbers=dimension_numbers, **args)
+
+
+# What they take is what optax's take, and sophia's a key.
+_muon.__signature__ = inspect.signature(contrib.muon)  # type: ignore[attr-defined]
+_sophia.__signature__ = inspect.signature(contrib.sophia).replace(  # type: ignore[attr-defined]
+    parameters=[
+        *inspect.signature(contrib.sophia).parameters.values(),
+        inspect.Parameter("key", inspect.Parameter.KEYWORD_ONLY),
+    ]
+)
+
+# Optimizers that need more than numbers.
+_PRESETS: dict[str, Factory] = {
+    "lookahead": _lookahead,
+    "mechanize": mechanize,
+    "muon": _muon,
+    "reduce_on_plateau": _reduce_on_plateau,
+    "sam": sam,
+    "schedule_free": _schedule_free,
+    "sophia": _sophia,
+}

@@ -1,0 +1,15 @@
+from .result import EpochRecord as EpochRecord, Observer as Observer, Result as Result
+from .state import TrainState as TrainState, init_state as init_state
+from .steps import (
+    make_eval_step as make_eval_step,
+    make_predict as make_predict,
+    make_train_step as make_train_step,
+)
+from .ensemble import (
+    ManyResult as ManyResult,
+    Members as Members,
+    fit_chunks as fit_chunks,
+    fit_many as fit_many,
+    grid as grid,
+)
+from .trained import Trained as Trained, load_trained as load_trained

@@ -1,0 +1,69 @@
+"""Evaluation of a network on a whole split."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn.data.augment import make_normalize
+from jaxcnn.data.dataset import Split, checked
+from jaxcnn.data.views import make_views
+from jaxcnn.devices.mesh import ONE_DEVICE, Placement
+from jaxcnn.recipes.recipe import Recipe
+from jaxcnn.train import setup, steps
+
+# Evaluation is fastest on CPU while a batch fits the caches; its result does not depend on this.
+EVAL_BATCH_SIZE = 100
+
+
+def evaluate(
+    recipe: Recipe, variables: Any, split: Split, *, tta: bool = False
+) -> tuple[int, int, float]:
+    """Scores a network on a whole split, in evaluation mode.
+
+    Args:
+        recipe: that it was trained with.
+        variables: its `params`, and `batch_stats` where it has them.
+        split: the pictures.
+        tta: test-time augmentation, the average answer for several views of each picture, see
+            `jaxcnn.data.views`.
+
+    Returns:
+        Right answers, pictures, and the mean cross entropy in nats.
+
+    Raises:
+        DataError: the split is none.
+    """
+    split = checked(split, "the split")
+    normalize = make_normalize(recipe.mean, recipe.std)
+    views = make_views(recipe.network) if tta else None
+    eval_step = steps.make_eval_step(setup.make_model(recipe), normalize=normalize, views=views)
+    batches = eval_batches(split, EVAL_BATCH_SIZE)
+    sums = jax.device_get(steps.make_eval_chunk(eval_step)(variables, batches))
+    return int(sums["correct"]), int(sums["count"]), float(sums["loss_sum"] / sums["count"])
+
+
+def eval_batches(
+    split: Split, batch_size: int, placement: Placement = ONE_DEVICE
+) -> dict[str, jax.Array]:
+    """Returns a whole split as batches on the devices, the last one padded and masked.
+
+    Args:
+        split: N pictures.
+        batch_size: B / D, any number from 1, on each of D devices along "data".
+        placement: where the batches go; a process reads what its own devices need.
+
+    Returns:
+        `{"image": uint8[K, B, H, W, C], "label": int32[K, B], "mask": bool[K, B]}`, K = N / B
+        rounded up.
+    """
+    batch_size *= placement.size("data")
+    positions = np.arange(-(-len(split) // batch_size) * batch_size).reshape(-1, batch_size)
+    own = positions[:, placement.rows(batch_size)]
+    indices = np.minimum(own, len(split) - 1)
+    arrays = {
+        "image": split.images[indices],
+        "label": split.labels[indices],
+        "mask": own < len(split),
+    }
+    return placement.send(arrays, batch_size)

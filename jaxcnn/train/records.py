@@ -1,0 +1,181 @@
+"""The files that a run leaves in its workdir."""
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.devices import environment
+from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
+from jaxcnn.recipes.recipe import Recipe
+from jaxcnn.storage import atomic, document, fingerprint
+from jaxcnn.storage.checkpoint import Resume
+from jaxcnn.train.result import EpochRecord, Result
+from jaxcnn.train.steps import Metrics
+
+RESULT = "result.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+def check_workdir(folder: Path, resume: Resume = "auto") -> None:
+    """Refuses a workdir that a run cannot use, before any work is done.
+
+    Args:
+        folder: the workdir.
+        resume: see `jaxcnn.storage.checkpoint.Policy`; a run that has ended is never gone on with.
+
+    Raises:
+        UserError: it is a file, or holds a run that cannot be gone on with, or none that must be.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--workdir {folder} is a file: give a folder that is new or empty")
+    if (folder / RESULT).exists():
+        raise UserError(
+            f"--workdir {folder} already holds a run that has ended ({RESULT}): give another "
+            "folder, or remove that one"
+        )
+    begun = (folder / CHECKPOINTS).is_dir()
+    if (folder / METRICS).exists() and (resume == "never" or not begun):
+        raise UserError(
+            f"--workdir {folder} already holds a run ({METRICS}): give another folder, or remove "
+            "that one"
+        )
+    if resume == "must" and not begun:
+        raise UserError(
+            f"--workdir {folder} holds no run to go on with: give the folder of one, or --resume "
+            "auto"
+        )
+
+
+class Records:
+    """Writes `metrics.jsonl` (a line an epoch) and TensorBoard events while a run goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open = contextlib.ExitStack()
+        self._metrics: TextIO
+        self._events: Any
+
+    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
+        """Creates the workdir and its files; those of a resumed run get what it had done.
+
+        Raises:
+            WriteError: the workdir cannot be written.
+        """
+        # Imported here: only a run with a workdir needs it. Not SummaryWriter: its thread dies of a
+        # full disk, and whoever writes after that waits for ever.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        with writing(self._folder, WORKDIR_REMEDY):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # A killed run may have logged epochs that it had not saved yet.
+            lines = "".join(map(_line, history))
+            atomic.write(self._folder / METRICS, lines.encode())
+            self._metrics = self._open.enter_context((self._folder / METRICS).open("a"))
+            self._events = EventsWriter(str(self._folder / "events"))
+            self._open.callback(self._events.close)
+            if history:
+                restart = SessionLog(status=SessionLog.START)
+                step = history[-1].step + 1
+                event = Event(session_log=restart, step=step, wall_time=time.time())
+                self._events.write_event(event)
+
+    def advance(self, *, images: int, metrics: Metrics) -> None:
+        """A chunk was trained on."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Writes the record of an epoch."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        with writing(self._folder / METRICS, WORKDIR_REMEDY):
+            self._metrics.write(_line(record))
+            self._metrics.flush()
+            for name, value in record.asdict().items():
+                if name not in ("epoch", "step") and value is not None:
+                    summary = scalar(name, value)
+                    event = Event(summary=summary, step=record.step, wall_time=time.time())
+                    self._events.write_event(event)
+            self._events.flush()
+
+    def stop(self) -> None:
+        """Closes the files."""
+        with writing(self._folder, WORKDIR_REMEDY):
+            self._open.close()
+
+
+def _line(record: EpochRecord) -> str:
+    return json.dumps(record.asdict(), allow_nan=False) + "\n"
+
+
+def make_result(
+    result: Result, recipe: Recipe, dataset: Dataset, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what `result.json` says of a run that has ended, as JSON values.
+
+    Args:
+        result: of `fit`.
+        recipe: all hyperparameters; they stand at the top level, the recipe's name as "recipe".
+        dataset: what was really trained on.
+        settings: of the run beside the recipe, "seed" and "feed" say.
+    """
+    return {
+        "dataset": dataset.name,
+        "dataset_version": dataset.version,
+        "dataset_is_real": dataset.is_real,
+        **fingerprint.of(recipe.asdict()),
+        **fingerprint.of(dict(settings)),
+        "test_accuracy": result.test_accuracy,
+        "test_correct": result.test_correct,
+        "test_total": result.test_total,
+        "parameters": result.parameters,
+        "train_seconds": result.train_seconds,
+        "eval_seconds": result.eval_seconds,
+        "compile_seconds": result.compile_seconds,
+        "images_per_second": result.images_per_second,
+        "versions": environment.versions(),
+        "device": environment.device(),
+    }
+
+
+def write_result(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes `result.json`, whole or not at all; with it the run has ended.
+
+    Args:
+        folder: the run's workdir.
+        content: of `make_result`.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    atomic.write(folder / RESULT, text.encode())
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Returns what a run wrote at its end; nothing where it has not come to it.
+
+    Raises:
+        UserError: a figure there is none that a run writes.
+    """
+    path = folder / RESULT
+    try:
+        content = document.read(path)
+        document.check(content, {}, "it")
+    except (FileNotFoundError, ValueError):
+        return {}
+    try:
+        ratio = content.get("tta_test_accuracy", 0.0)
+        document.check(ratio, float, "tta_test_accuracy")
+        if not 0 <= ratio <= 1:
+            raise ValueError(f"tta_test_accuracy is {ratio}")
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not what the run wrote ({error}): put that back, or move the file away"
+        ) from None
+    return dict(content)

@@ -1,0 +1,258 @@
+"""A training step, an evaluation step, and many of them in one program."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxcnn.optim.extra_args import extra_arguments, with_plain_params
+from jaxcnn.train.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Predict = Callable[[Any, jax.Array], jax.Array]
+EvalStep = Callable[[Any, Batch], Metrics]
+
+# The `nonfinite_step` of a run whose losses are all finite.
+NEVER = np.iinfo(np.int32).max
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    normalize: Callable[[jax.Array], jax.Array],
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    label_smoothing: float = 0.0,
+) -> TrainStep:
+    """Makes one step of gradient descent on the mean cross entropy of a batch.
+
+    Args:
+        model: the network.
+        tx: the optimizer. Its `update` is given what it asks for, see `jaxcnn.optim.extra_args`.
+        normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
+        augment: (key, uint8[B, H, W, C]) -> uint8[B, H, W, C], or None for none.
+        label_smoothing: share of each label spread evenly over all classes, in 0..1, as in Szegedy
+            et al., Rethinking the Inception Architecture, 2016 (arXiv 1512.00567). The metrics are
+            those without it.
+
+    Returns:
+        `train_step(state, batch) -> (state, metrics)`, jitted, with the state donated. The batch
+        is `{"image": uint8[B, H, W, C], "label": int32[B]}`. The metrics are sums over the batch,
+        taken in training mode before the update: `loss_sum` float32[], cross entropy in nats;
+        `correct` int32[], right answers; `count` int32[], pictures. Tracing it raises `UserError`
+        where the optimizer asks for what a step cannot give.
+    """
+    tx = with_plain_params(tx)
+    # Some optimizers differentiate forwards, which the stages on CPU do not.
+    forward_model = model.clone(staged=False) if hasattr(model, "staged") else model
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # From the step's number, so that a resumed run draws what the unbroken one would have.
+        key = jax.random.fold_in(state.key, state.step)
+        augment_key, dropout_key = jax.random.split(key)
+        images = batch["image"] if augment is None else augment(augment_key, batch["image"])
+
+        def loss_fn(
+            params: Any, model: nn.Module = model
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+            logits: jax.Array
+            logits, changed = model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                normalize(images),
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            loss = losses.mean()
+            if label_smoothing:
+                # As one loss: XLA rounds a weighted sum of two in a way that depends on the program
+                # around it, and an ensemble on several devices would not keep every bit.
+                labels = jax.nn.one_hot(batch["label"], logits.shape[-1])
+                labels = optax.smooth_labels(labels, label_smoothing)
+                loss = optax.softmax_cross_entropy(logits, labels).mean()
+            return loss, (losses, logits, changed.get("batch_stats", {}))
+
+        (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
+        offers = {
+            "value": loss,
+            "grad": grads,
+            "value_fn": lambda params: loss_fn(params)[0],
+            "obj_fn": lambda params: loss_fn(params, forward_model)[0],
+            "grad_fn": lambda params, *_: jax.grad(loss_fn, has_aux=True)(params)[0],
+            "key": jax.random.fold_in(key, 2),
+        }
+        extra = {name: offers[name] for name in extra_arguments(tx, state.params)}
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
+        state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return state, _metrics(losses, logits, batch["label"])
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_predict(
+    model: nn.Module,
+    *,
+    normalize: Callable[[jax.Array], jax.Array],
+    views: Callable[[jax.Array], jax.Array] | None = None,
+) -> Predict:
+    """Makes what answers for a batch, in evaluation mode.
+
+    Args:
+        model: the network.
+        normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
+        views: uint8[B, H, W, C] -> uint8[V, B, H, W, C], pictures to take the average answer for,
+            see `jaxcnn.data.views`; or None for the pictures themselves.
+
+    Returns:
+        `predict(variables, images) -> logits`, float32[B, 10]. With views they are the logarithms
+        of the views' mean probabilities.
+    """
+
+    def predict(variables: Any, images: jax.Array) -> jax.Array:
+        logits: jax.Array
+        if views is None:
+            logits = model.apply(variables, normalize(images), train=False)  # type: ignore[assignment]
+            return logits
+        # One after the other, so that memory does not grow with their number.
+        logits = jax.lax.map(
+            lambda view: model.apply(variables, normalize(view), train=False), views(images)
+        )
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(logits.shape[0])
+
+    return predict
+
+
+def make_eval_step(
+    model: nn.Module,
+    *,
+    normalize: Callable[[jax.Array], jax.Array],
+    views: Callable[[jax.Array], jax.Array] | None = None,
+) -> EvalStep:
+    """Makes the evaluation of one batch.
+
+    Args:
+        model: the network.
+        normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
+        views: for test-time augmentation, see `make_predict`.
+
+    Returns:
+        `eval_step(variables, batch) -> metrics`, jitted, with the metrics of `make_train_step`. The
+        batch has a `mask`, bool[B]: pictures that are masked out (False) count for nothing, so a
+        last batch can be padded.
+    """
+    predict = make_predict(model, normalize=normalize, views=views)
+
+    def eval_step(variables: Any, batch: Batch) -> Metrics:
+        logits = predict(variables, batch["image"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return _metrics(losses, logits, batch["label"], batch["mask"])
+
+    return jax.jit(eval_step)
+
+
+def make_train_chunk(
+    train_step: TrainStep, out_sharding: jax.sharding.Sharding | None = None
+) -> jax.stages.Wrapped:
+    """Makes one program of many training steps.
+
+    Args:
+        train_step: of `make_train_step`, or any function of that form.
+        out_sharding: of the state and the metrics that it returns. Default: the compiler's choice.
+
+    Returns:
+        `train_steps(state, batches, count, metrics=None) -> (state, metrics)`, jitted, with the
+        state donated. `batches` has an axis in front, K; the first `count` (int32[], at most K) are
+        trained on, in order, and their metrics are added, one after the other, to those given: so
+        the sums of an epoch do not depend on how it is cut. With them comes `nonfinite_step`
+        int32[]: the first step, counted from 1, whose loss was not finite, or `NEVER`. One compiled
+        program serves every count.
+    """
+
+    def train_steps(
+        state: TrainState, batches: Batch, count: jax.Array, metrics: Metrics | None = None
+    ) -> tuple[TrainState, Metrics]:
+        def body(index: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, sums = carry
+            state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
+            return state, add_metrics(sums, with_nonfinite_step(metrics, state.step))
+
+        start = zero_train_metrics() if metrics is None else metrics
+        return jax.lax.fori_loop(0, count, body, (state, start))
+
+    return jax.jit(train_steps, donate_argnums=0, out_shardings=out_sharding)
+
+
+def with_nonfinite_step(metrics: Metrics, step: jax.Array) -> Metrics:
+    """Adds `nonfinite_step`: the given one if the loss is not finite, else `NEVER`."""
+    finite = jnp.isfinite(metrics["loss_sum"])
+    return {**metrics, "nonfinite_step": jnp.where(finite, jnp.int32(NEVER), step)}
+
+
+def add_metrics(metrics: Metrics, others: Metrics) -> Metrics:
+    """Adds the sums up and takes the first of the steps that were not finite."""
+    sums = jax.tree.map(jnp.add, metrics, others)
+    first = jnp.minimum(metrics["nonfinite_step"], others["nonfinite_step"])
+    return {**sums, "nonfinite_step": first}
+
+
+def make_eval_chunk(
+    eval_step: EvalStep, out_sharding: jax.sharding.Sharding | None = None
+) -> jax.stages.Wrapped:
+    """Makes one program of many evaluation steps.
+
+    Args:
+        eval_step: of `make_eval_step`, or any function of that form.
+        out_sharding: of the metrics. Default: the compiler's choice.
+
+    Returns:
+        `eval_steps(variables, batches) -> metrics`, jitted: the sums over all K batches that the
+        front axis of `batches` holds.
+    """
+
+    def eval_steps(variables: Any, batches: Batch) -> Metrics:
+        def body(sums: Metrics, batch: Batch) -> tuple[Metrics, None]:
+            return jax.tree.map(jnp.add, sums, eval_step(variables, batch)), None
+
+        return jax.lax.scan(body, zero_metrics(), batches)[0]
+
+    return jax.jit(eval_steps, out_shardings=out_sharding)
+
+
+def zero_metrics() -> Metrics:
+    """Returns metrics of no picture at all."""
+    return {
+        "loss_sum": jnp.zeros((), jnp.float32),
+        "correct": jnp.zeros((), jnp.int32),
+        "count": jnp.zeros((), jnp.int32),
+    }
+
+
+def zero_train_metrics() -> Metrics:
+    """Returns metrics of no training step at all."""
+    return {**zero_metrics(), "nonfinite_step": jnp.full((), NEVER, jnp.int32)}
+
+
+def _metrics(
+    losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
+) -> Metrics:
+    """Returns sums over a batch: of the cross entropy in nats, right answers, and pictures."""
+    mask = jnp.ones(labels.shape, bool) if mask is None else mask
+    return {
+        "loss_sum": jnp.sum(jnp.where(mask, losses, 0.0)),
+        "correct": jnp.sum(mask & (logits.argmax(-1) == labels), dtype=jnp.int32),
+        "count": jnp.sum(mask, dtype=jnp.int32),
+    }

@@ -1,0 +1,164 @@
+"""A trained network, taken from a run's workdir."""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcnn.data.augment import make_normalize
+from jaxcnn.data.dataset import checked_images
+from jaxcnn.errors import DataError, UserError, as_path
+from jaxcnn.networks import inspect
+from jaxcnn.recipes.recipe import Recipe, recipe_from_dict
+from jaxcnn.storage import checkpoint, document, manifest
+from jaxcnn.train import setup, steps
+from jaxcnn.train.result import Progress
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its parameters, and what it was trained with.
+
+    Attributes:
+        recipe: of the run.
+        run: all that decides it, see `jaxcnn.train.identity.identity`.
+        model: the network.
+        variables: what its `apply` takes, those to evaluate at.
+        checkpoint: where they come from.
+        progress: of the run until then.
+    """
+
+    recipe: Recipe
+    run: dict[str, Any]
+    model: nn.Module
+    variables: Any
+    checkpoint: checkpoint.Checkpoint
+    progress: Progress
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Returns the probability of each class, float32[N, 10].
+
+        Args:
+            images: uint8[N, H, W, C].
+
+        Raises:
+            DataError: they are something else.
+        """
+        logits = self._predict(self.variables, self._checked(images))
+        return np.asarray(jax.nn.softmax(logits))
+
+    def feature_maps(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns every convolution's output, see `jaxcnn.networks.inspect.feature_maps`.
+
+        Args:
+            images: uint8[N, H, W, C].
+
+        Raises:
+            DataError: they are something else.
+        """
+        maps = self._feature_maps(self.variables, self._checked(images))
+        return {name: np.asarray(values) for name, values in maps.items()}
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
+        images = checked_images(images, "the images")
+        if images.shape[1:] != self.recipe.image_shape:
+            height, width, channels = self.recipe.image_shape
+            raise DataError(
+                f"the images are {list(images.shape)}: the network takes [N, {height}, {width}, "
+                f"{channels}]"
+            )
+        return images
+
+    @functools.cached_property
+    def _normalize(self) -> Callable[[jax.Array], jax.Array]:
+        return make_normalize(self.recipe.mean, self.recipe.std)
+
+    @functools.cached_property
+    def _predict(self) -> jax.stages.Wrapped:
+        """From variables and images to logits, compiled once for each shape."""
+        return jax.jit(steps.make_predict(self.model, normalize=self._normalize))
+
+    @functools.cached_property
+    def _feature_maps(self) -> jax.stages.Wrapped:
+        """From variables and images to feature maps, compiled once for each shape."""
+        return jax.jit(
+            lambda variables, images: inspect.feature_maps(
+                self.model, variables, self._normalize(images)
+            )
+        )
+
+
+def load_trained(
+    workdir: str | os.PathLike[str],
+    which: str = "latest",
+    report: Callable[[str], None] = lambda line: None,
+) -> Trained:
+    """Takes a network from a workdir; every file is verified first.
+
+    Args:
+        workdir: of a run, or its folder of checkpoints.
+        which: "latest", the newest sound one; "best", on the test images, whose score of it is
+            therefore flattering; or a number of steps.
+        report: called with a line of text about checkpoints that are damaged.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or it is of a network given in code.
+    """
+    folder = as_path(workdir)
+    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    there = checkpoint.listed(folder)
+    if not there:
+        raise UserError(
+            f"{folder} holds no checkpoint: give the workdir of a run that has saved one"
+        )
+    if which == "latest":
+        for _, network in checkpoint.usable(folder, _restore, report):
+            return network
+        raise UserError(f"no checkpoint in {folder} is sound: train anew in another folder")
+    chosen = checkpoint.best(folder) if which == "best" else None
+    if which.isdecimal():
+        chosen = next((found for found in there if found.step == int(which)), None)
+    if chosen is None:
+        known = ", ".join(str(found.step) for found in there)
+        raise UserError(
+            f"{folder} has no checkpoint {which!r}: take latest, best (if an epoch has ended), or "
+            f"one of the steps {known}"
+        )
+    try:
+        return _restore(chosen)
+    except manifest.DamagedError as error:
+        raise UserError(
+            f"the checkpoint {chosen.folder} is damaged ({error}): take another one"
+        ) from None
+
+
+# Of a run's identity, beside the recipe.
+_RUN = {"seed": int} | dict.fromkeys("dataset dataset_version dataset_checksum dtype".split(), str)
+
+
+def _restore(found: checkpoint.Checkpoint) -> Trained:
+    content = found.read()  # `restore` verifies the rest
+    run = content["run"]
+    if run.get("model") not in ("MnistCNN", "Cifar10CNN"):
+        raise UserError(
+            f"{found.folder} was trained with a network given in code: restore it there, with "
+            "jaxcnn.storage.checkpoint"
+        )
+    try:
+        recipe = recipe_from_dict(run)
+        document.check(run, _RUN, "run")
+        progress = Progress.from_json(content["progress"])
+    except (ValueError, TypeError) as error:
+        raise manifest.DamagedError(f"{manifest.NAME} is no run's ({error})") from error
+    model = setup.make_model(recipe)
+    # The network alone: the run may name an optimizer that is code from who knows where.
+    image = jax.ShapeDtypeStruct((1, *recipe.image_shape), jnp.float32)
+    like = {"batch_stats": {}} | jax.eval_shape(model.init, jax.random.key(0), image)
+    variables = found.restore({"network": like}, partial=True)["network"]
+    return Trained(recipe, run, model, variables, found, progress)

@@ -1,0 +1,247 @@
+import dataclasses
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optax
+import pytest
+from rich.console import Console
+
+from jaxcnn.cli.progress import make_study_observer
+from jaxcnn.cli.study import main, parse_study_flags, run_flags
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.devices import environment
+from jaxcnn.recipes import named
+from jaxcnn.study.runs import Run, Study
+from jaxcnn.study.shards import Shard
+from tests import scores
+from tests.conftest import REPOSITORY
+
+# Optax's own arithmetic mixes dtypes.
+pytestmark = pytest.mark.loose_promotion
+
+
+@pytest.fixture(params=["scores", pytest.param("network", marks=pytest.mark.slow)])
+def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets studies make their scores up and draw nothing, or train and draw."""
+
+    def write(plan: Study, runs: list[Run], folder: Path) -> None:
+        for name in ("learning-curves", "learning-rates", "time-to-target"):
+            (folder / f"{name}.png").write_text(f"{plan} {runs}")
+
+    if request.param == "scores":
+        monkeypatch.setattr("jaxcnn.train.ensemble.fit_chunks", scores.chunks)
+        monkeypatch.setattr("jaxcnn.study.plots.write_plots", write)
+
+
+def per_example(learning_rate: float) -> optax.GradientTransformation:
+    """An optimizer of a user's that cannot work."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        raise ValueError("a step has one gradient for all")
+
+    return optax.GradientTransformation(lambda params: learning_rate, update)
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ("--optimizers sgd sdg", "got 'sdg' (did you mean sgd?)"),
+        ("--optimizers dpsgd", "cannot be dpsgd: it needs a gradient for every image"),
+        ("--optimizers sgd sgd", "each name once"),
+        ("--optimizers my_module:thing", "cannot import my_module"),
+        ("--optimizers sgd tests.cli.test_study:per_example", "a step has one gradient for all"),
+        ("--learning-rates fast", "--learning-rates takes numbers above 0"),
+        ("--seeds 0", "--seeds takes a whole number from 1 to 10000, got 0"),
+        ("--seeds 10001", "--seeds takes a whole number from 1 to 10000, got 10001"),
+        ("--tune-seeds 0", "--tune-seeds takes a whole number from 1 to 10000, got 0"),
+        ("--optimizers", "--optimizers takes at least one name"),
+        ("--batch-size -1", "--batch-size takes"),
+        ("--target -0.1", "--target takes a number from 0 to 1"),
+        ("--devices 1 --mesh data=1", "--devices takes a number of devices"),
+        ("--target 2", "--target takes a number from 0 to 1"),
+        ("--epochs 0", "--epochs takes a whole number from 1"),
+        ("--network imagenet", "'imagenet'"),
+        ("--shard 0/4", "--shard takes K/N, the K-th of N shards, with K from 1 to N, got '0/4'"),
+        ("--shard 1/5", "the shards of this study are at most 4"),
+        ("--merge nowhere", "--merge nowhere: no shard of a study is there"),
+        ("--merge a --seeds 3 --shard 1/2", "leave --seeds, --shard away"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    argv: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*argv.split(), "--workdir", str(tmp_path / "run")])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert named in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("_chunks")
+def test_a_study(
+    tmp_path: Path,
+    tiny_mnist: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    named = dataclasses.replace(tiny_mnist, version="[tiny]")  # rich could take it for markup
+    monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **options: named)
+    argv = "--optimizers sgd adamw --learning-rates 0.01:0.02:log2 --seeds 2 --tune-seeds 1"
+    argv += f" --epochs 1 --batch-size 30 --validation 60 --workdir {tmp_path / 'run'}"
+    main([*argv.split(), "--no-compilation-cache"])
+    out, _ = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[:4] == [
+        "tune sgd: 2 runs (0% of the study done)",
+        "tune adamw: 2 runs (22% of the study done)",
+        "final sgd: 2 runs (45% of the study done)",
+        "final adamw: 2 runs (72% of the study done)",
+    ]
+    assert lines[-1] == f"results: {tmp_path / 'run'}"
+    assert "| steps to 98.0% validation accuracy |" in out
+    (about,) = [
+        line for line in lines if line.startswith("mnist [tiny], 1 epochs at batch 30, on ")
+    ]
+    assert about.endswith(environment.machine())
+    assert "| optimizer | test accuracy, mean ± standard error (2 seeds) |" in out
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files >= {
+        "study.json",
+        "runs.jsonl",
+        "curves.csv",
+        "table.md",
+        "learning-curves.png",
+        "learning-rates.png",
+        "time-to-target.png",
+    }
+    assert (tmp_path / "run" / "table.md").read_text() in out
+    main([*argv.split(), "--no-compilation-cache"])
+    out, _ = capsys.readouterr()
+    assert "8 runs are there already" in out
+    assert "of the study done" not in out  # nothing was left to do
+
+
+@pytest.mark.usefixtures("_chunks")
+def test_shards_and_their_merge(
+    tmp_path: Path,
+    tiny_mnist: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What they leave is what the whole study leaves, to the last byte."""
+    monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **options: tiny_mnist)
+    argv = "--optimizers sgd adamw --learning-rates 0.01 --seeds 2 --tune-seeds 1 --epochs 1"
+    argv += " --batch-size 30 --validation 60 --no-compilation-cache --workdir"
+    main([*argv.split(), str(tmp_path / "whole")])
+    workdir = tmp_path / "shards"
+    main([*argv.split(), str(workdir), "--shard", "1/2"])
+    with pytest.raises(SystemExit):
+        main(["--merge", str(workdir)])
+    assert "lacks 1 of the study's 2 shards (2/2)" in capsys.readouterr().err
+    main([*argv.split(), str(workdir), "--shard", "2/2"])
+    table = (workdir / "shard-2-of-2" / "table.md").read_text()
+    assert ("| sgd |" in table, "| adamw |" in table) == (True, False)
+    main(["--merge", str(workdir)])
+    pictures = [f"{name}.png" for name in ("learning-curves", "learning-rates", "time-to-target")]
+    for name in ("runs.jsonl", "curves.csv", "table.md", *pictures):
+        assert (workdir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    capsys.readouterr()
+    main([*argv.split(), str(workdir)])
+    assert "6 runs are there already" in capsys.readouterr().out
+    other = tmp_path / "other"
+    (workdir / "shard-1-of-2").rename(other)
+    folders = [str(other), str(workdir / "shard-2-of-2")]
+    with pytest.raises(SystemExit):
+        main(["--merge", *folders])
+    assert "takes --workdir too" in capsys.readouterr().err
+    main(["--merge", *folders, "--workdir", str(tmp_path / "merged")])
+    assert (tmp_path / "merged" / "table.md").read_bytes() == (workdir / "table.md").read_bytes()
+
+
+def test_what_flags_mean(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_mnist: Dataset
+) -> None:
+    """They come to the study as they are; without them, as the recipe and network have it."""
+    asked: list[tuple[Any, ...]] = []
+
+    def run(plan: Study, dataset: Dataset, folder: Path, **options: Any) -> list[Run]:
+        asked.append((plan, dataset.name, folder, options))
+        return []
+
+    caches: list[bool] = []
+    monkeypatch.setattr("jaxcnn.study.study.run_study", run)
+    monkeypatch.setattr("jaxcnn.cli.study._write", lambda *args: None)
+    monkeypatch.setattr(
+        "jaxcnn.data.dataset.load_data",
+        lambda name, **options: dataclasses.replace(tiny_mnist, name=name),
+    )
+    monkeypatch.setattr("jaxcnn.storage.compilation.enable_cache", lambda say: caches.append(True))
+    monkeypatch.chdir(tmp_path)
+    run_flags(parse_study_flags([]), "the command")
+    argv = "--network cifar10 --target 0.5 --seeds 1 --tune-seeds 10000 --validation 7 --chunk 3"
+    argv += " --mesh ensemble=1 --optimizers lion sgd --shard 2/2 --workdir w --learning-rates 0.1"
+    run_flags(parse_study_flags([*argv.split(), "--no-compilation-cache"]))
+    (plan, dataset, folder, options), (plan2, dataset2, folder2, options2) = asked
+    assert caches == [True]
+    recipe = named.recipe("mnist", "fast").replace(epochs=5)
+    rates = {name: recipe.replace(optimizer=name).learning_rate for name in plan.learning_rates}
+    assert list(rates) == ["sgd", "adamw", "muon", "lion"]
+    assert {name: tried[2] for name, tried in plan.learning_rates.items()} == pytest.approx(rates)
+    assert dataclasses.replace(plan, learning_rates={}) == Study(recipe, {}, 2, 8, 5000, 0.98)
+    assert (dataset, folder) == ("mnist", Path("runs/study-mnist"))
+    assert (options["chunk"], options["mesh"], options["shard"]) == (None, None, None)
+    assert options["command"] == "the command"
+    recipe = named.recipe("cifar10", "fast").replace(epochs=5)
+    tried = {"lion": (0.1,), "sgd": (0.1,)}
+    assert plan2 == Study(recipe, tried, 10_000, 1, 7, 0.5)
+    assert (dataset2, folder2) == ("cifar10", Path("w/shard-2-of-2"))
+    assert (options2["chunk"], options2["shard"]) == (3, Shard(2, 2))
+    assert dict(options2["mesh"].shape) == {"ensemble": 1, "data": 1}
+    assert parse_study_flags(["--target", "1"]).target == 1
+
+
+def test_a_bar_on_a_terminal() -> None:
+    file = io.StringIO()
+    bar: Any = make_study_observer(
+        Console(file=file, force_terminal=True, no_color=True, width=80, highlight=False)
+    )
+    bar.start(3, 200, 50)
+    bar.runs("tune", "sgd", 2)
+    bar.advance(100)
+    (task,) = bar._progress.tasks
+    assert (task.description, task.completed, task.total) == ("tune sgd: 2 runs", 150, 200)
+    assert bar._progress.live.is_started
+    bar.stop()
+    assert not bar._progress.live.is_started
+    assert "3 runs are there already" in file.getvalue()
+
+
+def test_lines_elsewhere() -> None:
+    file = io.StringIO()
+    bar: Any = make_study_observer(Console(file=file, width=80))
+    bar.start(0, 200, 50)
+    bar.runs("tune", "sgd", 2)
+    bar.advance(100)
+    bar.runs("final", "sgd", 1)
+    bar.stop()
+    assert file.getvalue().strip().splitlines() == [
+        "tune sgd: 2 runs (25% of the study done)",
+        "final sgd: 1 runs (75% of the study done)",
+    ]
+
+
+@pytest.mark.parametrize("script", ["optimizers.py", "my_optimizer.py"])
+def test_help(script: str) -> None:
+    command = [sys.executable, str(REPOSITORY / "experiments" / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--learning-rates" in done.stdout
+
+
+def test_the_example_is_short() -> None:
+    assert len((REPOSITORY / "experiments" / "my_optimizer.py").read_text().splitlines()) < 40

@@ -1,0 +1,397 @@
+import dataclasses
+import http.client
+import runpy
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from jaxcnn.cli import tools
+from jaxcnn.data import synthetic
+from jaxcnn.data.dataset import Dataset, Split
+from jaxcnn.deploy import picture, server
+from jaxcnn.recipes import named
+from jaxcnn.storage import checkpoint
+from jaxcnn.train.fit import fit
+from jaxcnn.train.trained import Trained, load_trained
+from tests import saved
+
+# AdamW of optax mixes dtypes.
+pytestmark = pytest.mark.loose_promotion
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Dataset) -> Path:
+    return saved.save(tmp_path_factory.mktemp("run"), tiny_mnist, saves=saved.EPOCHS)
+
+
+@pytest.fixture(scope="module")
+def network(workdir: Path) -> Trained:
+    return load_trained(workdir)
+
+
+@pytest.fixture(scope="module")
+def scored(network: Trained, tiny_mnist: Dataset) -> tuple[Dataset, int]:
+    """Test images whose prediction rounding does not change, and how many are predicted right."""
+    images = tiny_mnist.test.images
+    logits = saved.exact_logits(network.recipe, network.variables, images)
+    second, first = np.sort(logits)[:, -2:].T
+    clear, odd = first - second > 1e-4, np.arange(len(images)) % 2
+    labels = np.where(odd, logits.argmin(-1), logits.argmax(-1)).astype(np.int32)
+    test = Split(images[clear], labels[clear])
+    return dataclasses.replace(tiny_mnist, test=test), int(np.sum(clear & (odd == 0)))
+
+
+def test_evaluate(
+    workdir: Path,
+    scored: tuple[Dataset, int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dataset, right = scored
+    asked: list[dict] = []
+    monkeypatch.setattr(
+        "jaxcnn.data.dataset.load_data", lambda name, **rest: asked.append(rest) or dataset
+    )
+    tools.main(["evaluate", str(workdir), "--data-dir", "/d", "--archive-dir", "/a"])
+    out = capsys.readouterr().out
+    total = len(dataset.test)
+    assert 20 < right < total - 20
+    score = f"test set of mnist: {right} right of {total} total, ratio {right / total:.2%}, loss "
+    assert score in out
+    assert "step-0000000021" in out
+    assert "flatters" not in out
+    assert "test-time" not in out
+    assert (asked[0]["source"], asked[0]["data_dir"]) == ("real", "/d")
+    assert asked[0]["archive_dir"] == "/a"
+    # The run was another data set's; its checksum says so.
+    assert "the data are not those that it was trained on (mnist)" in out
+    tools.main(["evaluate", str(workdir), "--checkpoint", "best", "--tta"])
+    out = capsys.readouterr().out
+    assert "flatters" in out
+    plain, averaged = (line for line in out.splitlines() if line.startswith("test set"))
+    assert f" right of {total}" in plain
+    assert "with test-time augmentation" not in plain
+    assert "with test-time augmentation" in averaged
+
+
+def test_evaluate_on_the_data_it_was_trained_on(
+    workdir: Path,
+    tiny_mnist: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **rest: tiny_mnist)
+    tools.main(["evaluate", str(workdir)])
+    assert "not those that it was trained on" not in capsys.readouterr().out
+    synthetic = dataclasses.replace(tiny_mnist, name="synthetic-mnist", notice="of a test")
+    folder = saved.save(tmp_path / "synthetic", synthetic, saves=[7])
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "jaxcnn.data.dataset.load_data", lambda name, source, **_: asked.append(source) or synthetic
+    )
+    tools.main(["evaluate", str(folder)])
+    assert asked == ["synthetic"]
+    assert "NOT THE REAL DATA" in capsys.readouterr().out
+
+
+def test_report(
+    workdir: Path,
+    tiny_mnist: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What the report itself is, test_report sees."""
+    written: list[tuple[Any, ...]] = []
+
+    def write(network: Trained, dataset: Dataset, folder: Path, result: Any) -> Path:
+        written.append((network.checkpoint.step, dataset, folder, result))
+        return folder / "report.html"
+
+    monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **_: tiny_mnist)
+    monkeypatch.setattr("jaxcnn.report.page.write_report", write)
+    monkeypatch.setattr("jaxcnn.train.records.read_result", lambda folder: {"of": folder})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tools.main(["report", str(workdir)])
+    tools.main(["report", str(workdir), "--checkpoint", "best", "--out", "~/here"])
+    # What the run has come to, it says in its own folder, wherever the report goes.
+    result = {"of": workdir}
+    assert written == [
+        (21, tiny_mnist, workdir, result),
+        (14, tiny_mnist, tmp_path / "here", result),
+    ]
+    out = capsys.readouterr().out
+    for folder in (workdir, tmp_path / "here"):
+        assert f"report: {folder / 'report.html'}" in out
+
+
+@pytest.fixture
+def paths(tiny_mnist: Dataset, tmp_path: Path) -> list[str]:
+    """Image files that are as MNIST's are."""
+    paths = []
+    for index in range(4):
+        image = tiny_mnist.test.images[index].copy()
+        image[image < 100] = 0  # as MNIST's ground is
+        paths.append(str(tmp_path / f"{index}.png"))
+        Image.fromarray(image[..., 0]).save(paths[-1])
+    return paths
+
+
+def test_predict(
+    workdir: Path,
+    network: Trained,
+    paths: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tools.main(["predict", str(workdir), *paths, "--prepared", str(tmp_path / "prepared")])
+    out = capsys.readouterr().out
+    assert out.count("prepared: 28 x 28 pixels to grey; the digit scaled to ") == 4
+    assert out.count("@@") > 20  # shown
+    images = np.stack([picture.prepare(path, "mnist").image for path in paths])
+    for path, row in zip(paths, network.probabilities(images), strict=True):
+        first, second, third = np.argsort(-row)[:3]
+        others = f"{second} {row[second]:.1%}, {third} {row[third]:.1%}"
+        assert f"{path}: {first} ({row[first]:.1%}; then {others})\n" in out
+    kept = sorted((tmp_path / "prepared").iterdir())
+    assert [path.name for path in kept] == ["001-0.png", "002-1.png", "003-2.png", "004-3.png"]
+    for path, image in zip(kept, images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), image[..., 0])
+    assert f"prepared pictures: {tmp_path / 'prepared'}" in out
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_in_colours(channels: int) -> None:
+    """Where there are colours a character cell shows two pixels, one above the other.
+
+    Lines are not wrapped, however narrow the terminal is.
+    """
+    image = np.arange(4 * 2 * channels, dtype=np.uint8).reshape(4, 2, channels)
+    console = Console(force_terminal=True, color_system="truecolor", width=1)
+    with console.capture() as shown:
+        tools._show(picture.Picture(image, ()), console)
+    lines = shown.get().splitlines()
+    assert len(lines) == 2
+    pixels = image.repeat(3 // channels, axis=-1)
+    for line, upper, lower in zip(lines, pixels[::2], pixels[1::2], strict=True):
+        cells = [
+            f"\x1b[38;2;{';'.join(map(str, above))};48;2;{';'.join(map(str, below))}m\u2580"
+            for above, below in zip(upper, lower, strict=True)
+        ]
+        assert line.removesuffix("\x1b[0m").replace("\x1b[0m", "") == "".join(cells)
+
+
+@pytest.mark.parametrize("colours", [None, "standard"])
+def test_an_image_in_characters(colours: Any) -> None:
+    image = np.zeros((4, 9, 1), np.uint8)
+    image[:, -1] = 255
+    console = Console(force_terminal=colours is not None, color_system=colours, width=5)
+    with console.capture() as shown:
+        tools._show(picture.Picture(image, ()), console)
+    assert shown.get() == 4 * f"{16 * ' '}@@\n"
+
+
+def test_export(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.onnx"
+    argv = ["export", str(workdir), "--format", "onnx", "--out", str(path)]
+    tools.main([*argv, "--checkpoint", "best"])
+    out = capsys.readouterr().out
+    assert "step-0000000014" in out
+    assert f"{path}: {path.stat().st_size / 2**20:.1f} MiB, ONNX of opset 17, by jaxcnn" in out
+    assert f"{path}.md: the model card" in out
+    assert "which flatters it" in Path(f"{path}.md").read_text()
+    tools.main(argv)
+    assert "step-0000000021" in capsys.readouterr().out
+    assert "which flatters it" not in Path(f"{path}.md").read_text()
+
+
+def test_demo(
+    workdir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    served: list[bytes] = []
+    serve_forever = server.Server.serve_forever
+
+    def serve_once(listening: server.Server) -> None:
+        thread = threading.Thread(target=serve_forever, args=(listening, 0.01), daemon=True)
+        thread.start()
+        port = listening.server_address[1]
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+        connection.request("GET", "/")
+        served.append(connection.getresponse().read())
+        connection.close()
+        listening.shutdown()
+        thread.join()
+
+    monkeypatch.setattr(server.Server, "serve_forever", serve_once)
+    tools.main(["demo", str(workdir), "--checkpoint", "14"])
+    out = capsys.readouterr().out
+    assert out.startswith("http://127.0.0.1:")
+    assert out.endswith("/ (Ctrl-C ends it)\n")
+    assert b"step 14" in served[0]
+    tools.main(["demo", str(workdir), "--host", "0.0.0.0"])
+    assert "whoever reaches this machine can open the page" in capsys.readouterr().out
+
+
+MISTAKES: list[tuple[list[str], str]] = [
+    ([], "evaluate, report, predict, export, demo"),
+    (["score"], "score"),
+    (["evaluate"], "WORKDIR"),
+    (["evaluate", "/nowhere"], "holds no checkpoint"),
+    (["report", "/nowhere"], "holds no checkpoint"),
+    (["predict", "/nowhere"], "at least one picture"),
+    (["predict", "/nowhere", "x.png"], "holds no checkpoint"),
+    (["demo", "/nowhere"], "holds no checkpoint"),
+    (["demo", "/nowhere", "--port", "x"], "--port"),
+]
+
+
+@pytest.mark.parametrize(("argv", "said"), MISTAKES)
+def test_mistakes(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ends_with_status_two(lambda: tools.main(argv), said, capsys)
+
+
+def ends_with_status_two(
+    command: Callable[[], Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command()
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert said in err
+
+
+def test_the_module_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["jaxcnn", "score"])
+    ends_with_status_two(lambda: runpy.run_module("jaxcnn", run_name="__main__"), "score", capsys)
+    runpy.run_module("jaxcnn.__main__", run_name="imported")  # and does nothing
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        tools.main(["demo", "--help"])
+    assert not caught.value.code
+    out = capsys.readouterr().out
+    for part in (
+        "WORKDIR",
+        "--checkpoint",
+        "latest|best|STEP",
+        "--host",
+        "--port",
+        "0 takes a free",
+    ):
+        assert part in out
+
+
+def test_a_file_that_is_no_image(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.png").write_text("text")
+    argv = ["predict", str(workdir), str(tmp_path / "x.png")]
+    ends_with_status_two(lambda: tools.main(argv), "cannot be read as a picture", capsys)
+
+
+def test_a_folder_that_cannot_be_written(
+    workdir: Path, paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        tools.main(["predict", str(workdir), paths[0], "--prepared", str(tmp_path / "taken")])
+    assert caught.value.code == 2
+    assert "give --prepared" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_a_trained_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = [
+        Split(*synthetic.draw("mnist", split, size=size))
+        for split, size in (("train", 2000), ("test", 500))
+    ]
+    dataset = Dataset("mnist", "drawn", *splits, tuple("0123456789"))
+    workdir = tmp_path / "run"
+    recipe = named.recipe("mnist", "fast").replace(epochs=12, batch_size=64)
+    policy = checkpoint.Policy(workdir / "checkpoints")
+    result = fit(recipe, dataset, checkpoints=policy)
+    monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **_: dataset)
+    tools.main(["evaluate", str(workdir), "--tta"])
+    out = capsys.readouterr().out
+    plain, averaged = (line for line in out.splitlines() if line.startswith("test set"))
+    assert f"{result.test_correct} right of 500 total, ratio" in plain
+    assert "with test-time augmentation" in averaged
+    assert "step-0000000384" in out
+    paths = [str(tmp_path / f"{index}.png") for index in range(20)]
+    for path, image in zip(paths, dataset.test.images, strict=False):
+        # Larger, dark on light, and away from the middle.
+        digit = Image.fromarray(255 - image[..., 0]).resize((112, 112))
+        page = Image.new("L", (300, 200), 255)
+        page.paste(digit, (170, 20))
+        page.save(path)
+    tools.main(["predict", str(workdir), *paths])
+    out = capsys.readouterr().out
+    right = sum(f"{path}: {dataset.test.labels[i]} (" in out for i, path in enumerate(paths))
+    assert right >= 15  # nineteen are; by chance two would be
+
+
+# Each fails at another place of a path.
+IMPOSSIBLE = ["~nosuchuser/x", "n" * 300, "file/below", "loop/x", "a\0b", "/proc/jaxcnn/x"]
+
+
+@pytest.mark.usefixtures("undrawn", "unpredicted")
+@pytest.mark.parametrize("path", IMPOSSIBLE)
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "evaluate PATH",
+        "evaluate RUN --data-dir PATH",
+        "report PATH",
+        "report RUN --out PATH",
+        "predict PATH picture.png",
+        "predict RUN PATH",
+        "predict RUN picture.png --prepared PATH",
+        "export PATH --format safetensors --out x.safetensors",
+        "export RUN --format safetensors --out PATH.safetensors",
+        "demo PATH",
+    ],
+)
+def test_paths_that_cannot_be(
+    argv: str,
+    path: str,
+    workdir: Path,
+    tiny_mnist: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    digit = np.full((40, 40), 255, np.uint8)
+    digit[10:30, 18:22] = 0
+    Image.fromarray(digit).save("picture.png")
+    if "--data-dir" not in argv:
+        monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda *_, **__: tiny_mnist)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as caught:
+        tools.main(
+            [part.replace("PATH", path).replace("RUN", str(workdir)) for part in argv.split(" ")]
+        )
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert path[:60].split("\0")[0].removesuffix("/x") in said
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,305 @@
+"""Real processes over loopback."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcnn.devices import processes
+from jaxcnn.errors import UserError
+from jaxcnn.storage import checkpoint
+from jaxcnn.study.runs import RUNS, SPECIFICATION
+from jaxcnn.study.study import run_study
+from tests import meeting, scores
+from tests.conformance import dataset
+from tests.conftest import REPOSITORY
+from tests.several import PATIENCE, end, start
+
+
+@pytest.fixture(scope="module")
+def met(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """What two processes make of each other, see `tests.meeting`."""
+    folder = tmp_path_factory.mktemp("met")
+    for status, text in end(start(folder, 2, 1, "meet")):
+        assert status == 0, text
+    return folder, [json.loads((folder / f"{process}.json").read_text()) for process in (0, 1)]
+
+
+def test_process_0_speaks_for_all(met: tuple[Path, list[dict[str, Any]]]) -> None:
+    zero, one = met[1]
+    assert zero["pid"] != one["pid"]
+    assert (zero["count"], one["count"]) == ([2, True], [2, False])
+    assert zero["from_main"] == one["from_main"] == [0, "said"]
+    assert zero["from_main error"] == one["from_main error"] == "ValueError: 0"
+    assert zero["from_main locked error"] == "LockedError: at 0"
+    assert one["from_main locked error"] == "UserError: process 0 failed: at 0"
+
+
+def test_process_0_goes_first(met: tuple[Path, list[dict[str, Any]]]) -> None:
+    zero, one = met[1]
+    assert (zero["main_first"], one["main_first"]) == ([0, False], [1, True])
+    for found in met[1]:  # an error of either is one of both
+        assert found["main_first error 0"] == "UserError: wrong at 0"
+        assert found["main_first error 1"] == "UserError: wrong at 1"
+
+
+def test_all_know_what_each_has(met: tuple[Path, list[dict[str, Any]]]) -> None:
+    for found in met[1]:
+        assert found["exchange"] == [{"number": 0}, {"number": 1}]
+        assert found["same"] == "nothing"
+        assert found["other"].startswith("UserError: process 1 has another chunk than process 0: ")
+        # The answer is that to the question before; after a yes nobody is asked again.
+        assert found["agreed"] == [[False, True, True, True], 2]
+
+
+def test_checkpoints_are_read_and_written_by_process_0(
+    met: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    for found in met[1]:
+        assert found["checkpoints"] == [None, True, 4, [0, 7], [0, 1, 2]]
+    (saved,) = checkpoint.listed(met[0] / "checkpoints")
+    assert saved.step == 4
+    assert saved.verify()["progress"] == {"step": 4}
+
+
+def test_each_process_has_its_part_of_the_arrays(met: tuple[Path, list[dict[str, Any]]]) -> None:
+    for found, rows, part, members in zip(
+        met[1],
+        ([0, 2, 3], [2, 4, 3]),
+        ([[[0, 1], [2, 3]]], [[[4, 5], [6, 7]]]),
+        ([0, 1], [2, 3]),
+        strict=True,
+    ):
+        assert found["arrays"] == [
+            rows,
+            [[1, 4, 2], part],
+            True,
+            [0, 1, 2],
+            members,
+            True,
+            [0, 1, 2, 3],
+            "mesh data=2 of 2 processes",
+        ]
+        assert found["ensemble"].startswith("UserError: several processes have the states")
+
+
+def test_a_study_of_two_processes_is_that_of_one(
+    met: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxcnn.train.ensemble.fit_chunks", scores.chunks)
+    runs = run_study(meeting.STUDY, dataset(), tmp_path)
+    for found in met[1]:
+        assert found["study"] == [run.correct for run in runs]
+        assert found["other study"].startswith("UserError: process 1 has another seeds than")
+    for name in (RUNS, SPECIFICATION):
+        assert (met[0] / "study" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_one_process_needs_no_other(tmp_path: Path) -> None:
+    """Without `join` everything happens here and now."""
+    asked = iter([True, False])
+    agreed = processes.Agreed(lambda: next(asked))
+    assert [agreed(), agreed()] == [True, False]
+    assert processes.from_main(lambda: 3) == processes.main_first(lambda: 3) == 3
+    assert processes.exchange("a") == ["a"]
+    processes.check_same({"seed": 1})
+    processes.leave(3)  # does nothing
+
+
+def test_several_processes_agree_a_call_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxcnn.devices.processes.count", lambda: 2)
+    asked = iter([False, True, False, False])
+    agreed = processes.Agreed(lambda: next(asked))
+    assert [agreed() for _ in range(5)] == [False, False, True, True, True]
+
+
+def test_a_lost_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(text: str) -> None:
+        with processes.noticing_losses():
+            raise jax.errors.JaxRuntimeError(text)
+
+    lost = "UNAVAILABLE: connection closed"
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        failing(lost)  # of this process alone
+    monkeypatch.setattr("jaxcnn.devices.processes.count", lambda: 2)
+    with pytest.raises(UserError, match="another process of this run is gone"):
+        failing(lost)
+    for code in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"):
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            failing(f"{code}: out of memory")
+
+
+def test_leaving_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[object] = []
+    for name in ("stdout", "stderr"):
+        stream = types.SimpleNamespace(flush=lambda name=name: left.append(name))
+        monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr(time, "sleep", lambda seconds: left.append(f"{seconds} s"))
+    monkeypatch.setattr("jaxcnn.devices.processes.count", lambda: 2)
+    for main, expected in ((False, [2]), (True, ["1 s", 2])):
+        monkeypatch.setattr("jaxcnn.devices.processes.is_main", lambda main=main: main)
+        left.clear()
+        processes.leave(2)
+        assert left == ["stdout", "stderr", *expected]
+
+
+def test_an_aborted_process_says_why() -> None:
+    code = (
+        "import os; from jaxcnn.devices import processes as p; p._say_so_when_aborted(); os.abort()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, f"-c: error: {processes.LOST}\n")
+
+
+def train(folder: Path, count: int, devices: int, *action: str) -> dict[str, np.ndarray]:
+    """Runs to the end and returns parameters and losses."""
+    for status, text in end(start(folder, count, devices, *action)):
+        assert status == 0, text
+    return dict(np.load(folder / "end.npz"))
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    np.testing.assert_allclose(one["numbers"], other["numbers"], atol=1e-4)
+    np.testing.assert_allclose(one["losses"], other["losses"], rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What one process with four devices makes of the run."""
+    return train(tmp_path_factory.mktemp("alone"), 1, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
+def test_two_processes_stop_together_and_one_or_four_go_on(
+    alone: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    stopped = end(start(begun, 2, 2, "stop", "1"))  # only one of them is asked to
+    for _, text in stopped:
+        assert "stopped at step" in text
+    steps = [saved.step for saved in checkpoint.listed(begun / "checkpoints")]
+    assert 5 in steps
+    assert steps[-1] % 5  # saved once more when they stopped
+    for count in (1, 4):
+        folder = tmp_path / f"{count}"
+        shutil.copytree(begun, folder)
+        assert_same(train(folder, count, 4 // count), alone)
+
+
+GONE = (("kill", "0"), ("kill", "1"), ("hang", "1"))
+
+
+@pytest.fixture(scope="module")
+def bereft(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[tuple[str, str], tuple[Path, int, str]]:
+    """How the other of two processes ends where one is gone, and the folder of the run.
+
+    All of them at once: most of it is waiting for a sign of life.
+    """
+    started = {}
+    for case in GONE:
+        folder = tmp_path_factory.mktemp("-".join(case))
+        started[case] = folder, start(folder, 2, 2, *case)
+    found = {}
+    for (action, victim), (folder, running) in started.items():
+        survivor = running[1 - int(victim)]
+        _, text = survivor.communicate(timeout=PATIENCE)
+        for process in running:
+            process.kill()
+            process.communicate()
+        found[action, victim] = folder, survivor.returncode, text
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
+@pytest.mark.parametrize("case", GONE, ids="-".join)
+def test_a_process_that_is_gone_ends_the_other(
+    case: tuple[str, str], bereft: dict[tuple[str, str], tuple[Path, int, str]]
+) -> None:
+    _, status, text = bereft[case]
+    assert status in (1, 2)
+    assert text.strip().splitlines()[-1].endswith(f"error: {processes.LOST}")
+
+
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
+def test_a_run_of_which_a_process_was_gone_goes_on(
+    alone: dict[str, np.ndarray], bereft: dict[tuple[str, str], tuple[Path, int, str]]
+) -> None:
+    folder, *_ = bereft["kill", "0"]
+    assert_same(train(folder, 2, 2), alone)
+
+
+@pytest.fixture
+def initialized(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options that jax is given, which finds no other process then."""
+    given: list[dict[str, Any]] = []
+
+    def initialize(**options: Any) -> None:
+        given.append(options)
+        raise [RuntimeError("DEADLINE\n EXCEEDED"), ValueError("no cluster")][len(given) - 1]
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr("jaxcnn.devices.processes._say_so_when_aborted", lambda: None)
+    return given
+
+
+def test_joining(initialized: list[dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match=r"do not find each other \(DEADLINE EXCEEDED\): look"):
+        processes.join("3", "host:9000", 2)
+    with pytest.raises(UserError, match=r"jax recognises no cluster here \(no cluster\): give"):
+        processes.join("auto", "", -1)
+    assert processes._FOREVER_MS > 3 * 24 * 3600 * 1000  # process 0 may download for days
+    waits = {
+        "initialization_timeout": 300,
+        "heartbeat_timeout_seconds": 30,
+        "shutdown_timeout_seconds": 30,
+    }
+    assert initialized == [
+        {
+            "coordinator_address": "host:9000",
+            "num_processes": 3,
+            "process_id": 2,
+            "cluster_detection_method": "deactivate",
+            **waits,
+        },
+        waits,
+    ]
+
+
+def test_flags(initialized: list[dict[str, Any]]) -> None:
+    processes.join("1", "", -1)  # this process alone
+    assert (processes.count(), processes.is_main()) == (1, True)
+    for values, named in (
+        (("none", "", -1), "--processes takes a number from 1, or auto, got 'none'"),
+        (("0", "", -1), "--processes takes a number from 1, or auto, got '0'"),
+        (("2", "", -1), "--processes 2 takes --coordinator HOST:PORT"),
+        (("2", "", 0), "--processes 2 takes --coordinator HOST:PORT"),
+        (("2", "host", 0), "--processes 2 takes --coordinator HOST:PORT"),
+        (("2", "host:65536", 0), "--processes 2 takes --coordinator HOST:PORT"),
+        (("2", "host:0", 0), "--processes 2 takes --coordinator HOST:PORT"),
+        (("2", "host:1", -1), "--process-id from 0 to 1, got 'host:1' and -1"),
+        (("2", "host:1", 2), "--process-id from 0 to 1, got 'host:1' and 2"),
+        (("1", "host:1", -1), "--process-id from 0 to 0, got 'host:1' and -1"),
+        (("1", "", 0), "--processes 1 takes --coordinator HOST:PORT"),
+        (("auto", "host:1", -1), "--processes auto finds --coordinator"),
+        (("auto", "", 0), "--processes auto finds --coordinator"),
+    ):
+        with pytest.raises(UserError, match=named):
+            processes.join(*values)
+    assert not initialized

@@ -1,0 +1,206 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxcnn.recipes import named, optimizer_defaults
+from jaxcnn.recipes.named import RECIPES, load_recipe
+from jaxcnn.recipes.recipe import recipe_from_dict
+from tests.conftest import REPOSITORY
+from tests.official import CIFAR_NAMES
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize(("network", "batch_size"), [("mnist", 64), ("cifar10", 4)])
+def test_reference_is_the_original(network: str, batch_size: int) -> None:
+    recipe = named.recipe(network, "reference")
+    expected = {
+        "epochs": 20,
+        "batch_size": batch_size,
+        "optimizer": "sgd",
+        "learning_rate": 0.001,
+        "momentum": 0.9,
+        "nesterov": False,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "clip": 0.0,
+        "ema": 0.0,
+        "label_smoothing": 0.0,
+        "optimizer_args": {},
+        "dropout": 0.5,
+        "augment": "none",
+        "initialization": "pytorch",
+        "mean": (0.1307,),
+        "std": (0.3081,),
+    }
+    assert {field: getattr(recipe, field) for field in expected} == expected
+
+
+@pytest.mark.parametrize("network", ["mnist", "cifar10"])
+def test_the_recorded_results_are_of_the_recipes(network: str) -> None:
+    for result, name in (
+        (f"accuracy-{network}-best", "best"),
+        (f"time-to-accuracy-{network}", "fast"),
+    ):
+        recorded = json.loads((RESULTS / f"{result}.json").read_text())["recipe"]
+        recorded.setdefault("recipe", recorded.get("name"))  # its name, as older files call it
+        assert recipe_from_dict(recorded) == named.recipe(network, name)
+
+
+def test_every_recipe_knows_its_name() -> None:
+    for network, recipes in RECIPES.items():
+        assert list(recipes) == ["reference", "fast", "best"]
+        for name, recipe in recipes.items():
+            assert (recipe.network, recipe.name) == (network, name)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("network", "imagenet"),
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("epochs", True),
+        ("batch_size", -1),
+        ("batch_size", 10**7),
+        ("optimizer", "sdg"),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("weight_decay", -1e-9),
+        ("momentum", 1.0),
+        ("schedule", "step"),
+        ("warmup", 1.0),
+        ("dropout", -0.1),
+        ("label_smoothing", 1.0),
+        ("augment", "mixup"),
+        ("mean", (0.1, 0.2)),
+        ("std", (0.0,)),
+    ],
+)
+def test_a_bad_value_is_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^{field} takes .*, got ") as caught:
+        dataclasses.replace(named.recipe("cifar10", "fast"), **{field: value})
+    assert "\n" not in str(caught.value)
+
+
+@given(st.integers(), st.floats(), st.floats())
+def test_any_number_is_taken_or_named(epochs: int, learning_rate: float, dropout: float) -> None:
+    try:
+        recipe = named.recipe("mnist", "fast").replace(
+            epochs=epochs, learning_rate=learning_rate, dropout=dropout
+        )
+    except ValueError as error:
+        assert str(error).split()[0] in ("epochs", "learning_rate", "dropout")
+    else:
+        assert recipe.epochs >= 1
+        assert recipe.learning_rate > 0
+        assert 0 <= recipe.dropout < 1
+
+
+def test_another_optimizer_brings_its_learning_rate_unless_one_is_given() -> None:
+    fast = named.recipe("cifar10", "fast")
+    swapped = fast.replace(optimizer="lion")
+    assert swapped.learning_rate == optimizer_defaults.get("lion").learning_rate
+    assert fast.replace(optimizer="lion", learning_rate=0.25).learning_rate == 0.25
+    assert fast.replace(optimizer=fast.optimizer) == fast
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="recipe takes reference, fast or best, got 'slow'"):
+        named.recipe("mnist", "slow")
+    with pytest.raises(ValueError, match="network takes mnist or cifar10, got 'x'"):
+        named.recipe("x", "fast")
+
+
+def test_recipes_import_without_jax() -> None:
+    code = "import sys, jaxcnn.recipes.named; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_file_changes_the_recipe_that_it_is_based_on(tmp_path: Path) -> None:
+    text = 'base = "reference"\nepochs = 3\nmean = [0.5]\noptimizer = "adam"\n'
+    path = write(tmp_path / "mine.toml", text + "[optimizer_args]\nb1 = 0.8\n")
+    expected = named.recipe("cifar10", "reference").replace(
+        optimizer="adam", epochs=3, mean=(0.5,), optimizer_args={"b1": 0.8}, name="mine"
+    )
+    assert load_recipe("cifar10", path) == expected
+    assert load_recipe("mnist", write(tmp_path / "empty.toml", "")).epochs == (
+        named.recipe("mnist", "fast").epochs
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epochs = 'many'", "epochs takes a whole number"),
+        ("epochs = true", "epochs takes a whole number"),
+        ("epoch = 3", r"a recipe has no 'epoch' .did you mean epochs"),
+        ("learning_rate = '1'", "learning_rate takes a finite number"),
+        ("learning_rate = inf", "learning_rate takes a finite number"),
+        ("learning_rate = 1e300", "learning_rate takes a finite number"),
+        ("optimizer = 5", "optimizer takes the name"),
+        ("optimizer_args = 5", "optimizer_args takes values by their names"),
+        ("mean = 0.5", "mean takes 1 finite numbers"),
+        ("std = [0]", "std takes 1 finite numbers"),
+        ("nesterov = 1", "nesterov takes true or false"),
+        ("network = 'cifar10'", "is for the network 'cifar10'"),
+        ("base = 'slow'", "recipe takes reference, fast or best"),
+        ("base = 5", "recipe takes reference, fast or best"),
+        ("epochs", "is no TOML file"),
+        ("a = " + "[" * 5000, "is no TOML file"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path / "bad.toml", text)
+    with pytest.raises(ValueError, match=said) as caught:
+        load_recipe("mnist", path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_recipe("mnist", tmp_path / "none.toml")
+
+
+def test_a_recipe_comes_back_from_json() -> None:
+    for recipes in RECIPES.values():
+        for recipe in recipes.values():
+            assert recipe_from_dict(json.loads(json.dumps(recipe.asdict()))) == recipe
+    fields = named.recipe("mnist", "fast").asdict()
+    del fields["clip"]
+    with pytest.raises(ValueError, match="clip is missing"):
+        recipe_from_dict(fields)
+
+
+def test_classes() -> None:
+    assert named.recipe("mnist", "fast").class_names == tuple("0123456789")
+    assert named.recipe("cifar10", "fast").class_names == CIFAR_NAMES
+
+
+def test_numpy_s_numbers_are_numbers() -> None:
+    recipe = named.recipe("mnist", "fast").replace(
+        epochs=np.int64(3),
+        batch_size=np.uint16(50),
+        learning_rate=np.float32(0.5),
+        dropout=np.int8(0),
+    )
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (3, 50, 0.5)
+    json.dumps(recipe.asdict())
+    assert named.recipe("mnist", "fast").replace(learning_rate=np.float64(0.5)).learning_rate == 0.5
+
+
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes("\ufeffepochs = 3\n".encode())
+    assert load_recipe("mnist", path).epochs == 3

@@ -1,0 +1,86 @@
+import inspect
+from pathlib import Path
+
+import optax
+import pytest
+from optax import contrib
+
+from jaxcnn.recipes import optimizer_defaults
+
+# Everything in optax that returns a transformation and is no optimizer by itself.
+PARTS = {
+    "adaptive_grad_clip", "add_decayed_weights", "add_noise", "apply_every", "apply_if_finite",
+    "centralize", "chain", "clip", "clip_by_block_rms", "clip_by_global_norm",
+    "conditionally_mask", "conditionally_transform", "differentially_private_aggregate", "ema",
+    "flatten", "freeze", "hutchinson_estimator_diag_hessian", "identity",
+    "inject_hyperparams", "inject_stateful_hyperparams", "keep_params_nonnegative", "masked",
+    "measure_with_ema", "multi_transform", "named_chain", "normalize", "normalize_by_update_norm",
+    "partition", "scale", "selective_transform", "set_to_zero", "snapshot",
+    "split_real_and_imaginary", "stateless", "stateless_with_tree_map", "trace",
+    "with_extra_args_support", "zero_nans",
+}  # fmt: skip
+
+
+def test_every_optimizer_of_optax_is_there() -> None:
+    found = set()
+    for module in (optax, contrib):
+        for name, value in vars(module).items():
+            if not callable(value) or inspect.isclass(value):
+                continue
+            if name.startswith(("_", "scale_by_")):
+                continue
+            try:
+                signature = inspect.signature(value)
+            except ValueError:
+                continue
+            returned = str(signature.return_annotation)
+            if "GradientTransformation" in returned or "learning_rate" in signature.parameters:
+                found.add(name)
+    assert found - PARTS == set(optimizer_defaults.OPTIMIZERS)
+
+
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text()
+    rows = [line.strip("| ").split(" | ")[:3] for line in page.splitlines() if line[:2] == "| "]
+    assert rows[2:] == [  # below the heads
+        [name, f"{defaults.learning_rate:g}", f"{defaults.weight_decay:g}"]
+        for name, defaults in optimizer_defaults.OPTIMIZERS.items()
+        if not defaults.refused
+    ]
+
+
+def test_what_else_an_optimizer_brings() -> None:
+    brought = {
+        name: {**defaults.args, **defaults.recipe}
+        for name, defaults in optimizer_defaults.OPTIMIZERS.items()
+        if defaults.args or defaults.recipe
+    }
+    constant = {"schedule": "constant", "warmup": 0.0}
+    assert brought == {
+        "ademamix": {"alpha": 2.0, "b3": 0.999},  # optax's are for runs of 100,000 steps and more
+        "dog": {"init_step": ("heuristic", 1e-3)},
+        "galore": {"rank": 32},
+        "lbfgs": constant,
+        "noisy_sgd": {"eta": 1e-4},
+        "reduce_on_plateau": constant,
+        "rmsprop": {"decay": 0.99, "momentum": 0.0},  # PyTorch's
+        "rprop": constant,
+        "schedule_free": constant,
+        "schedule_free_adamw": constant,
+        "schedule_free_sgd": constant,
+        "sgd": {"nesterov": True},
+    }
+
+
+def test_names() -> None:
+    assert optimizer_defaults.get("sgd").learning_rate == 0.05
+    assert optimizer_defaults.get("my.module:make") == optimizer_defaults.Defaults(
+        1e-3, 0.0, {}, {}, ""
+    )
+    for name in ("adamW", "optax.adamw"):
+        with pytest.raises(ValueError, match=rf"got '{name}' \(did you mean adamw\?\)"):
+            optimizer_defaults.get(name)
+    with pytest.raises(ValueError, match=r"got 'admw' \(did you mean adamw\?\)"):
+        optimizer_defaults.get("admw")
+    with pytest.raises(ValueError, match="cannot be dpsgd: it needs a gradient for every image"):
+        optimizer_defaults.get("dpsgd")
