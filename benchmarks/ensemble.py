@@ -28,8 +28,8 @@ from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.devices import environment
 from jaxcnn.recipes import named
 from jaxcnn.recipes.recipe import Recipe
-from jaxcnn.train import ensemble
 from jaxcnn.train.fit import fit
+from jaxcnn.train.members import Members
 
 BATCH_SIZE = 64
 
@@ -62,7 +62,7 @@ def jaxcnn(task: Task, count: int, chunk: int) -> Round:
     """An ensemble."""
     recipe, dataset = setting(task, epochs=3)
     rates = np.geomspace(LEARNING_RATE / 10, LEARNING_RATE, count)
-    members = ensemble.Members(np.arange(count), {"learning_rate": rates})
+    members = Members(np.arange(count), {"learning_rate": rates})
 
     def measure() -> float:
         return images_per_second(recipe, dataset, members, chunk=chunk or None)

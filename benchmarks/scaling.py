@@ -31,6 +31,7 @@ from jaxcnn.recipes import named
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import compilation
 from jaxcnn.train import ensemble, steps
+from jaxcnn.train.members import Members
 from jaxcnn.train.setup import make_model, make_recipe_step
 from jaxcnn.train.state import init_state
 
@@ -110,9 +111,7 @@ def step(network: Any, batch_size: int, devices: int) -> Task:
     return row, measure
 
 
-def images_per_second(
-    recipe: Recipe, dataset: Dataset, members: ensemble.Members, **options: Any
-) -> float:
+def images_per_second(recipe: Recipe, dataset: Dataset, members: Members, **options: Any) -> float:
     """Trains an ensemble for three epochs and times the second and third of every chunk."""
     ends: list[float] = []
     ensemble.fit_many(
@@ -139,7 +138,7 @@ def members(network: Any, batch_size: int, devices: int, count: int) -> Task:
 
     # Long epochs, so that what stands between two of them counts for little.
     dataset = Dataset(network, "random", split(16 * batch_size), split(10), recipe.class_names)
-    runs = ensemble.Members(np.arange(count))
+    runs = Members(np.arange(count))
     mesh = make_mesh({"ensemble": devices}) if devices > 1 else None
 
     def measure() -> float:

@@ -4,7 +4,8 @@ from .networks.cnn import Cifar10CNN as Cifar10CNN, MnistCNN as MnistCNN
 from .optim.factory import make_optimizer as make_optimizer
 from .recipes.named import recipe as recipe
 from .recipes.recipe import Recipe as Recipe
-from .train.ensemble import ManyResult as ManyResult, fit_many as fit_many, grid as grid
+from .train.ensemble import ManyResult as ManyResult, fit_many as fit_many
+from .train.members import grid as grid
 from .train.fit import fit as fit
 from .train.result import Result as Result
 from .train.state import TrainState as TrainState, init_state as init_state

@@ -154,7 +154,7 @@ def torment(kills: int, seed: int, flags: Sequence[str] = ()) -> Findings:
                     inspect(workdir, found)
                 elif process.returncode:
                     found.defects.append(f"status {process.returncode}: {out}")
-                found.resumed += "going on from" in out
+                found.resumed += "resuming from" in out
                 if "damaged" in out or "Traceback" in out:
                     found.defects.append(out)
             if not found.defects:

@@ -19,6 +19,7 @@ from jaxcnn.storage.shared import open_shared
 from jaxcnn.study.runs import Study
 from jaxcnn.study.study import run_study
 from jaxcnn.train import ensemble
+from jaxcnn.train.members import grid
 from tests import scores
 from tests.conformance import RECIPE, dataset
 
@@ -87,7 +88,7 @@ def turns(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def members() -> tuple[Any, ...]:
-    return RECIPE, dataset(), ensemble.grid([0])
+    return RECIPE, dataset(), grid([0])
 
 
 def checkpoints(folder: Path) -> list[Any]:

@@ -24,8 +24,10 @@ from jaxcnn.recipes import named
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
 from jaxcnn.train import ensemble
-from jaxcnn.train.fit import _compile_train_steps, fit
+from jaxcnn.train.fit import fit
+from jaxcnn.train.members import grid
 from jaxcnn.train.result import Result
+from jaxcnn.train.run_program import compile_train_chunks
 from jaxcnn.train.setup import make_model, make_recipe_step, split_key
 from jaxcnn.train.state import init_state
 from tests import conformance
@@ -74,7 +76,7 @@ def collectives(recipe: Recipe, model: nn.Module | None, mesh: jax.sharding.Mesh
     model = placement.model(make_model(recipe) if model is None else model)
     tx = make_optimizer(recipe, 10)
     start = init_state(jax.random.key(0), model, tx, recipe.image_shape)
-    programs = _compile_train_steps(
+    programs = compile_train_chunks(
         make_recipe_step(recipe, model, tx),
         placement.replicate(start),
         [(4, recipe.batch_size)],
@@ -133,7 +135,7 @@ def one_run(
 def ensembles(model: nn.Module, meshes: list[dict[AxisName, int]]) -> dict[str, Any]:
     """An ensemble on one device and on meshes; its six members do not divide over four devices."""
     recipe = conformance.RECIPE.replace(optimizer="sgd", epochs=1)
-    members = ensemble.grid([0, 1, 2], learning_rate=[0.02, 0.05])
+    members = grid([0, 1, 2], learning_rate=[0.02, 0.05])
     options = {"model": model, "keep_states": True}
     one = ensemble.fit_many(recipe, conformance.dataset(), members, **options)
     distances = {}

@@ -17,9 +17,10 @@ import jax
 
 from jaxcnn.errors import StoppedError
 from jaxcnn.storage import checkpoint
-from jaxcnn.train import ensemble, feed
+from jaxcnn.train import ensemble, ensemble_program, feed
 from jaxcnn.train.feed import FeedName
 from jaxcnn.train.fit import fit
+from jaxcnn.train.members import grid
 from tests import conformance
 
 # One of each kind of state: an average, moments, orthogonal ones, parameters of its own to be
@@ -34,7 +35,7 @@ def short_pieces(set_: Callable[[Any, str, int], None] = setattr) -> None:
     """Cuts epochs, of ten steps here, into pieces after which a run may stop."""
     set_(feed, "_CHUNK_BYTES", 1)
     set_(feed, "_CHUNK_STEPS", 3)
-    set_(ensemble, "_PIECE", 3)
+    set_(ensemble_program, "_PIECE", 3)
 
 
 def run(
@@ -55,7 +56,7 @@ def run(
         try:
             if name == "ensemble":
                 recipe = conformance.RECIPE.replace(epochs=2)
-                members = ensemble.grid([0, 1], learning_rate=[0.001, 0.01])
+                members = grid([0, 1], learning_rate=[0.001, 0.01])
                 ensemble.fit_many(recipe, data, members, chunk=4, **options)
             else:
                 ema = 0.9 * (name == "sgd")

@@ -17,9 +17,9 @@ from jaxcnn.recipes import named
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
 from jaxcnn.train import steps
-from jaxcnn.train.fit import checkpoint_tree
 from jaxcnn.train.identity import identity
 from jaxcnn.train.result import EpochRecord
+from jaxcnn.train.run_monitor import checkpoint_tree
 from jaxcnn.train.setup import make_model
 from jaxcnn.train.state import TrainState, init_state
 from tests import original

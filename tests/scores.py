@@ -8,6 +8,7 @@ import numpy as np
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.train import ensemble
+from jaxcnn.train.members import Members
 
 # Runs with a larger learning rate diverge.
 LARGEST = 10.0
@@ -16,7 +17,7 @@ LARGEST = 10.0
 def chunks(
     recipe: Recipe,
     dataset: Dataset,
-    members: ensemble.Members,
+    members: Members,
     *,
     evaluate_on: Split | None = None,
     evaluate_once: bool = False,

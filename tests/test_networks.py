@@ -15,6 +15,7 @@ from jaxcnn.storage import checkpoint
 from jaxcnn.train import ensemble
 from jaxcnn.train.evaluate import evaluate
 from jaxcnn.train.fit import fit
+from jaxcnn.train.members import Members, grid
 from jaxcnn.train.result import Result
 from tests.train.test_ensemble import distance, of_member, parts
 from tests.train.test_ensemble import same as same_ensemble
@@ -129,10 +130,10 @@ def test_one_image_is_enough(network: str, tiny_mnist: Dataset, tiny_cifar10: Da
 
 
 @pytest.fixture(scope="module")
-def members() -> ensemble.Members:
+def members() -> Members:
     """Two seeds at two rates, and the first with a rate that is a little off."""
     rates = np.array([0.02, 0.02, 0.05, 0.05, 0.02 * NUDGE])
-    return ensemble.Members(np.array([0, 3, 0, 3, 0]), {"learning_rate": rates})
+    return Members(np.array([0, 3, 0, 3, 0]), {"learning_rate": rates})
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def alone(tiny_mnist: Dataset) -> list[Result]:
 
 @pytest.mark.loose_promotion
 def test_members_are_bit_identical_to_single_runs(
-    members: ensemble.Members, alone: list[Result], tiny_mnist: Dataset
+    members: Members, alone: list[Result], tiny_mnist: Dataset
 ) -> None:
     result = ensemble.fit_many(MNIST, tiny_mnist, members, chunk=1, keep_states=True)
     for index, single in enumerate(alone):
@@ -166,7 +167,7 @@ def test_members_are_bit_identical_to_single_runs(
 @pytest.mark.loose_promotion
 @pytest.mark.parametrize("chunk", [3, 5])
 def test_members_that_run_at_once_differ_by_rounding(
-    chunk: int, members: ensemble.Members, alone: list[Result], tiny_mnist: Dataset
+    chunk: int, members: Members, alone: list[Result], tiny_mnist: Dataset
 ) -> None:
     result = ensemble.fit_many(MNIST, tiny_mnist, members, chunk=chunk, keep_states=True)
     trees = [parts(of_member(index, result.states)) for index in range(5)]
@@ -182,9 +183,7 @@ def test_members_with_batch_norm_differ_by_rounding(tiny_cifar10: Dataset) -> No
     # The original's learning rate: at a larger one whatever differs grows from step to step.
     rate = 0.001
     recipe = CIFAR10.replace(learning_rate=rate)
-    members = ensemble.Members(
-        np.array([1, 2, 2]), {"learning_rate": np.array([rate, rate, rate * NUDGE])}
-    )
+    members = Members(np.array([1, 2, 2]), {"learning_rate": np.array([rate, rate, rate * NUDGE])})
     result = ensemble.fit_many(recipe, tiny_cifar10, members, chunk=3, keep_states=True)
     single = fit(recipe, tiny_cifar10, seed=2)
     trees = [parts(of_member(index, result.states)) for index in range(3)]
@@ -196,7 +195,7 @@ def test_members_with_batch_norm_differ_by_rounding(tiny_cifar10: Dataset) -> No
 @pytest.mark.loose_promotion
 def test_any_number_of_the_optimizer_can_vary(tiny_mnist: Dataset) -> None:
     recipe = MNIST.replace(optimizer="adam", epochs=1)
-    members = ensemble.grid([0], b1=[0.5, 0.95], weight_decay=[0.0, 1.0])
+    members = grid([0], b1=[0.5, 0.95], weight_decay=[0.0, 1.0])
     result = ensemble.fit_many(recipe, tiny_mnist, members, chunk=4)
     losses = result.history["train_loss"][0]
     single = fit(recipe.replace(optimizer_args={"b1": 0.95}, weight_decay=1.0), tiny_mnist)
@@ -206,19 +205,19 @@ def test_any_number_of_the_optimizer_can_vary(tiny_mnist: Dataset) -> None:
 
 @pytest.mark.loose_promotion
 def test_as_many_members_run_at_once_as_fit_the_memory(
-    members: ensemble.Members, tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+    members: Members, tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr("jaxcnn.train.ensemble._SAMPLE", 2)
+    monkeypatch.setattr("jaxcnn.train.ensemble_program._SAMPLE", 2)
     recipe, four = MNIST.replace(epochs=1), members.take(np.arange(4))
 
     def sizes(free: int) -> list[int]:
-        monkeypatch.setattr("jaxcnn.train.ensemble._free_memory", lambda: free)
+        monkeypatch.setattr("jaxcnn.train.ensemble_program._free_memory", lambda: free)
         return [len(result.members) for result in ensemble.fit_chunks(recipe, tiny_mnist, four)]
 
     assert sizes(2**30) == [4]
     assert 1 <= sizes(60 * 2**20)[0] < 4
-    monkeypatch.setattr("jaxcnn.train.ensemble._free_memory", lambda: 20 * 2**20)
+    monkeypatch.setattr("jaxcnn.train.ensemble_program._free_memory", lambda: 20 * 2**20)
     with pytest.raises(UserError, match=r"a chunk of 4 members needs .* take a chunk of at most 1"):
         ensemble.fit_many(recipe, tiny_mnist, four, chunk=4)
 
@@ -228,8 +227,8 @@ def test_as_many_members_run_at_once_as_fit_the_memory(
 def test_an_ensemble_that_is_stopped_again_and_again_ends_with_the_same_bits(
     chunk: int, tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxcnn.train.ensemble._PIECE", 3)  # an epoch has 7 steps
-    members = ensemble.grid([0, 3], learning_rate=[0.02, 1e30])  # one of the rates diverges
+    monkeypatch.setattr("jaxcnn.train.ensemble_program._PIECE", 3)  # an epoch has 7 steps
+    members = grid([0, 3], learning_rate=[0.02, 1e30])  # one of the rates diverges
     options = {"chunk": chunk, "keep_states": True}
     straight = ensemble.fit_many(MNIST, tiny_mnist, members, **options)
     assert (straight.diverged_at > 0).tolist() == [False, False, True, True]

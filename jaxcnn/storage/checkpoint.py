@@ -197,6 +197,7 @@ class Store:
 
     def __init__(self, policy: Policy, run: Mapping[str, Any]) -> None:
         self._policy = policy
+        self.every = policy.every
         self._run: dict[str, Any] = fingerprint.of(run)
 
     def claim(self) -> None:

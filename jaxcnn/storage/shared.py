@@ -15,10 +15,15 @@ from jaxcnn.storage import checkpoint
 
 
 class SharedStore:
-    """The checkpoints of a run, see `jaxcnn.storage.checkpoint.Store`, handled by process 0."""
+    """The checkpoints of a run, see `jaxcnn.storage.checkpoint.Store`, handled by process 0.
 
-    def __init__(self, store: checkpoint.Store | None) -> None:
+    Attributes:
+        every: how often to save.
+    """
+
+    def __init__(self, store: checkpoint.Store | None, every: checkpoint.Every) -> None:
         self._store = store
+        self.every = every
 
     def resume(self, like: Any) -> tuple[Any, dict[str, Any], Path] | None:
         """Restores the newest sound checkpoint, in all processes."""
@@ -54,15 +59,18 @@ class SharedStore:
 
 @contextlib.contextmanager
 def open_shared(
-    policy: checkpoint.Policy, run: Callable[[], Mapping[str, Any]]
-) -> Iterator[SharedStore]:
+    policy: checkpoint.Policy | None, run: Callable[[], Mapping[str, Any]]
+) -> Iterator[SharedStore | None]:
     """Opens a run's checkpoints for process 0 alone, see `jaxcnn.storage.checkpoint.open_store`.
 
     Args:
-        policy: where they are.
+        policy: where they are; None for a run without checkpoints.
         run: returns what the run is; called by process 0 only.
     """
+    if policy is None:
+        yield None
+        return
     with contextlib.ExitStack() as stack:
         own: list[checkpoint.Store] = []
         from_main(lambda: own.append(stack.enter_context(checkpoint.open_store(policy, run()))))
-        yield SharedStore(own[0] if own else None)
+        yield SharedStore(own[0] if own else None, policy.every)

@@ -36,6 +36,7 @@ from jaxcnn.study.runs import (
 from jaxcnn.study.shards import Shard
 from jaxcnn.train import ensemble
 from jaxcnn.train.identity import code_digest
+from jaxcnn.train.members import Members
 
 
 class StudyObserver:
@@ -147,7 +148,7 @@ def _missing(
                 options["evaluate_once"] = True
             data = tuning if phase == "tune" else dataset
             columns = np.array(pairs).T
-            members = ensemble.Members(columns[1].astype(int), {"learning_rate": columns[0]})
+            members = Members(columns[1].astype(int), {"learning_rate": columns[0]})
             recipe = study.for_optimizer(optimizer)
             first = 0
             for result in ensemble.fit_chunks(recipe, data, members, **options):

@@ -7,9 +7,8 @@ from .steps import (
 )
 from .ensemble import (
     ManyResult as ManyResult,
-    Members as Members,
     fit_chunks as fit_chunks,
     fit_many as fit_many,
-    grid as grid,
 )
 from .trained import Trained as Trained, load_trained as load_trained
+from .members import Members as Members, grid as grid

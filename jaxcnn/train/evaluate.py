@@ -19,20 +19,20 @@ EVAL_BATCH_SIZE = 100
 def evaluate(
     recipe: Recipe, variables: Any, split: Split, *, tta: bool = False
 ) -> tuple[int, int, float]:
-    """Scores a network on a whole split, in evaluation mode.
+    """Evaluates a network on a whole split.
 
     Args:
         recipe: that it was trained with.
         variables: its `params`, and `batch_stats` where it has them.
-        split: the pictures.
-        tta: test-time augmentation, the average answer for several views of each picture, see
+        split: N images with their labels.
+        tta: test-time augmentation: predictions are averaged over several views of each image, see
             `jaxcnn.data.views`.
 
     Returns:
-        Right answers, pictures, and the mean cross entropy in nats.
+        Number of correct predictions, number of images, and the mean cross entropy in nats.
 
     Raises:
-        DataError: the split is none.
+        DataError: the arrays are not those of a split.
     """
     split = checked(split, "the split")
     normalize = make_normalize(recipe.mean, recipe.std)
@@ -49,7 +49,7 @@ def eval_batches(
     """Returns a whole split as batches on the devices, the last one padded and masked.
 
     Args:
-        split: N pictures.
+        split: N images.
         batch_size: B / D, any number from 1, on each of D devices along "data".
         placement: where the batches go; a process reads what its own devices need.
 

@@ -1,7 +1,7 @@
 """Two ways of getting batches to the device, which give the same batches in the same order.
 
 Both hand over chunks: some hundred shuffled batches stacked along a new front axis. The same
-compiled program trains on the chunks of either, so the results agree to the last bit.
+compiled program trains on the chunks of either, so the results are bit-identical.
 """
 
 from collections.abc import Container, Iterator
@@ -21,8 +21,8 @@ FeedName = Literal["auto", "device", "stream"]
 
 # Large enough that a chunk's overhead vanishes, small enough to prefetch and to show progress.
 _CHUNK_BYTES = 8 * 2**20
-# On CPU every call of a program faults its temporary memory in anew, which takes as long as a large
-# batch's step where a chunk has only a few.
+# On CPU each call of a program faults in its scratch memory again; with few steps per call this
+# takes as long as a step of a large batch.
 _CHUNK_STEPS = 32
 
 
@@ -50,7 +50,7 @@ class Feed(Protocol):
         ...
 
     def epoch(self, epoch: int, first: int = ..., cuts: Container[int] = ...) -> Iterator[Chunk]:
-        """Yields every picture of the split once, in an order that depends on `epoch`.
+        """Yields every image of the split once, in an order that depends on `epoch`.
 
         Args:
             epoch: counted from 1.
@@ -61,7 +61,13 @@ class Feed(Protocol):
 
 
 def permutation(key: jax.Array, epoch: int | jax.Array, size: int) -> jax.Array:
-    """Returns the order of an epoch, int32[size]: a function of the key and the epoch alone."""
+    """Returns the order of an epoch, int32[size].
+
+    Args:
+        key: PRNG key[] of a run's order.
+        epoch: counted from 1.
+        size: number of images.
+    """
     return jax.random.permutation(jax.random.fold_in(key, epoch), size)
 
 
@@ -107,7 +113,7 @@ def make_feed(
 
 @dataclass(frozen=True)
 class Plan:
-    """How an epoch of `size` pictures is cut into chunks.
+    """How an epoch of `size` images is cut into chunks.
 
     Full batches come first, in chunks of equal length; what is left forms one smaller batch.
     """
@@ -119,7 +125,7 @@ class Plan:
     def chunks(
         self, first: int = 0, cuts: Container[int] = ()
     ) -> Iterator[tuple[int, int, int, int]]:
-        """Yields (start, stop, K, B): pictures [start, stop) of the order, as K batches of B.
+        """Yields (start, stop, K, B): images [start, stop) of the order, as K batches of B.
 
         Args:
             first: how many batches to leave out at the beginning.
@@ -197,7 +203,7 @@ class StreamFeed:
     """Reads chunks from memory-mapped arrays in background threads and sends them ahead of use.
 
     The device holds at most three chunks at a time, whatever the size of the data set. A process
-    reads the pictures that its own devices need, of each batch its rows.
+    reads only the images that its own devices need, its rows of each batch.
     """
 
     def __init__(

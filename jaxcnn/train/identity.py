@@ -19,7 +19,7 @@ from jaxcnn.train import setup
 
 
 def code_digest(name: str) -> str:
-    """Returns the SHA-256 of the source of the module that an optimizer of one's own is in.
+    """Returns the SHA-256 of the source of the module that defines a user-defined optimizer.
 
     Args:
         name: "module:factory".
@@ -39,15 +39,21 @@ def identity(
     own_tx: Any = None,
     seeds: Any = 0,
 ) -> dict[str, Any]:
-    """Returns all that decides what a run is, as JSON values; the versions are no part of it.
+    """Returns all settings that decide the outcome of a run. Versions are not part of it.
 
     Args:
-        recipe: of the run.
-        dataset: likewise; of its pictures there is a checksum.
-        model: likewise, as it was asked for, not as it is placed on devices; of one that is not
-            the recipe's all fields count.
-        own_tx: the optimizer, or what makes it, if that is not the recipe's.
-        seeds: the seed, or what else tells this run from others.
+        recipe: the hyperparameters.
+        dataset: the training and test splits.
+        model: the network as it was requested, before it is placed on devices.
+        own_tx: the optimizer, or the function that makes it, if it is not the recipe's.
+        seeds: the seed, or the seeds of an ensemble.
+
+    Returns:
+        JSON values by name: every field of the recipe (its name as "recipe"); "seed"; "dataset",
+        "dataset_version" and "dataset_checksum", see `checksum`; "model", the name of the class,
+        and for a user-defined network also "model_fields"; "dtype" of the computation; "own_tx", a
+        digest of the optimizer, or False; jax's settings that differ from their defaults; and
+        "optimizer_code", see `code_digest`, if the recipe names a user-defined optimizer.
     """
     run = {
         **recipe.asdict(),
@@ -68,7 +74,7 @@ def identity(
 
 
 def checksum(*splits: Split) -> str:
-    """Returns the CRC-32 of all pictures and labels, in hexadecimal digits."""
+    """Returns the CRC-32 of all images and labels, 8 hexadecimal digits."""
     value = 0
     for split in splits:
         for array in (split.images, split.labels):

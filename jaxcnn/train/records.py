@@ -61,7 +61,9 @@ class Records:
         self._events: Any
 
     def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
-        """Creates the workdir and its files; those of a resumed run get what it had done.
+        """Creates the workdir and its files, see `jaxcnn.train.result.Observer.start`.
+
+        The records of a resumed run begin with those of the epochs that it has done before.
 
         Raises:
             WriteError: the workdir cannot be written.
@@ -86,7 +88,7 @@ class Records:
                 self._events.write_event(event)
 
     def advance(self, *, images: int, metrics: Metrics) -> None:
-        """A chunk was trained on."""
+        """Does nothing, see `jaxcnn.train.result.Observer.advance`: a record is of an epoch."""
 
     def epoch(self, record: EpochRecord) -> None:
         """Writes the record of an epoch."""

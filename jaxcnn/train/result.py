@@ -13,18 +13,18 @@ from jaxcnn.train.state import TrainState
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What is known after an epoch. Losses are mean cross entropies in nats.
+    """The metrics of an epoch. Losses are mean cross entropies in nats, accuracies are in 0..1.
 
     Attributes:
         epoch: counted from 1.
-        step: optimizer steps taken since the start.
-        learning_rate: of the last step; None if the optimizer was given from outside.
+        step: number of optimizer steps since the start.
+        learning_rate: of the last step; None if the optimizer was passed in.
         train_loss: mean over the epoch, in training mode (with dropout and augmentation).
-        train_accuracy: right answers in 0..1, likewise.
-        test_loss: in evaluation mode, over the whole test split.
-        test_accuracy: in 0..1, likewise.
-        seconds: spent on training in this epoch, without evaluation.
-        images_per_second: trained on in those seconds.
+        train_accuracy: over the epoch, in training mode.
+        test_loss: over the whole test split, in evaluation mode.
+        test_accuracy: over the whole test split, in evaluation mode.
+        seconds: training time of the epoch, without evaluation.
+        images_per_second: training images per second of training time.
     """
 
     epoch: int
@@ -44,18 +44,18 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class Result:
-    """What a training run leaves.
+    """The result of a training run.
 
     Attributes:
         state: at the end.
         history: a record for each epoch.
-        test_correct: right answers on the test split, after the last epoch.
-        test_total: pictures in it.
-        parameters: of the network.
+        test_correct: number of correct predictions on the test split, after the last epoch.
+        test_total: number of images in the test split.
+        parameters: number of trainable parameters.
         train_seconds: of all epochs, without compilation and evaluation.
         eval_seconds: of all evaluations.
         compile_seconds: of compiling every program of the run.
-        images_per_second: trained on in `train_seconds`.
+        images_per_second: training images per second of training time.
     """
 
     state: TrainState
@@ -70,19 +70,30 @@ class Result:
 
     @property
     def test_accuracy(self) -> float:
-        """Right answers on the test split, in 0..1."""
+        """Share of correct predictions on the test split, in 0..1."""
         return self.test_correct / self.test_total
 
 
 class Observer(Protocol):
-    """Is told how a run goes on. `jaxcnn.cli.progress` and `jaxcnn.train.records` have some."""
+    """Is notified of a run's progress, see `jaxcnn.cli.progress` and `jaxcnn.train.records`."""
 
     def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
-        """Training begins: so many epochs of so many images; a resumed run has done some."""
+        """Training begins.
+
+        Args:
+            epochs: number of epochs of the whole run.
+            images: number of training images in an epoch.
+            history: of the epochs that a resumed run has done before.
+        """
         ...
 
     def advance(self, *, images: int, metrics: steps.Metrics) -> None:
-        """So many images were trained on; `metrics` are the epoch's sums, on the device."""
+        """A chunk of training steps was handed to the device.
+
+        Args:
+            images: number of images in the chunk.
+            metrics: of the epoch until then, on the device; looking at them waits for the chunk.
+        """
         ...
 
     def epoch(self, record: EpochRecord) -> None:
@@ -90,24 +101,24 @@ class Observer(Protocol):
         ...
 
     def stop(self) -> None:
-        """Training has ended, well or not, perhaps before it began."""
+        """Training has ended, successfully or not, perhaps before it began."""
         ...
 
 
 @dataclass
 class Progress:
-    """What a run has done, beside its state.
+    """The progress of a run, which a checkpoint holds beside the state.
 
     Attributes:
         history: of the epochs that have ended.
-        test_correct: right answers of the last evaluation.
-        test_total: pictures in it.
+        test_correct: number of correct predictions in the latest evaluation.
+        test_total: number of images in it.
         train_seconds: of all epochs.
         eval_seconds: of all evaluations.
-        compile_seconds: of all processes that the run took.
-        epoch_seconds: of the epoch that has not ended.
-        versions: of the packages; see `jaxcnn.devices.environment`.
-        device: likewise.
+        compile_seconds: of the run, each time that it was started.
+        epoch_seconds: training time of the epoch that has not ended.
+        versions: of the packages, see `jaxcnn.devices.environment.versions`.
+        device: see `jaxcnn.devices.environment.device`.
     """
 
     history: list[EpochRecord] = dataclasses.field(default_factory=list)
@@ -122,10 +133,10 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
-        """Returns the progress that a checkpoint has.
+        """Returns the progress from a checkpoint's JSON values.
 
         Raises:
-            ValueError: it is none.
+            ValueError: a value is missing or has another type.
         """
         document.check(values, _PROGRESS, "progress")
         history = [{name: record[name] for name in _RECORD} for record in values["history"]]

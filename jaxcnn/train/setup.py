@@ -11,6 +11,7 @@ import optax
 
 from jaxcnn.data.augment import make_augment, make_normalize
 from jaxcnn.data.dataset import CLASSES, Dataset
+from jaxcnn.devices.mesh import ONE_DEVICE, Placement
 from jaxcnn.errors import UserError
 from jaxcnn.networks.cnn import Cifar10CNN, MnistCNN
 from jaxcnn.optim.extra_args import extra_arguments, with_plain_params
@@ -28,7 +29,13 @@ def make_model(recipe: Recipe) -> nn.Module:
 def make_recipe_step(
     recipe: Recipe, model: nn.Module, tx: optax.GradientTransformation
 ) -> steps.TrainStep:
-    """Returns the step that a recipe trains with, see `jaxcnn.train.steps.make_train_step`."""
+    """Returns the training step of a recipe, see `jaxcnn.train.steps.make_train_step`.
+
+    Args:
+        recipe: its normalization, augmentation and label smoothing.
+        model: the network.
+        tx: the optimizer.
+    """
     return steps.make_train_step(
         model,
         tx,
@@ -39,8 +46,8 @@ def make_recipe_step(
 
 
 def split_key(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns a run's two keys: of everything in its state, and of the order of its images."""
-    # Not jax's default, whatever that is: "rbg" gives all members of an ensemble the same numbers.
+    """Returns the two keys of a run: for everything in its state, and for the order of images."""
+    # The implementation is named: by "rbg" all members of an ensemble would draw the same numbers.
     init_key, order_key = jax.random.split(jax.random.key(seed, impl="threefry2x32"))
     return init_key, order_key
 
@@ -49,7 +56,7 @@ def checked_seeds(seeds: Any) -> np.ndarray:
     """Returns seeds as uint32[E].
 
     Raises:
-        UserError: one is no whole number in 0..2**32 - 1: it would be taken for another one.
+        UserError: a seed is not a whole number in 0..2**32 - 1.
     """
     whole: list[int] = []
     for position, seed in enumerate(seeds):
@@ -59,21 +66,21 @@ def checked_seeds(seeds: Any) -> np.ndarray:
             whole.append(-1)
         if not 0 <= whole[-1] < 2**32 or isinstance(seed, bool):
             raise UserError(
-                f"the seed {seed!r}, at position {position}, is no whole number from 0 to "
-                f"{2**32 - 1}: give such a one"
+                f"the seed {seed!r}, at position {position}, is not a whole number from 0 "
+                f"to {2**32 - 1}: give such a one"
             )
     return np.array(whole, np.uint32)
 
 
 def optimizer_key(init_key: jax.Array) -> jax.Array:
-    """Returns the key of an optimizer's random numbers; `state.init` splits 0 and 1 off."""
+    """Returns the key of an optimizer's random numbers; `init_state` uses the splits 0 and 1."""
     return jax.random.fold_in(init_key, 2)
 
 
 def check_optimizer(
     tx: optax.GradientTransformation, model: nn.Module, image_shape: tuple[int, ...]
 ) -> None:
-    """Finds out whether a training step can give an optimizer what it needs, without training.
+    """Checks, without training, that the training step can call an optimizer's `update`.
 
     Args:
         tx: the optimizer.
@@ -88,35 +95,48 @@ def check_optimizer(
     extra_arguments(with_plain_params(tx), params)
 
 
-def checked_model(recipe: Recipe, own: nn.Module | None, image_shape: tuple[int, ...]) -> nn.Module:
-    """Returns the network to train, one's own or else the recipe's.
+def checked_model(
+    recipe: Recipe, model: nn.Module | None, image_shape: tuple[int, ...]
+) -> nn.Module:
+    """Returns the network to train: a user-defined one, or the recipe's.
+
+    Args:
+        recipe: whose network is the default.
+        model: the user-defined network, if there is one.
+        image_shape: (H, W, C).
 
     Raises:
-        UserError: what one's own gives for an image are no logits of all classes.
+        UserError: the user-defined network does not return logits of all classes.
     """
-    if own is None:
+    if model is None:
         return make_model(recipe)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    logits, _ = jax.eval_shape(own.init_with_output, jax.random.key(0), image)
+    logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
     shape: tuple[int, ...] = getattr(logits, "shape", ())
     if len(shape) != 2 or shape[1] < CLASSES:
         raise UserError(
-            f"the network {type(own).__qualname__} gives {list(shape)} for one image: give one "
+            f"the network {type(model).__qualname__} returns {list(shape)} for one image: give one "
             f"with logits [1, {CLASSES}]"
         )
-    return own
+    return model
 
 
-def check_sizes(recipe: Recipe, dataset: Dataset) -> int:
-    """Refuses data sets that cannot be trained on with a recipe.
+def check_sizes(recipe: Recipe, dataset: Dataset, placement: Placement = ONE_DEVICE) -> int:
+    """Checks that a data set can be trained on with a recipe.
+
+    Args:
+        recipe: its batch size and number of epochs.
+        dataset: the training and test splits.
+        placement: of the batches on the devices.
 
     Returns:
-        Optimizer steps of the whole run.
+        Number of optimizer steps of the whole run.
 
     Raises:
-        UserError: a split is empty, a batch larger than the training split, or the run longer than
-            its counters can count.
+        UserError: a split is empty, a batch is larger than the training split or does not divide
+            over the devices, or the run is too long for its int32 counters.
     """
+    placement.check_batch(recipe.batch_size)
     for name, split in (("training", dataset.train), ("test", dataset.test)):
         if not len(split):
             raise UserError(f"{dataset.name} has no {name} images: give it at least one")
@@ -127,7 +147,7 @@ def check_sizes(recipe: Recipe, dataset: Dataset) -> int:
             "most that many"
         )
     total = recipe.epochs * -(-size // recipe.batch_size)
-    # The counters on the device are int32, and that of steps has a mark at the end.
+    # The counters on the device are int32, and the largest number of steps means "never".
     if max(total, size) >= steps.NEVER:
         raise UserError(
             f"{recipe.epochs} epochs of {size} images at batch {recipe.batch_size} are {total} "
@@ -137,7 +157,7 @@ def check_sizes(recipe: Recipe, dataset: Dataset) -> int:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Makes a recipe's optimizer and finds out whether its network can be trained with it.
+    """Checks that a recipe's optimizer can be made and can train its network.
 
     Raises:
         UserError: it cannot; the message says why.

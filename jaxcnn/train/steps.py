@@ -45,8 +45,8 @@ def make_train_step(
         `train_step(state, batch) -> (state, metrics)`, jitted, with the state donated. The batch
         is `{"image": uint8[B, H, W, C], "label": int32[B]}`. The metrics are sums over the batch,
         taken in training mode before the update: `loss_sum` float32[], cross entropy in nats;
-        `correct` int32[], right answers; `count` int32[], pictures. Tracing it raises `UserError`
-        where the optimizer asks for what a step cannot give.
+        `correct` int32[], correct predictions; `count` int32[], images. Tracing it raises
+        `UserError` where the optimizer cannot be used with this step.
     """
     tx = with_plain_params(tx)
     # Some optimizers differentiate forwards, which the stages on CPU do not.
@@ -109,13 +109,13 @@ def make_predict(
     normalize: Callable[[jax.Array], jax.Array],
     views: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Predict:
-    """Makes what answers for a batch, in evaluation mode.
+    """Makes the prediction for a batch, in evaluation mode.
 
     Args:
         model: the network.
         normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
-        views: uint8[B, H, W, C] -> uint8[V, B, H, W, C], pictures to take the average answer for,
-            see `jaxcnn.data.views`; or None for the pictures themselves.
+        views: uint8[B, H, W, C] -> uint8[V, B, H, W, C], views whose predictions are averaged,
+            see `jaxcnn.data.views`; or None for the images themselves.
 
     Returns:
         `predict(variables, images) -> logits`, float32[B, 10]. With views they are the logarithms
@@ -151,7 +151,7 @@ def make_eval_step(
 
     Returns:
         `eval_step(variables, batch) -> metrics`, jitted, with the metrics of `make_train_step`. The
-        batch has a `mask`, bool[B]: pictures that are masked out (False) count for nothing, so a
+        batch has a `mask`, bool[B]: images that are masked out (False) are not counted, so a
         last batch can be padded.
     """
     predict = make_predict(model, normalize=normalize, views=views)
@@ -197,13 +197,26 @@ def make_train_chunk(
 
 
 def with_nonfinite_step(metrics: Metrics, step: jax.Array) -> Metrics:
-    """Adds `nonfinite_step`: the given one if the loss is not finite, else `NEVER`."""
+    """Adds `nonfinite_step` to the metrics of a step.
+
+    Args:
+        metrics: of `make_train_step`, [] each, or [E] for an ensemble.
+        step: int32 of the same shape, counted from 1.
+
+    Returns:
+        The metrics with `nonfinite_step`: `step` where the loss is not finite, else `NEVER`.
+    """
     finite = jnp.isfinite(metrics["loss_sum"])
     return {**metrics, "nonfinite_step": jnp.where(finite, jnp.int32(NEVER), step)}
 
 
 def add_metrics(metrics: Metrics, others: Metrics) -> Metrics:
-    """Adds the sums up and takes the first of the steps that were not finite."""
+    """Adds sums and takes the first of the steps whose loss was not finite.
+
+    Args:
+        metrics: with `nonfinite_step`, [] each, or [E] for an ensemble.
+        others: of the same form.
+    """
     sums = jax.tree.map(jnp.add, metrics, others)
     first = jnp.minimum(metrics["nonfinite_step"], others["nonfinite_step"])
     return {**sums, "nonfinite_step": first}
@@ -233,7 +246,7 @@ def make_eval_chunk(
 
 
 def zero_metrics() -> Metrics:
-    """Returns metrics of no picture at all."""
+    """Returns the metrics of zero images."""
     return {
         "loss_sum": jnp.zeros((), jnp.float32),
         "correct": jnp.zeros((), jnp.int32),
@@ -242,14 +255,14 @@ def zero_metrics() -> Metrics:
 
 
 def zero_train_metrics() -> Metrics:
-    """Returns metrics of no training step at all."""
+    """Returns the training metrics of zero steps."""
     return {**zero_metrics(), "nonfinite_step": jnp.full((), NEVER, jnp.int32)}
 
 
 def _metrics(
     losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
 ) -> Metrics:
-    """Returns sums over a batch: of the cross entropy in nats, right answers, and pictures."""
+    """Returns sums over a batch: of the cross entropy in nats, correct predictions, and images."""
     mask = jnp.ones(labels.shape, bool) if mask is None else mask
     return {
         "loss_sum": jnp.sum(jnp.where(mask, losses, 0.0)),

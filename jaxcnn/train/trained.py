@@ -143,6 +143,7 @@ _RUN = {"seed": int} | dict.fromkeys("dataset dataset_version dataset_checksum d
 
 
 def _restore(found: checkpoint.Checkpoint) -> Trained:
+    """Returns the network of a checkpoint, every file of which is verified."""
     content = found.read()  # `restore` verifies the rest
     run = content["run"]
     if run.get("model") not in ("MnistCNN", "Cifar10CNN"):

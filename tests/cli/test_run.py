@@ -171,7 +171,7 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, run: Run) -> 
     # The bits do not depend on the feed either.
     ended = start(*argv, "--resume", "must", "--feed", "stream")
     assert ended.status == 0
-    assert f"going on from {saved.folder}" in ended.out
+    assert f"resuming from {saved.folder}" in ended.out
     assert outcome(folder) == outcome(run.workdir)
     assert json.loads((folder / "result.json").read_text())["feed"] == "stream"
 

@@ -32,6 +32,7 @@ from jaxcnn.study.runs import (
 from jaxcnn.study.shards import Shard
 from jaxcnn.study.study import StudyObserver, hold_out, run_study
 from jaxcnn.train import ensemble
+from jaxcnn.train.members import grid
 from tests import scores
 from tests.linear import Linear
 from tests.several import end, start
@@ -119,7 +120,7 @@ def test_tuned_on_held_out_images_and_tested_once(
         single = ensemble.fit_many(
             STUDY.for_optimizer("adamw"),
             data,
-            ensemble.grid([run.seed], learning_rate=[0.004]),
+            grid([run.seed], learning_rate=[0.004]),
             evaluate_on=score,
         )
         assert run.correct == single.correct[0]

@@ -13,6 +13,7 @@ from jaxcnn.errors import StoppedError, UserError
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.storage import checkpoint
 from jaxcnn.train import ensemble
+from jaxcnn.train.members import Members, grid
 from jaxcnn.train.result import Result
 from tests.linear import Linear
 from tests.train.test_fit import DATA, MODEL, RECIPE, equal, sized
@@ -28,7 +29,7 @@ EVEN = RECIPE.replace(batch_size=64, weight_decay=0.01)
 # is off by 1e-3 then; by rounding it would be by 6e-8 for each of the few hundred terms of the sums
 # in it, at the worst.
 NUDGE = np.float32(1.001)
-MEMBERS = ensemble.Members(
+MEMBERS = Members(
     np.array([0, 3, 0, 0]),
     {
         "learning_rate": np.array([0.1, 0.1, 0.02, 0.1 * NUDGE]),
@@ -38,9 +39,7 @@ MEMBERS = ensemble.Members(
 )
 
 
-def fit(
-    members: ensemble.Members = MEMBERS, recipe: Any = EVEN, **options: Any
-) -> ensemble.ManyResult:
+def fit(members: Members = MEMBERS, recipe: Any = EVEN, **options: Any) -> ensemble.ManyResult:
     """Trains an ensemble of small networks."""
     return ensemble.fit_many(recipe, DATA, members, **{"model": MODEL, **options})
 
@@ -100,29 +99,29 @@ def alone() -> list[Result]:
 def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps the programs that a test's first run compiles, for those that go on with it."""
     compiled: list[Any] = []
-    compile_programs = ensemble._compile
+    compile_ensemble = ensemble.compile_ensemble
 
     def once(*args: Any) -> Any:
         if not compiled:
-            compiled.append(compile_programs(*args))
+            compiled.append(compile_ensemble(*args))
         return compiled[0]
 
-    monkeypatch.setattr("jaxcnn.train.ensemble._compile", once)
+    monkeypatch.setattr("jaxcnn.train.ensemble.compile_ensemble", once)
 
 
 def test_grid() -> None:
-    members = ensemble.grid([5, 6], learning_rate=[0.1, 0.2], b1=[0.9])
+    members = grid([5, 6], learning_rate=[0.1, 0.2], b1=[0.9])
     assert members.seeds.tolist() == [5, 6, 5, 6]
     np.testing.assert_allclose(members.hyperparameters["learning_rate"], [0.1, 0.1, 0.2, 0.2])
     np.testing.assert_allclose(members.hyperparameters["b1"], 0.9)
-    assert ensemble.grid([1, 2]).seeds.tolist() == [1, 2]
+    assert grid([1, 2]).seeds.tolist() == [1, 2]
     taken = members.take([2, 0])
     assert taken.seeds.tolist() == [5, 5]
     np.testing.assert_allclose(taken.hyperparameters["learning_rate"], [0.2, 0.1])
     with pytest.raises(ValueError, match="b1 has shape"):
-        ensemble.Members(np.arange(2), {"b1": np.arange(3)})
+        Members(np.arange(2), {"b1": np.arange(3)})
     with pytest.raises(ValueError, match="at least one seed"):
-        ensemble.grid([])
+        grid([])
 
 
 def test_members_are_bit_identical_to_single_runs(
@@ -155,14 +154,14 @@ def test_members_that_run_at_once_differ_by_rounding(alone: list[Result]) -> Non
 def test_a_smaller_last_batch_and_a_run_that_is_stopped_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxcnn.train.ensemble._PIECE", 2)  # an epoch has 7 steps
-    members = ensemble.grid([0, 3])
+    monkeypatch.setattr("jaxcnn.train.ensemble_program._PIECE", 2)  # an epoch has 7 steps
+    members = grid([0, 3])
     policy = checkpoint.Policy(tmp_path, checkpoint.Every(3, "steps"), keep=100)
     folders = [tmp_path / "members-000000", tmp_path / "members-000001"]
     options = {"recipe": RECIPE, "chunk": 1, "keep_states": True, "checkpoints": policy}
-    # A member's run is polled at its steps 2, 3, 5, 6, 7, 9, 11, 12 and 14. It stops before the
-    # smaller batch, and with the second member at the end of an epoch.
-    for polls, member, step in ((3, 0, 6), (9, 1, 7)):
+    # A member's run is polled at its start and its steps 2, 3, 5, 6, 7, 9, 11, 12 and 14. It stops
+    # before the smaller batch, and with the second member at the end of an epoch.
+    for polls, member, step in ((4, 0, 6), (11, 1, 7)):
         polled = itertools.count()
         with pytest.raises(StoppedError) as caught:
             fit(members, interrupted=lambda now=polled, most=polls: next(now) >= most, **options)
@@ -189,13 +188,14 @@ def test_a_smaller_last_batch_and_a_run_that_is_stopped_again_and_again(
 @pytest.mark.usefixtures("compiled_once")
 def test_another_ensemble_is_not_gone_on_with(tmp_path: Path) -> None:
     policy = checkpoint.Policy(tmp_path)
+    polls = itertools.count()
     with pytest.raises(StoppedError, match="stopped at step 5 of 10, saved"):
-        fit(chunk=3, checkpoints=policy, interrupted=lambda: True)
+        fit(chunk=3, checkpoints=policy, interrupted=lambda: next(polls) == 1)
     other = MEMBERS.take([1, 0, 2])
     faster = dict(MEMBERS.hyperparameters, learning_rate=np.full(4, 0.3))
     for members, options, named in (
         (other, {}, r"seed \[0, 3, 0\] there and \[3, 0, 0\] here"),
-        (ensemble.Members(MEMBERS.seeds, faster), {}, "hyperparameters"),
+        (Members(MEMBERS.seeds, faster), {}, "hyperparameters"),
         (MEMBERS, {"evaluate_on": DATA.train}, "evaluate_on"),
         (MEMBERS, {"evaluate_once": True}, "evaluate_once False there and True here"),
     ):
@@ -232,7 +232,7 @@ def test_optimizers_of_one_s_own(one_by_one: ensemble.ManyResult) -> None:
     # One with its hyperparameters in its state. The step is the only one: what the second rate
     # spoils no training loss has seen.
     recipe = EVEN.replace(epochs=1, batch_size=320)
-    members = ensemble.grid([0], learning_rate=[0.05, 1e30])
+    members = grid([0], learning_rate=[0.05, 1e30])
     injected = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)
     result = fit(members, recipe, tx=injected, keep_states=True)
     assert result.diverged_at.tolist() == [0, 1]
@@ -262,7 +262,7 @@ def test_scored_once_and_on_another_split() -> None:
 def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """The bytes that are free, and those that every program needs beside the states."""
     sizes = {"free": 2**40, "program": 0}
-    monkeypatch.setattr("jaxcnn.train.ensemble._free_memory", lambda: sizes["free"])
+    monkeypatch.setattr("jaxcnn.train.ensemble_program._free_memory", lambda: sizes["free"])
     monkeypatch.setattr(
         jax.stages.Compiled,
         "memory_analysis",
@@ -286,7 +286,7 @@ def test_elsewhere_as_many_run_at_once_as_fit(
     memory: dict[str, int], one_by_one: ensemble.ManyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr("jaxcnn.train.ensemble._SAMPLE", 1)
+    monkeypatch.setattr("jaxcnn.train.ensemble_program._SAMPLE", 1)
     leaves = jax.tree.leaves(one_by_one.states)
     member = sum(4 * leaf[0].size for leaf in leaves)  # bytes of its state
     members = MEMBERS.take([0, 1, 2])
@@ -305,7 +305,7 @@ def test_mistakes() -> None:
     with pytest.raises(UserError, match="batch_size 321 is larger than the 320"):
         fit(recipe=RECIPE.replace(batch_size=321))
     with pytest.raises(UserError, match="without members"):
-        fit(ensemble.Members(np.array([], int)))
+        fit(Members(np.array([], int)))
     with pytest.raises(UserError, match="chunk takes a whole number from 1"):
         fit(chunk=0)
 
@@ -319,12 +319,12 @@ def test_seeds_of_all_32_bits() -> None:
 @pytest.mark.parametrize("seeds", [[0, -1], [0, 2**32], np.array([0, -1])])
 def test_seeds_that_would_be_taken_for_others(seeds: Any) -> None:
     with pytest.raises(UserError, match=r"the seed .*, at position 1, is no whole number"):
-        ensemble.grid(seeds)
+        grid(seeds)
 
 
 def test_one_image_is_enough() -> None:
     recipe = RECIPE.replace(epochs=1, batch_size=1)
-    result = ensemble.fit_many(recipe, sized(DATA, 1, 1), ensemble.grid([0]), model=Linear())
+    result = ensemble.fit_many(recipe, sized(DATA, 1, 1), grid([0]), model=Linear())
     assert result.total == 1
     assert all(np.isfinite(curve).all() for curve in result.history.values())
 

@@ -24,11 +24,11 @@ from jaxcnn.recipes import named
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
 from jaxcnn.train import fit as train_fit
-from jaxcnn.train import steps
+from jaxcnn.train import run_program, steps
 from jaxcnn.train.evaluate import eval_batches, evaluate
-from jaxcnn.train.fit import checkpoint_tree
 from jaxcnn.train.identity import identity
 from jaxcnn.train.result import EpochRecord, Result
+from jaxcnn.train.run_monitor import checkpoint_tree
 from jaxcnn.train.setup import check_recipe, check_sizes, make_model
 from jaxcnn.train.steps import Metrics
 from tests import conformance
@@ -118,7 +118,8 @@ def _small_chunks_and_a_clock() -> Iterator[None]:
         patch.setattr("jaxcnn.train.feed._CHUNK_STEPS", 2)
         patch.setattr("jaxcnn.train.feed._CHUNK_BYTES", 1)
         clock = SimpleNamespace(perf_counter=itertools.count(0.0).__next__)
-        patch.setattr("jaxcnn.train.fit.time", clock)
+        patch.setattr("jaxcnn.train.loop.time", clock)
+        patch.setattr("jaxcnn.train.run_program.time", clock)
         yield
 
 
@@ -126,14 +127,14 @@ def _small_chunks_and_a_clock() -> Iterator[None]:
 def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps the programs that a test's first run compiles, for those that go on with it."""
     compiled: list[Any] = []
-    compile_train_steps = train_fit._compile_train_steps
+    compile_train_chunks = run_program.compile_train_chunks
 
     def once(*args: Any) -> Any:
         if not compiled:
-            compiled.append(compile_train_steps(*args))
+            compiled.append(compile_train_chunks(*args))
         return compiled[0]
 
-    monkeypatch.setattr("jaxcnn.train.fit._compile_train_steps", once)
+    monkeypatch.setattr("jaxcnn.train.run_program.compile_train_chunks", once)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +254,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
     assert [record.seconds for record in result.history] == [2, 2]
     assert (result.compile_seconds, result.train_seconds, result.eval_seconds) == (4, 4, 2)
     folders = [tmp_path / f"step-{step:010d}" for _, _, step in stops]
-    assert said == [f"going on from {folder}" for folder in folders]
+    assert said == [f"resuming from {folder}" for folder in folders]
     starts = [call for call in recorder.calls if call[0] == "start"]
     assert starts == [("start", 2, 320, epochs) for epochs in (0, 0, 1, 1)]
     assert recorder.calls.count("stop") == 4
@@ -316,9 +317,9 @@ def test_a_finished_run_is_read_and_not_trained_again(
     same(again, first)
     assert (again.compile_seconds, again.train_seconds, again.eval_seconds) == (2, 2, 2)
     assert recorder.calls == [("start", 2, 320, 2), "stop"]
-    # Of another device or version the last bits may differ.
-    assert said[0] == f"going on from {found[-1].folder}"
-    assert "the last bits may differ" in said[1]
+    # On another device or with another version rounding may differ.
+    assert said[0] == f"resuming from {found[-1].folder}"
+    assert "may not be bit-identical" in said[1]
     assert f"device {environment.device()} then and abacus now" in said[1]
     assert len(said) == 2
 

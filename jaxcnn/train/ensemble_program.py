@@ -1,0 +1,353 @@
+"""The compiled computations of an ensemble: many runs in one program."""
+
+import math
+import os
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from jaxcnn.data.augment import make_normalize
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.devices import processes
+from jaxcnn.devices.mesh import Placement
+from jaxcnn.errors import UserError
+from jaxcnn.optim.factory import make_optimizer
+from jaxcnn.recipes.recipe import Recipe
+from jaxcnn.train import steps
+from jaxcnn.train.feed import permutation
+from jaxcnn.train.loop import HostMetrics, Piece
+from jaxcnn.train.members import Members
+from jaxcnn.train.setup import check_optimizer, make_recipe_step, optimizer_key, split_key
+from jaxcnn.train.state import TrainState, init_state
+
+# The memory of a member is estimated from a program of this many.
+_SAMPLE = 8
+# Steps after which a run polls whether to stop; few enough to answer in seconds.
+_PIECE = 256
+# Share of the free memory that a chunk chosen automatically may need.
+_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Member:
+    """The computations of one member, as functions of arrays that can be mapped over members.
+
+    Attributes:
+        recipe: that all members share.
+        image_shape: (H, W, C).
+        size: number of training images.
+        model: the network, as it is placed on the devices.
+        tx: the optimizer, what makes it from hyperparameters, or None for the recipe's.
+        placement: of the arrays on the devices.
+    """
+
+    recipe: Recipe
+    image_shape: tuple[int, ...]
+    size: int
+    model: nn.Module
+    tx: Any
+    placement: Placement
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps in an epoch."""
+        return -(-self.size // self.recipe.batch_size)
+
+    def make_tx(self, init_key: jax.Array, values: Any) -> optax.GradientTransformation:
+        """Returns the optimizer.
+
+        Args:
+            init_key: PRNG key[], the run's first one.
+            values: float32[] by name, the member's hyperparameters.
+        """
+        if self.tx is None:
+            return make_optimizer(
+                self.recipe,
+                self.recipe.epochs * self.steps_per_epoch,
+                key=optimizer_key(init_key),
+                hyperparameters=values,
+            )
+        return self.tx if hasattr(self.tx, "update") else self.tx(values)
+
+    def init(self, seed: jax.Array, values: Any) -> TrainState:
+        """Returns the initial state.
+
+        Args:
+            seed: uint32[].
+            values: float32[] by name, the member's hyperparameters.
+
+        Raises:
+            UserError: the optimizer cannot be used, or does not take a hyperparameter.
+        """
+        init_key, _ = split_key(seed)
+        tx = self.make_tx(init_key, values)
+        check_optimizer(tx, self.model, self.image_shape)
+        start = init_state(init_key, self.model, tx, self.image_shape)
+        if self.tx is None or not hasattr(self.tx, "update") or not values:
+            return start
+        lacking = [n for n in values if not optax.tree.get_all_with_path(start.opt_state, n)]
+        if lacking:
+            raise UserError(
+                f"the optimizer does not keep {', '.join(lacking)} in its state: make it with "
+                "optax.inject_hyperparams"
+            )
+        return start.replace(opt_state=optax.tree.set(start.opt_state, **values))
+
+    def train_full(
+        self, state: Any, sums: Any, seed: Any, values: Any, epoch: Any, bounds: Any, data: Any
+    ) -> tuple[TrainState, steps.Metrics]:
+        """Takes the steps [first, last) of an epoch, whose batches are full.
+
+        Args:
+            state: `TrainState`.
+            sums: metrics of the epoch until then.
+            seed: uint32[].
+            values: float32[] by name, the member's hyperparameters.
+            epoch: int32[], counted from 1.
+            bounds: (first, last), int32[] each.
+            data: (uint8[N, H, W, C], int32[N]), all training images and labels.
+        """
+        step = self._step(seed, values, epoch, data, self.recipe.batch_size)
+        first, last = bounds
+        return jax.lax.fori_loop(first, last, step, (state, sums))
+
+    def train_rest(
+        self, state: Any, sums: Any, seed: Any, values: Any, epoch: Any, bounds: Any, data: Any
+    ) -> tuple[TrainState, steps.Metrics]:
+        """Takes the last step of an epoch, whose batch is smaller; see `train_full`."""
+        full, left = divmod(self.size, self.recipe.batch_size)
+        return self._step(seed, values, epoch, data, left)(full, (state, sums))
+
+    def evaluate(self, state: TrainState, batches: Any) -> steps.Metrics:
+        """Returns the metrics of a split.
+
+        Args:
+            state: of the member.
+            batches: see `jaxcnn.train.evaluate.eval_batches`.
+        """
+        normalize = make_normalize(self.recipe.mean, self.recipe.std)
+        eval_step = steps.make_eval_step(self.model, normalize=normalize)
+        metrics: steps.Metrics = steps.make_eval_chunk(eval_step)(state.eval_variables, batches)
+        return metrics
+
+    def _step(
+        self, seed: Any, values: Any, epoch: Any, data: Any, count: int
+    ) -> Callable[[Any, Any], Any]:
+        """Returns the step at a position of an epoch, (position, carry) -> carry.
+
+        Args:
+            seed: uint32[].
+            values: float32[] by name, the member's hyperparameters.
+            epoch: int32[], counted from 1.
+            data: (uint8[N, H, W, C], int32[N]), all training images and labels.
+            count: number of images of the batch.
+        """
+        images, labels = data
+        init_key, order_key = split_key(seed)
+        train_step = make_recipe_step(self.recipe, self.model, self.make_tx(init_key, values))
+        order = permutation(order_key, epoch, self.size)
+
+        def step(position: Any, carry: Any) -> Any:
+            state, sums = carry
+            start = position * self.recipe.batch_size
+            indices = jax.lax.dynamic_slice_in_dim(order, start, count)
+            indices = self.placement.cut(indices)
+            batch = {"image": images[indices], "label": labels[indices]}
+            state, metrics = train_step(state, batch)
+            metrics = steps.with_nonfinite_step(metrics, state.step)
+            return state, steps.add_metrics(sums, metrics)
+
+        return step
+
+
+class EnsembleProgram:
+    """What a chunk of E members computes at once, see `jaxcnn.train.loop.Program`.
+
+    Attributes:
+        chunk: E.
+        memory: bytes that the device needs for it, estimated.
+    """
+
+    def __init__(self, member: Member, data: Any, batches: Any, example: Members) -> None:
+        """Compiles the computations.
+
+        Args:
+            member: the computations of one member.
+            data: (uint8[N, H, W, C], int32[N]), all training images and labels, on the devices.
+            batches: of the evaluation split, see `jaxcnn.train.evaluate.eval_batches`.
+            example: E members with the hyperparameters that will be trained.
+        """
+        self.chunk = len(example)
+        self._member = member
+        self._placement = member.placement
+        self._data = data
+        self._batches = batches
+        self._members = example
+        self._compile()
+
+    def _compile(self) -> None:
+        """Compiles the initialization, the training steps and the evaluation."""
+        member, out = self._member, self._placement.members
+        one = self._arguments()
+        self._init = jax.jit(self._for_each(member.init, 2), out_shardings=out)
+        states = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=out),
+            jax.eval_shape(self._init, *one),
+        )
+        sums = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((self.chunk,), leaf.dtype, sharding=out),
+            steps.zero_train_metrics(),
+        )
+        zero = np.int32(0)
+
+        def compile_steps(take: Callable[..., Any]) -> Any:
+            mapped = jax.jit(self._for_each(take, 4), donate_argnums=0, out_shardings=out)
+            return mapped.lower(states, sums, *one, zero, (zero, zero), self._data).compile()
+
+        self._full = compile_steps(member.train_full)
+        rest = member.size % member.recipe.batch_size
+        self._rest = compile_steps(member.train_rest) if rest else None
+        evaluate = jax.jit(self._for_each(member.evaluate, 1), out_shardings=out)
+        self._evaluate = evaluate.lower(states, self._batches).compile()
+        analyses: list[Any] = [
+            program.memory_analysis() for program in (self._full, self._evaluate)
+        ]
+        self.memory = max(analysis.temp_size_in_bytes for analysis in analyses)
+        self.memory += sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(states))
+
+    def start(self, members: Members) -> TrainState:
+        """Makes this program that of other members, E of them, and returns their initial states."""
+        self._members = members
+        state: TrainState = self._init(*self._arguments())
+        return state
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps in an epoch."""
+        return self._member.steps_per_epoch
+
+    def zero_sums(self) -> steps.Metrics:
+        """Returns the training metrics of zero steps, [E] each."""
+        zeros = steps.zero_train_metrics()
+        return self.place({name: np.full(self.chunk, leaf) for name, leaf in zeros.items()})
+
+    def place(self, tree: Any) -> Any:
+        """Returns a pytree of arrays [E, ...] on the devices of the members."""
+        return self._placement.spread(tree)
+
+    def fetch(self, tree: Any) -> Any:
+        """Returns the pytree itself: one process has all of an ensemble that is saved."""
+        return tree
+
+    def to_host(self, sums: steps.Metrics) -> HostMetrics:
+        """Waits for metrics and returns them as NumPy arrays [E]."""
+        return self._placement.collect(sums)
+
+    def epoch(
+        self, state: TrainState, sums: steps.Metrics, epoch: int, first: int, cuts: Container[int]
+    ) -> Iterator[Piece]:
+        """Trains an epoch in pieces, see `jaxcnn.train.loop.Program.epoch`."""
+        size, batch_size = self._member.size, self._member.recipe.batch_size
+        arguments = (*self._arguments(), np.int32(epoch))
+        per_epoch, full = self.steps_per_epoch, size // batch_size
+        for last in range(first + 1, per_epoch + 1):
+            if not (last in cuts or last - first == _PIECE or last == per_epoch):
+                continue
+            bounds = np.int32(first), np.int32(min(last, full))
+            if first < full:
+                state, sums = self._full(state, sums, *arguments, bounds, self._data)
+            if self._rest is not None and last == per_epoch:
+                state, sums = self._rest(state, sums, *arguments, bounds, self._data)
+            images = min(last * batch_size, size) - first * batch_size
+            yield Piece(state, sums, last - first, images)
+            first = last
+
+    def evaluate(self, state: TrainState) -> HostMetrics:
+        """Returns the metrics of the evaluation split, [E] each."""
+        return self.to_host(self._evaluate(state, self._batches))
+
+    def _arguments(self) -> tuple[Any, Any]:
+        """Returns seeds and hyperparameters on the devices of the members."""
+        members = self._members
+        arguments: tuple[Any, Any] = self.place((members.seeds, dict(members.hyperparameters)))
+        return arguments
+
+    def _for_each(self, function: Callable[..., Any], mapped: int) -> Callable[..., Any]:
+        """Maps a function over the leading axis of its first `mapped` arguments.
+
+        On a mesh every device maps over its own members, as one device would.
+        """
+        if self._placement.mesh is None:
+            return _map(function, self.chunk, mapped)
+        own = self.chunk // self._placement.size("ensemble")
+        return self._placement.over_members(_map(function, own, mapped), mapped)
+
+
+def _map(function: Callable[..., Any], size: int, mapped: int) -> Callable[..., Any]:
+    """Maps a function over the leading axis, of length `size`, of its first `mapped` arguments.
+
+    For a single member without `vmap`, which costs a little and rounds differently.
+    """
+    if size > 1:
+        return lambda *args: jax.vmap(lambda *own: function(*own, *args[mapped:]))(*args[:mapped])
+
+    def alone(*args: Any) -> Any:
+        own = jax.tree.map(lambda leaf: leaf[0], args[:mapped])
+        return jax.tree.map(lambda leaf: leaf[None], function(*own, *args[mapped:]))
+
+    return alone
+
+
+def compile_ensemble(
+    member: Member, dataset: Dataset, batches: Any, members: Members, chunk: int | None
+) -> EnsembleProgram:
+    """Compiles the program of a chunk of an ensemble.
+
+    Args:
+        member: the computations of one member.
+        dataset: whose training split is kept on the devices.
+        batches: of the evaluation split, see `jaxcnn.train.evaluate.eval_batches`.
+        members: all of them.
+        chunk: how many run at once. Default: on CPU one on each device, which is fastest there;
+            elsewhere as many as fit the devices' memory.
+
+    Raises:
+        UserError: `chunk` is less than 1, or does not fit the memory.
+    """
+    arrays = jax.numpy.asarray(dataset.train.images), jax.numpy.asarray(dataset.train.labels)
+    data = member.placement.replicate(arrays)
+    spread = member.placement.size("ensemble")
+
+    def build(size: int) -> EnsembleProgram:
+        return EnsembleProgram(member, data, batches, members.take(np.zeros(size, int)))
+
+    free = min(processes.exchange(_free_memory()))
+    if chunk is None:
+        chunk = spread if jax.default_backend() == "cpu" else len(members)
+        if chunk > _SAMPLE * spread:
+            each = build(_SAMPLE * spread).memory / _SAMPLE
+            chunk = int(min(chunk, spread * max(1, _SHARE * free // each)))
+    elif chunk < 1:
+        raise UserError(f"chunk takes a whole number from 1, got {chunk}")
+    # Every device along "ensemble" has the same number of members.
+    program = build(-(-min(chunk, len(members)) // spread) * spread)
+    if program.memory > free:
+        most = max(1, int(program.chunk * _SHARE * free / program.memory))
+        raise UserError(
+            f"a chunk of {program.chunk} members needs {program.memory / 2**30:.1f} GiB of memory "
+            f"and the device has {free / 2**30:.1f} GiB free: take a chunk of at most {most}"
+        )
+    return program
+
+
+def _free_memory() -> int:
+    """Returns the number of bytes that the device has left."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

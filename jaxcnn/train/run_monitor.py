@@ -1,0 +1,202 @@
+"""The records of a single run: metrics of every epoch, times, observers, divergence."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.devices import environment, processes
+from jaxcnn.errors import DivergedError, UserError
+from jaxcnn.networks.inspect import count_parameters
+from jaxcnn.recipes.recipe import Recipe
+from jaxcnn.storage import checkpoint
+from jaxcnn.train import steps
+from jaxcnn.train.loop import HostMetrics
+from jaxcnn.train.result import EpochRecord, Observer, Progress, Result
+from jaxcnn.train.state import TrainState
+
+
+class RunMonitor:
+    """Records one run, see `jaxcnn.train.loop.Monitor`.
+
+    Attributes:
+        done: everything that was recorded until now.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        schedule: optax.Schedule | None,
+        observers: Sequence[Observer] = (),
+        checkpoints: checkpoint.Policy | None = None,
+    ) -> None:
+        """Begins the records of a run.
+
+        Args:
+            recipe: of the run.
+            dataset: that the run trains on.
+            schedule: the learning rate by step; None for an optimizer that was passed in.
+            observers: notified of progress, in process 0.
+            checkpoints: where a resumed run is reported.
+        """
+        self.done = Progress()
+        self._recipe = recipe
+        self._images = len(dataset.train)
+        self._schedule = schedule
+        self._observers = observers if processes.is_main() else ()
+        self._checkpoints = checkpoints
+
+    @contextlib.contextmanager
+    def observing(self) -> Iterator[None]:
+        """Notifies the observers of the start and, however the run ends, of its end."""
+        with contextlib.ExitStack() as stack:
+            for observer in self._observers:
+                stack.callback(observer.stop)
+            for observer in self._observers:
+                observer.start(
+                    epochs=self._recipe.epochs, images=self._images, history=self.done.history
+                )
+            yield
+
+    def tree(self, state: TrainState, sums: steps.Metrics) -> dict[str, Any]:
+        """Returns the pytree that a checkpoint holds, see `checkpoint_tree`."""
+        return checkpoint_tree(state, sums)
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """Returns `Progress` as JSON values."""
+        return asdict(self.done)
+
+    def score(self) -> float | None:
+        """Returns the accuracy on the test split after the last epoch."""
+        return self.done.history[-1].test_accuracy
+
+    def restore(self, tree: dict[str, Any], progress: dict[str, Any], saved: Path) -> int:
+        """Takes over the progress of a checkpoint, and reports which versions have changed.
+
+        Args:
+            tree: of the checkpoint.
+            progress: of the checkpoint, see `progress`.
+            saved: the checkpoint's folder.
+
+        Returns:
+            The step of the checkpoint.
+
+        Raises:
+            UserError: the checkpoint holds no progress of a run.
+        """
+        try:
+            self.done = Progress.from_json(progress)
+        except ValueError as error:
+            raise UserError(
+                f"{saved} does not say how far its run had come ({error}): give another --workdir"
+            ) from None
+        assert self._checkpoints is not None
+        report = self._checkpoints.report
+        report(f"resuming from {saved}")
+        here = {**environment.versions(), "device": environment.device()}
+        there = {**self.done.versions, "device": self.done.device}
+        changed = [
+            f"{name} {there.get(name)} then and {here.get(name)} now"
+            for name in here
+            if there.get(name) != here.get(name)
+        ]
+        if changed:
+            report(
+                "the resumed run may not be bit-identical to an uninterrupted one: "
+                + ", ".join(changed)
+            )
+        return int(tree["state"].step)
+
+    def check(self, sums: steps.Metrics | HostMetrics) -> None:
+        """Ends the run if the loss of a step was not finite.
+
+        Raises:
+            DivergedError: it was not; the message names the step and the remedy.
+        """
+        if (step := int(sums["nonfinite_step"])) != steps.NEVER:
+            raise self._diverged(step)
+
+    def advance(self, images: int, sums: steps.Metrics) -> None:
+        """Notifies the observers of a chunk, see `jaxcnn.train.loop.Monitor.advance`."""
+        for observer in self._observers:
+            observer.advance(images=images, metrics=sums)
+
+    def trained(self, seconds: float) -> None:
+        """Adds to the training time of the epoch."""
+        self.done.epoch_seconds += seconds
+
+    def epoch(
+        self, epoch: int, step: int, train: HostMetrics, scored: HostMetrics | None, seconds: float
+    ) -> None:
+        """Records an epoch, see `jaxcnn.train.loop.Monitor.epoch`.
+
+        Raises:
+            DivergedError: the last update has made the network's outputs non-finite.
+        """
+        assert scored is not None
+        if not np.isfinite(scored["loss_sum"]):
+            raise self._diverged(step)
+        done, schedule = self.done, self._schedule
+        record = EpochRecord(
+            epoch=epoch,
+            step=step,
+            learning_rate=None if schedule is None else float(schedule(step - 1)),
+            train_loss=float(train["loss_sum"] / train["count"]),
+            train_accuracy=float(train["correct"] / train["count"]),
+            test_loss=float(scored["loss_sum"] / scored["count"]),
+            test_accuracy=float(scored["correct"] / scored["count"]),
+            seconds=done.epoch_seconds,
+            images_per_second=self._images / done.epoch_seconds,
+        )
+        done.history.append(record)
+        done.test_correct, done.test_total = int(scored["correct"]), int(scored["count"])
+        done.train_seconds += done.epoch_seconds
+        done.eval_seconds += seconds
+        done.epoch_seconds = 0.0
+        for observer in self._observers:
+            observer.epoch(record)
+
+    def result(self, state: TrainState) -> Result:
+        """Returns the result of the run that has ended with a state."""
+        done = self.done
+        return Result(
+            state=state,
+            history=tuple(done.history),
+            test_correct=done.test_correct,
+            test_total=done.test_total,
+            parameters=count_parameters(state.params),
+            train_seconds=done.train_seconds,
+            eval_seconds=done.eval_seconds,
+            compile_seconds=done.compile_seconds,
+            images_per_second=self._recipe.epochs * self._images / done.train_seconds,
+        )
+
+    def _diverged(self, step: int) -> DivergedError:
+        """Returns the error of a run whose loss is not finite at a step."""
+        where = f"the training loss is not finite any more at step {step}"
+        if self._schedule is None:
+            return DivergedError(f"{where}: give the optimizer a smaller learning rate")
+        return DivergedError(
+            f"{where}, where the learning rate is {float(self._schedule(step - 1)):.3g}: give "
+            f"--learning-rate a smaller value than {self._recipe.learning_rate:g}"
+        )
+
+
+def checkpoint_tree(state: TrainState, sums: steps.Metrics) -> dict[str, Any]:
+    """Returns the pytree that a checkpoint of a run holds.
+
+    Args:
+        state: of the run.
+        sums: metrics of the epoch that has begun.
+
+    Returns:
+        "network", the variables to evaluate, for whoever only uses the network; "state" and "sums",
+        from which training resumes.
+    """
+    return {"network": state.eval_variables, "state": state, "sums": sums}
