@@ -318,7 +318,7 @@ def test_seeds_of_all_32_bits() -> None:
 
 @pytest.mark.parametrize("seeds", [[0, -1], [0, 2**32], np.array([0, -1])])
 def test_seeds_that_would_be_taken_for_others(seeds: Any) -> None:
-    with pytest.raises(UserError, match=r"the seed .*, at position 1, is no whole number"):
+    with pytest.raises(UserError, match=r"the seed .*, at position 1, is not a whole number"):
         grid(seeds)
 
 

@@ -506,7 +506,7 @@ def test_records_are_plain_values(first: Result) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "1", None, np.float32(1), np.int64(-1)])
 def test_what_is_no_seed(seed: Any) -> None:
-    with pytest.raises(UserError, match=r"the seed .*, at position 0, is no whole number"):
+    with pytest.raises(UserError, match=r"the seed .*, at position 0, is not a whole number"):
         fit(seed=seed)
 
 
@@ -524,7 +524,7 @@ class Narrow(nn.Module):
 
 @pytest.mark.parametrize("network", [Narrow(), Narrow(1), Narrow(10, (2, 5))])
 def test_a_network_that_does_not_tell_the_classes_apart(network: nn.Module) -> None:
-    with pytest.raises(UserError, match=r"Narrow gives \[1.*\] for one image: .*logits \[1, 10\]"):
+    with pytest.raises(UserError, match=r"Narrow returns \[1.*\] for one image: .*logits \[1, 10\]"):
         fit(model=network)
 
 
