@@ -55,10 +55,10 @@ TESTS = {
     "jaxcnn/train/identity.py": ["tests/train/test_fit.py"],
     "jaxcnn/train/result.py": ["tests/train/test_fit.py"],
     "jaxcnn/train/ensemble_program.py": ["tests/train/test_ensemble.py"],
-    "jaxcnn/train/members.py": ["tests/train/test_ensemble.py"],
+    "jaxcnn/train/members.py": ["tests/train/test_members.py"],
     "jaxcnn/train/run_monitor.py": ["tests/train/test_fit.py"],
     "jaxcnn/train/run_program.py": ["tests/train/test_fit.py"],
-    "jaxcnn/train/setup.py": ["tests/train/test_fit.py"],
+    "jaxcnn/train/setup.py": ["tests/train/test_setup.py", "tests/train/test_fit.py"],
 }
 
 _SWAPS: dict[type, type] = {

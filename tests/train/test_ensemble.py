@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,21 +106,6 @@ def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return compiled[0]
 
     monkeypatch.setattr("jaxcnn.train.ensemble.compile_ensemble", once)
-
-
-def test_grid() -> None:
-    members = grid([5, 6], learning_rate=[0.1, 0.2], b1=[0.9])
-    assert members.seeds.tolist() == [5, 6, 5, 6]
-    np.testing.assert_allclose(members.hyperparameters["learning_rate"], [0.1, 0.1, 0.2, 0.2])
-    np.testing.assert_allclose(members.hyperparameters["b1"], 0.9)
-    assert grid([1, 2]).seeds.tolist() == [1, 2]
-    taken = members.take([2, 0])
-    assert taken.seeds.tolist() == [5, 5]
-    np.testing.assert_allclose(taken.hyperparameters["learning_rate"], [0.2, 0.1])
-    with pytest.raises(ValueError, match="b1 has shape"):
-        Members(np.arange(2), {"b1": np.arange(3)})
-    with pytest.raises(ValueError, match="at least one seed"):
-        grid([])
 
 
 def test_members_are_bit_identical_to_single_runs(
@@ -308,18 +292,6 @@ def test_mistakes() -> None:
         fit(Members(np.array([], int)))
     with pytest.raises(UserError, match="chunk takes a whole number from 1"):
         fit(chunk=0)
-
-
-def test_seeds_of_all_32_bits() -> None:
-    seed = 2**32 - 1
-    members = dataclasses.replace(MEMBERS.take([0]), seeds=np.array([seed]))
-    check_history(fit(members), 0, fit_alone(EVEN, seed=seed))
-
-
-@pytest.mark.parametrize("seeds", [[0, -1], [0, 2**32], np.array([0, -1])])
-def test_seeds_that_would_be_taken_for_others(seeds: Any) -> None:
-    with pytest.raises(UserError, match=r"the seed .*, at position 1, is not a whole number"):
-        grid(seeds)
 
 
 def test_one_image_is_enough() -> None:
