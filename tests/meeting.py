@@ -1,8 +1,9 @@
-"""What two processes make of each other, without training, for `tests/test_processes.py`."""
+"""What two processes share with each other, without training; see `tests/devices/`."""
 
 import contextlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.cli import interrupts
 from jaxcnn.devices import processes
+from jaxcnn.devices.keys import unwrap_key
 from jaxcnn.devices.mesh import Placement, describe_mesh, make_mesh
 from jaxcnn.errors import UserError
 from jaxcnn.storage import checkpoint
@@ -24,14 +27,6 @@ from tests import scores
 from tests.conformance import RECIPE, dataset
 
 STUDY = Study(RECIPE.replace(epochs=2), {"sgd": (0.02, 0.05), "adam": (0.1,)}, 2, 3, validation=40)
-
-
-class LockedError(Exception):
-    """An error that cannot be sent to another process."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.call = lambda: None
 
 
 def failing(error: Exception) -> Callable[[], None]:
@@ -54,10 +49,11 @@ def turns(folder: Path) -> Iterator[tuple[str, Any]]:
     """Yields by name what came of each meeting; the processes come to all of them together."""
     number = jax.process_index()
     yield "count", (processes.count(), processes.is_main())
-    yield "from_main", processes.from_main(lambda: [number, "said"])
-    yield "from_main error", said(lambda: processes.from_main(failing(ValueError(number))))
-    locked = failing(LockedError(f"at {number}"))
-    yield "from_main locked error", said(lambda: processes.from_main(locked))
+    yield "sigterm", terminated()
+    yield "on_main", processes.on_main(lambda word: [number, word, None])("said")
+    wrong = failing(UserError(f"wrong at {number}"))
+    yield "on_main error", said(processes.on_main(wrong))
+    yield "on_main other error", said(processes.on_main(failing(ValueError(number))))
     prepared = folder / "prepared"
 
     def prepare() -> tuple[int, bool]:
@@ -66,17 +62,17 @@ def turns(folder: Path) -> Iterator[tuple[str, Any]]:
         prepared.touch()
         return number, there
 
-    yield "main_first", processes.main_first(prepare)
-    wrong = failing(UserError(f"wrong at {number}"))
+    yield "main_first", processes.main_first(prepare)()
     for process in (0, 1):
         call = wrong if number == process else lambda: None
-        yield f"main_first error {process}", said(lambda call=call: processes.main_first(call))
-    yield "exchange", processes.exchange({"number": number})
+        yield f"main_first error {process}", said(processes.main_first(call))
+    yield "gather", processes.gather({"number": number, "text": "é" * number, "size": 2**40})
+    yield "broadcast", broadcast(number)
     yield "same", said(lambda: processes.check_same({"seed": 3, "chunk": None}))
     yield "other", said(lambda: processes.check_same({"seed": 3, "chunk": number}))
     asked: list[int] = []
-    agreed = processes.Agreed(lambda: bool(asked.append(1)) or number == 1)
-    yield "agreed", ([agreed() for _ in range(4)], len(asked))
+    poll = processes.any_process(lambda: bool(asked.append(1)) or number == 1)
+    yield "any_process", ([poll() for _ in range(4)], len(asked))
     yield "checkpoints", checkpoints(folder)
     yield "arrays", arrays(number)
     yield "ensemble", said(lambda: list(ensemble.fit_chunks(*members(), keep_states=True)))
@@ -85,6 +81,45 @@ def turns(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "study", [run.correct for run in runs]
     other = Study(STUDY.recipe, STUDY.learning_rates, 2, 3 + number, validation=40)
     yield "other study", said(lambda: run_study(other, dataset(), folder / "study"))
+
+
+def terminated() -> str:
+    """Returns what SIGTERM raises."""
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except interrupts.Terminated as error:
+        interrupts.raise_on_sigterm()
+        return type(error).__name__
+    return "nothing"
+
+
+# By dtype, the bits of numbers that a sum with zero changes: -0.0, a signaling NaN, a subnormal.
+DELICATE = {
+    "float32": ("uint32", [0x80000000, 0x7FA00001, 1]),
+    "bfloat16": ("uint16", [0x8000, 0x7F81, 1]),
+}
+
+
+def broadcast(number: int) -> dict[str, list[Any]]:
+    """Broadcasts process 0's arrays; returns their dtype, shape and bits."""
+    arrays = {
+        name: np.array(bits, unsigned).view(name) for name, (unsigned, bits) in DELICATE.items()
+    }
+    tree = {
+        **jax.tree.map(jnp.asarray, arrays),
+        "bool": jnp.array([True, False]),
+        "scalar": jnp.int32(-7),
+        "empty": jnp.zeros((0, 2)),
+        "key": jax.random.key(5),
+    }
+    if number == 1:  # which has other values
+        tree = {name: jnp.zeros_like(leaf) for name, leaf in tree.items() if name != "key"}
+        tree["key"] = jax.random.key(6)
+    found = {}
+    for name, leaf in processes.broadcast(tree).items():
+        content = np.asarray(unwrap_key(leaf)).tobytes().hex()
+        found[name] = [str(leaf.dtype), list(leaf.shape), content]
+    return found
 
 
 def members() -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxcnn.cli.console import ending_on_errors
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import processes
-from jaxcnn.devices.keys import as_numbers
+from jaxcnn.devices.keys import unwrap_key
 from jaxcnn.devices.mesh import make_mesh
 from jaxcnn.storage import checkpoint
 from jaxcnn.study.runs import Study
@@ -93,7 +93,7 @@ def train(folder: Path, interrupted: Callable[[], bool]) -> None:
     if processes.is_main():
         leaves = jax.tree.leaves((result.state.params, result.state.batch_stats))
         losses = [(record.train_loss, record.test_loss) for record in result.history]
-        numbers = [np.asarray(as_numbers(leaf)).ravel() for leaf in leaves]
+        numbers = [np.asarray(unwrap_key(leaf)).ravel() for leaf in leaves]
         np.savez(folder / "end.npz", numbers=np.concatenate(numbers), losses=losses)
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro import conf
 
-from jaxcnn.cli import interrupts
 from jaxcnn.errors import UserError
 from jaxcnn.recipes import named
 from jaxcnn.recipes.named import load_recipe
@@ -191,7 +190,6 @@ def join_processes(flags: Any, axes: "Sequence[AxisName]") -> dict[str, int] | N
 
     sizes = parse_mesh(flags.devices, flags.mesh, axes)
     processes.join(flags.processes, flags.coordinator, flags.process_id)
-    interrupts.raise_on_sigterm()  # jax has put a handler of its own there, which ignores it
     if processes.count() > 1 and not flags.workdir:
         raise UserError("several processes have one workdir: give --workdir, the same to all")
     if processes.count() > 1 and not sizes:

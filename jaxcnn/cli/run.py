@@ -67,13 +67,13 @@ def run_flags(flags: Flags, recipe: Recipe) -> None:
     # Other runs may begin in the same second.
     started = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     workdir = as_path(flags.workdir or f"runs/{recipe.network}-{started}")
-    processes.from_main(lambda: records.check_workdir(workdir, flags.resume))
+    processes.on_main(records.check_workdir)(workdir, flags.resume)
     check_recipe(recipe)  # before the data is loaded, which takes longer
     say_code([recipe.optimizer], say)
     if flags.compilation_cache:
         compilation.enable_cache(say)
     doctor.warn([recipe.optimizer], say)
-    dataset = processes.main_first(lambda: load_dataset(recipe.network, flags, say))
+    dataset = processes.main_first(load_dataset)(recipe.network, flags, say)
     same: dict[str, Any] = {
         "seed": flags.seed,
         "mesh": axes,
@@ -115,7 +115,7 @@ def run_flags(flags: Flags, recipe: Recipe) -> None:
     settings: dict[str, Any] = {"seed": flags.seed, "feed": choose_feed(flags.feed)}
     if mesh:
         settings["mesh"] = describe_mesh(mesh)
-    processes.from_main(lambda: _finish(flags, recipe, dataset, result, settings, workdir, say))
+    processes.on_main(_finish)(flags, recipe, dataset, result, settings, workdir, say)
 
 
 def _finish(

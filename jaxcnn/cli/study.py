@@ -180,7 +180,7 @@ def run_flags(flags: StudyFlags, command: str = "") -> None:
         from jaxcnn.devices import processes
 
         trained = _train(flags, command, console)
-        processes.from_main(lambda: _write(*trained, console))
+        processes.on_main(_write)(*trained, console)
 
 
 def _merge(flags: StudyFlags, command: str) -> "tuple[Study, list[Run], Path]":
@@ -232,7 +232,7 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
         compilation.enable_cache(say)
     say_code(flags.optimizers, say)
     doctor.warn(flags.optimizers, say)
-    dataset = processes.main_first(lambda: load_dataset(flags.network, flags, say))
+    dataset = processes.main_first(load_dataset)(flags.network, flags, say)
     with processes.noticing_losses():
         runs = run_study(
             plan,

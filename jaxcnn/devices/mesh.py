@@ -13,10 +13,10 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcnn.devices import processes
-from jaxcnn.devices.keys import as_numbers, as_written
+from jaxcnn.devices.keys import unwrap_key, wrap_key
 from jaxcnn.errors import UserError
 
 AxisName = Literal["data", "ensemble"]
@@ -169,24 +169,10 @@ class Placement:
         return jax.tree.map(put, tree)
 
     def collect(self, tree: Any) -> Any:
-        """Returns arrays of [E, ...] on the devices of their members as NumPy arrays.
-
-        Several processes tell each other what is on their own devices. No computation does it: one
-        would give up where another process is half a minute behind, and members wait for nothing.
-        """
+        """Returns arrays of [E, ...] that lie on the devices of their members as NumPy arrays."""
         if jax.process_count() == 1:
             return jax.device_get(tree)
-        leaves, structure = jax.tree.flatten(tree)
-        own = [
-            {shard.index[0].start or 0: np.asarray(shard.data) for shard in leaf.addressable_shards}
-            for leaf in leaves
-        ]
-        parts: list[dict[int, np.ndarray]] = [{} for _ in leaves]
-        for told in processes.exchange(own):
-            for part, shards in zip(parts, told, strict=True):
-                part |= shards
-        whole = [np.concatenate([part[start] for start in sorted(part)]) for part in parts]
-        return jax.tree.unflatten(structure, whole)
+        return multihost_utils.process_allgather(tree, tiled=True)
 
     def over_members(self, function: Callable[..., Any], mapped: int) -> Callable[..., Any]:
         """Lets every device along "ensemble" call a function on its own members.
@@ -263,9 +249,9 @@ class Placement:
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """Puts an array, the same in every process, on the devices that each part of it is for."""
-    numbers = np.asarray(as_numbers(leaf))
+    numbers = np.asarray(unwrap_key(leaf))
     sent = jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
-    return as_written(sent, leaf)
+    return wrap_key(sent, leaf)
 
 
 ONE_DEVICE = Placement()

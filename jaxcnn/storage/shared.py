@@ -5,56 +5,55 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from jaxcnn.devices.keys import as_numbers, as_written
-from jaxcnn.devices.processes import from_main
+from jaxcnn.devices import processes
 from jaxcnn.storage import checkpoint
 
 
 class SharedStore:
     """The checkpoints of a run, see `jaxcnn.storage.checkpoint.Store`, handled by process 0.
 
+    All processes have to call the same methods.
+
     Attributes:
         every: how often to save.
     """
 
-    def __init__(self, store: checkpoint.Store | None, every: checkpoint.Every) -> None:
-        self._store = store
+    def __init__(self, own: list[checkpoint.Store], every: checkpoint.Every) -> None:
+        """Takes the store of process 0, or nothing in the others, and how often to save."""
+        self._own = own
         self.every = every
 
     def resume(self, like: Any) -> tuple[Any, dict[str, Any], Path] | None:
-        """Restores the newest sound checkpoint, in all processes."""
+        """Restores the newest sound checkpoint, see `Store.resume`, in all processes."""
+        tree = like
 
-        def restore() -> tuple[list[np.ndarray], dict[str, Any], Path] | None:
-            assert self._store is not None
-            found = self._store.resume(like)
+        @processes.on_main
+        def restore() -> tuple[dict[str, Any], str] | None:
+            nonlocal tree
+            found = self._own[0].resume(like)
             if found is None:
                 return None
-            leaves = [np.asarray(as_numbers(leaf)) for leaf in jax.tree.leaves(found[0])]
-            return leaves, *found[1:]
+            tree, progress, path = found
+            return progress, str(path)
 
-        found = from_main(restore)
-        if found is None:
+        if (found := restore()) is None:
             return None
-        arrays = [
-            as_written(jnp.asarray(array), leaf)
-            for array, leaf in zip(found[0], jax.tree.leaves(like), strict=True)
-        ]
-        return jax.tree.unflatten(jax.tree.structure(like), arrays), *found[1:]
+        progress, path = found
+        return processes.broadcast(tree), progress, Path(path)
 
     def save(
         self, step: int, tree: Any, progress: Mapping[str, Any], score: float | None = None
     ) -> Path:
-        """Saves a checkpoint, once."""
+        """Saves a checkpoint once, see `Store.save`.
 
-        def save() -> Path:
-            assert self._store is not None
-            return self._store.save(step, tree, progress, score)
-
-        return from_main(save)
+        Args:
+            step: number of optimizer steps taken.
+            tree: a pytree of arrays that this process has.
+            progress: what else is needed to resume, as JSON values.
+            score: higher is better; the best checkpoint is kept.
+        """
+        save = processes.on_main(lambda: str(self._own[0].save(step, tree, progress, score)))
+        return Path(save())
 
 
 @contextlib.contextmanager
@@ -65,12 +64,17 @@ def open_shared(
 
     Args:
         policy: where they are; None for a run without checkpoints.
-        run: returns what the run is; called by process 0 only.
+        run: returns what identifies the run; called by process 0 only.
     """
     if policy is None:
         yield None
         return
     with contextlib.ExitStack() as stack:
         own: list[checkpoint.Store] = []
-        from_main(lambda: own.append(stack.enter_context(checkpoint.open_store(policy, run()))))
-        yield SharedStore(own[0] if own else None, policy.every)
+
+        @processes.on_main
+        def claim() -> None:
+            own.append(stack.enter_context(checkpoint.open_store(policy, run())))
+
+        claim()
+        yield SharedStore(own, policy.every)

@@ -6,7 +6,6 @@ the runs that are missing there.
 
 import contextlib
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,18 +98,20 @@ def run_study(
     try:
         with contextlib.ExitStack() as stack:
 
-            def begin() -> tuple[list[Run], tuple[int, int]]:
+            @processes.on_main
+            def begin() -> tuple[list[dict[str, Any]], tuple[int, int]]:
                 stack.enter_context(atomic.locked(folder))
                 done = load_runs(folder / RUNS)
                 images = _images(part, dataset, done)
                 _claim(asked, folder, command, started=bool(done), ended=images[0] == images[1])
                 check_runs(part, done, folder / RUNS)
-                return done, images
+                return list(map(dataclasses.asdict, done)), images
 
-            done, images = processes.from_main(begin)
+            fields, images = begin()
+            done = list(map(_from_fields, fields))
             observer.start(len(done), *images)
             for fresh in _missing(part, dataset, done, {"chunk": chunk, "mesh": mesh}, observer):
-                processes.from_main(functools.partial(_append, folder / RUNS, fresh))
+                processes.on_main(_append)(folder / RUNS, fresh)
                 done += fresh
             check_runs(part, done, folder / RUNS)  # the best rates are known now
             return done
@@ -235,6 +236,12 @@ def _specification(study: Study, dataset: Dataset, shard: Shard | None) -> dict[
         specification |= {"shard": shard.number, "shards": shard.count}
     whole: dict[str, Any] = fingerprint.of(specification | environment.jax_settings())
     return whole
+
+
+def _from_fields(fields: dict[str, Any]) -> Run:
+    """Returns a run from its fields, whose tuples may be the lists of JSON."""
+    tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return Run(**fields | tuples)
 
 
 def _append(path: Path, runs: list[Run]) -> None:

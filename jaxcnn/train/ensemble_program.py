@@ -326,7 +326,7 @@ def compile_ensemble(
     def build(size: int) -> EnsembleProgram:
         return EnsembleProgram(member, data, batches, members.take(np.zeros(size, int)))
 
-    free = min(processes.exchange(_free_memory()))
+    free = min(processes.gather(_free_memory()))
     if chunk is None:
         chunk = spread if jax.default_backend() == "cpu" else len(members)
         if chunk > _SAMPLE * spread:

@@ -88,7 +88,7 @@ def fit(
         start = init_state(init_key, model, tx, image_shape)
         position = loop.resume(store, program, monitor, start)
         monitor.done.compile_seconds += program.compile(position.state)
-        stop = processes.Agreed(interrupted)
+        stop = processes.any_process(interrupted)
         with monitor.observing():
             state = loop.train(program, monitor, position, recipe.epochs, store, interrupted=stop)
     return monitor.result(placement.fetch(state))

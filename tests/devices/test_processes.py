@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import shutil
-import subprocess
+import signal
 import sys
 import time
 import types
@@ -21,13 +22,12 @@ from jaxcnn.study.runs import RUNS, SPECIFICATION
 from jaxcnn.study.study import run_study
 from tests import meeting, scores
 from tests.conformance import dataset
-from tests.conftest import REPOSITORY
 from tests.several import PATIENCE, end, start
 
 
 @pytest.fixture(scope="module")
 def met(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """What two processes make of each other, see `tests.meeting`."""
+    """What two processes share with each other, see `tests.meeting`."""
     folder = tmp_path_factory.mktemp("met")
     for status, text in end(start(folder, 2, 1, "meet")):
         assert status == 0, text
@@ -38,10 +38,10 @@ def test_process_0_speaks_for_all(met: tuple[Path, list[dict[str, Any]]]) -> Non
     zero, one = met[1]
     assert zero["pid"] != one["pid"]
     assert (zero["count"], one["count"]) == ([2, True], [2, False])
-    assert zero["from_main"] == one["from_main"] == [0, "said"]
-    assert zero["from_main error"] == one["from_main error"] == "ValueError: 0"
-    assert zero["from_main locked error"] == "LockedError: at 0"
-    assert one["from_main locked error"] == "UserError: process 0 failed: at 0"
+    assert zero["on_main"] == one["on_main"] == [0, "said", None]
+    assert zero["on_main error"] == one["on_main error"] == "UserError: wrong at 0"
+    assert zero["on_main other error"] == "ValueError: 0"
+    assert one["on_main other error"] == "UserError: process 0 failed: 0"
 
 
 def test_process_0_goes_first(met: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -54,11 +54,37 @@ def test_process_0_goes_first(met: tuple[Path, list[dict[str, Any]]]) -> None:
 
 def test_all_know_what_each_has(met: tuple[Path, list[dict[str, Any]]]) -> None:
     for found in met[1]:
-        assert found["exchange"] == [{"number": 0}, {"number": 1}]
+        assert found["gather"] == [
+            {"number": 0, "text": "", "size": 2**40},
+            {"number": 1, "text": "é", "size": 2**40},
+        ]
         assert found["same"] == "nothing"
         assert found["other"].startswith("UserError: process 1 has another chunk than process 0: ")
-        # The answer is that to the question before; after a yes nobody is asked again.
-        assert found["agreed"] == [[False, True, True, True], 2]
+        # The result is that of the call before; once it is true, nothing is polled any more.
+        assert found["any_process"] == [[False, True, True, True], 2]
+
+
+def test_arrays_of_process_0_are_bit_identical_in_all(
+    met: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    expected = {
+        "float32": ["float32", [3], "000000800100a07f01000000"],
+        "bfloat16": ["bfloat16", [3], "0080817f0100"],
+        "bool": ["bool", [2], "0100"],
+        "scalar": ["int32", [], "f9ffffff"],
+        "empty": ["float32", [0, 2], ""],
+        "key": ["key<fry>", [], "0000000005000000"],
+    }
+    for found in met[1]:
+        assert found["broadcast"] == expected
+
+
+def test_sigterm_ends_one_of_several_processes_as_it_ends_one(
+    met: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    """Jax would put a handler of its own in the place of Python's."""
+    for found in met[1]:
+        assert found["sigterm"] == "Terminated"
 
 
 def test_checkpoints_are_read_and_written_by_process_0(
@@ -107,10 +133,14 @@ def test_a_study_of_two_processes_is_that_of_one(
 def test_one_process_needs_no_other(tmp_path: Path) -> None:
     """Without `join` everything happens here and now."""
     asked = iter([True, False])
-    agreed = processes.Agreed(lambda: next(asked))
-    assert [agreed(), agreed()] == [True, False]
-    assert processes.from_main(lambda: 3) == processes.main_first(lambda: 3) == 3
-    assert processes.exchange("a") == ["a"]
+    poll = processes.any_process(lambda: next(asked))
+    assert [poll(), poll()] == [True, False]
+    for run in (processes.on_main, processes.main_first):
+        assert run(pow)(2, exp=3) == 8
+        with pytest.raises(ZeroDivisionError):
+            run(divmod)(1, 0)
+    assert processes.gather(value := object()) == [value]
+    assert processes.broadcast(value) is value
     processes.check_same({"seed": 1})
     processes.leave(3)  # does nothing
 
@@ -118,24 +148,27 @@ def test_one_process_needs_no_other(tmp_path: Path) -> None:
 def test_several_processes_agree_a_call_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxcnn.devices.processes.count", lambda: 2)
     asked = iter([False, True, False, False])
-    agreed = processes.Agreed(lambda: next(asked))
-    assert [agreed() for _ in range(5)] == [False, False, True, True, True]
+    poll = processes.any_process(lambda: next(asked))
+    assert [poll() for _ in range(5)] == [False, False, True, True, True]
 
 
-def test_a_lost_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError, ValueError])
+def test_a_lost_process_is_one_sentence(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(text: str) -> None:
         with processes.noticing_losses():
-            raise jax.errors.JaxRuntimeError(text)
+            raise error(text)
 
     lost = "UNAVAILABLE: connection closed"
-    with pytest.raises(jax.errors.JaxRuntimeError):
+    with pytest.raises(error):
         failing(lost)  # of this process alone
     monkeypatch.setattr("jaxcnn.devices.processes.count", lambda: 2)
     with pytest.raises(UserError, match="another process of this run is gone"):
         failing(lost)
-    for code in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"):
-        with pytest.raises(jax.errors.JaxRuntimeError):
-            failing(f"{code}: out of memory")
+    for other in ("RESOURCE_EXHAUSTED: out of memory", "INVALID_ARGUMENT: x", "Shapes: (3,)"):
+        with pytest.raises(error, match=re.escape(other)):
+            failing(other)
 
 
 def test_leaving_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,16 +184,6 @@ def test_leaving_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         left.clear()
         processes.leave(2)
         assert left == ["stdout", "stderr", *expected]
-
-
-def test_an_aborted_process_says_why() -> None:
-    code = (
-        "import os; from jaxcnn.devices import processes as p; p._say_so_when_aborted(); os.abort()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (1, f"-c: error: {processes.LOST}\n")
 
 
 def train(folder: Path, count: int, devices: int, *action: str) -> dict[str, np.ndarray]:
@@ -208,7 +231,7 @@ def bereft(
 ) -> dict[tuple[str, str], tuple[Path, int, str]]:
     """How the other of two processes ends where one is gone, and the folder of the run.
 
-    All of them at once: most of it is waiting for a sign of life.
+    All cases at once: most of the time they wait for a sign of life.
     """
     started = {}
     for case in GONE:
@@ -232,8 +255,12 @@ def test_a_process_that_is_gone_ends_the_other(
     case: tuple[str, str], bereft: dict[tuple[str, str], tuple[Path, int, str]]
 ) -> None:
     _, status, text = bereft[case]
-    assert status in (1, 2)
-    assert text.strip().splitlines()[-1].endswith(f"error: {processes.LOST}")
+    if case == ("kill", "1"):
+        assert status == 2
+        assert text.strip().splitlines()[-1].endswith(f"error: {processes.LOST}")
+    else:  # jax can be faster, which aborts a process that misses process 0 or one that hangs
+        assert status in (2, -signal.SIGABRT)
+        assert processes.LOST in text or "another task died" in text
 
 
 @pytest.mark.slow
@@ -255,21 +282,15 @@ def initialized(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         raise [RuntimeError("DEADLINE\n EXCEEDED"), ValueError("no cluster")][len(given) - 1]
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    monkeypatch.setattr("jaxcnn.devices.processes._say_so_when_aborted", lambda: None)
     return given
 
 
 def test_joining(initialized: list[dict[str, Any]]) -> None:
-    with pytest.raises(UserError, match=r"do not find each other \(DEADLINE EXCEEDED\): look"):
+    with pytest.raises(UserError, match=r"do not find each other \(DEADLINE EXCEEDED\): check"):
         processes.join("3", "host:9000", 2)
     with pytest.raises(UserError, match=r"jax recognises no cluster here \(no cluster\): give"):
         processes.join("auto", "", -1)
-    assert processes._FOREVER_MS > 3 * 24 * 3600 * 1000  # process 0 may download for days
-    waits = {
-        "initialization_timeout": 300,
-        "heartbeat_timeout_seconds": 30,
-        "shutdown_timeout_seconds": 30,
-    }
+    waits = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 30}
     assert initialized == [
         {
             "coordinator_address": "host:9000",
