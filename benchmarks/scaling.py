@@ -86,7 +86,7 @@ def step(network: Any, batch_size: int, devices: int) -> Task:
         batch_size,
     )
     sums = placement.replicate(steps.zero_train_metrics())
-    many = steps.make_train_chunk(train_step, placement.everywhere)
+    many = steps.make_train_chunk(train_step, placement.replicated)
     program = many.lower(start, batches, np.int32(STEPS), sums).compile()
     cost: Any = program.cost_analysis()
     sent = all_reduced(program.as_text())

@@ -147,15 +147,18 @@ def arrays(number: int) -> list[Any]:
     numbers = np.arange(8.0, dtype=np.float32).reshape(1, 4, 2)
     rows = data.rows(4)
     sent = data.send({"image": numbers[:, rows]}, 4)["image"]
-    parts = spread.spread({"numbers": np.arange(4)})
+    delicate = np.array([*DELICATE["float32"][1], 2], np.uint32).view(np.float32)
+    parts = spread.shard_members({"numbers": np.arange(4), "floats": delicate})
+    gathered = spread.gather_members(parts)
     return [
         (rows.start, rows.stop, data.rows(3).stop),
         (sent.shape, np.asarray(sent.addressable_data(0)).tolist()),
         data.send({"image": numbers[:, :3]}, 3)["image"].is_fully_replicated,
         data.fetch(data.replicate(np.arange(3))).tolist(),
         np.asarray(parts["numbers"].addressable_data(0)).tolist(),
-        spread.spread(parts)["numbers"] is parts["numbers"],
-        spread.collect(parts)["numbers"].tolist(),
+        spread.shard_members(parts)["numbers"] is parts["numbers"],
+        gathered["numbers"].tolist(),
+        gathered["floats"].view(np.uint32).tolist(),
         describe_mesh(data.mesh),
     ]
 

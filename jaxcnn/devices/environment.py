@@ -42,7 +42,7 @@ def jax_settings() -> dict[str, Any]:
 
 
 def device() -> str:
-    """Returns what the run's arrays live on, "cpu (AMD EPYC, 2 cores)" say."""
+    """Returns the device of the run as text, for example "cpu (AMD EPYC, 2 cores)"."""
     first = jax.devices()[0]
     if first.platform != "cpu":
         return f"{first.platform} ({first.device_kind}, {jax.device_count()} devices)"

@@ -1,8 +1,8 @@
-"""Meshes: how the arrays of a run lie on many devices.
+"""Meshes and shardings: how the arrays of a run are split over many devices.
 
-Batches are cut along the axis `data`, the members of an ensemble along `ensemble`; all else is on
-every device. The compiler adds the sums over devices that the gradient and BatchNorm's statistics
-need, so a step on a mesh is that of one device on the same global batch.
+Batches are split over the mesh axis `data`, the members of an ensemble over `ensemble`; all other
+arrays are replicated. The compiler inserts the sums over devices that the gradient and BatchNorm's
+statistics need, so a step on a mesh computes what one device computes from the same global batch.
 """
 
 import re
@@ -20,7 +20,7 @@ from jaxcnn.devices.keys import unwrap_key, wrap_key
 from jaxcnn.errors import UserError
 
 AxisName = Literal["data", "ensemble"]
-# The last one varies fastest, so that a process has neighbours along `data`.
+# The last axis varies fastest, so that the devices of a process are neighbors along `data`.
 _AXES: tuple[AxisName, ...] = ("ensemble", "data")
 
 
@@ -28,12 +28,12 @@ def parse_mesh(devices: int, mesh: str, axes: Sequence[AxisName]) -> dict[str, i
     """Reads the flags `--devices` and `--mesh`.
 
     Args:
-        devices: how many along the first axis; 0 if not given.
-        mesh: as in "data=4,ensemble=2"; "" if not given.
+        devices: size of the first axis; 0 if not given.
+        mesh: sizes as in "data=4,ensemble=2"; "" if not given.
         axes: that the command has.
 
     Returns:
-        The size of every axis that was named, or None where neither flag was given.
+        The size of each axis that was named, or None if neither flag was given.
 
     Raises:
         UserError: the flags cannot be read.
@@ -61,13 +61,13 @@ def parse_mesh(devices: int, mesh: str, axes: Sequence[AxisName]) -> dict[str, i
 
 
 def make_mesh(axes: Mapping[str, int]) -> Mesh:
-    """Makes a mesh of the first devices there are.
+    """Makes a mesh of the first devices.
 
     Args:
         axes: sizes of "data" and "ensemble"; 1 for one that is missing.
 
     Raises:
-        UserError: there are fewer devices, or devices of other processes would be left out.
+        UserError: there are fewer devices, or the mesh leaves out devices of several processes.
     """
     shape = [axes.get(name, 1) for name in _AXES]
     needed, there = int(np.prod(shape)), jax.device_count()
@@ -91,7 +91,7 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
 
 
 def describe_mesh(mesh: Mesh) -> str:
-    """Returns what a mesh is, "mesh data=8 of 2 processes" say."""
+    """Returns a mesh as text, for example "mesh data=8 of 2 processes"."""
     sizes = ",".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     many = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return f"mesh {sizes or 'data=1'}{many}"
@@ -99,7 +99,9 @@ def describe_mesh(mesh: Mesh) -> str:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the arrays of a run lie.
+    """The shardings of a run's arrays on a mesh, and what puts arrays there and takes them back.
+
+    In shapes, K is a number of batches, B the global batch size, E the number of members.
 
     Attributes:
         mesh: of `make_mesh`, or None for jax's default device.
@@ -112,10 +114,10 @@ class Placement:
         return 1 if self.mesh is None else self.mesh.shape[axis]
 
     def check_batch(self, batch_size: int) -> None:
-        """Refuses a batch that cannot be cut into equal parts.
+        """Refuses a batch that does not divide over the devices along "data".
 
         Raises:
-            UserError: it cannot.
+            UserError: it does not.
         """
         data = self.size("data")
         if batch_size % data:
@@ -126,38 +128,41 @@ class Placement:
             )
 
     def model(self, model: nn.Module) -> nn.Module:
-        """Returns a network that trains on cut batches.
+        """Returns the network in the form that trains on sharded batches.
 
-        The stages that train on CPU work through a batch in slices, which would fetch every slice
-        from the device that has it; layer by layer a batch stays where it is.
+        The stages that train on CPU process a batch in slices, and would fetch each slice from the
+        device that holds it; layer by layer, each device processes its own part.
         """
         if self.size("data") > 1 and hasattr(model, "staged"):
             return model.clone(staged=False)
         return model
 
     @property
-    def everywhere(self) -> NamedSharding | None:
-        """Of an array that every device has the whole of; None without a mesh."""
+    def replicated(self) -> NamedSharding | None:
+        """Sharding that replicates an array on every device; None without a mesh."""
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
 
     def batches(self, batch_size: int) -> NamedSharding | None:
-        """Of [K, B, ...], K batches of B pictures; None without a mesh.
+        """Sharding for [K, B, ...] that splits B over the data axis; None without a mesh.
 
-        An epoch's last batch can be smaller. Where it does not divide, every device takes all of
-        it: padding would change BatchNorm's statistics.
+        A batch size that does not divide, as the last one of an epoch may not, is replicated:
+        padding would change BatchNorm's statistics.
         """
         if self.mesh is None:
             return None
-        whole = batch_size % self.size("data") != 0
-        return NamedSharding(self.mesh, PartitionSpec() if whole else PartitionSpec(None, "data"))
+        divides = batch_size % self.size("data") == 0
+        return NamedSharding(self.mesh, PartitionSpec(None, "data") if divides else PartitionSpec())
 
     @property
     def members(self) -> NamedSharding | None:
-        """Of [E, ...], the arrays of an ensemble; None without a mesh."""
+        """Sharding for [E, ...] that splits E over the ensemble axis; None without a mesh."""
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec("ensemble"))
 
-    def spread(self, tree: Any) -> Any:
-        """Puts arrays of [E, ...], the same in every process, on the devices of their members."""
+    def shard_members(self, tree: Any) -> Any:
+        """Puts arrays [E, ...], the same in every process, on the devices of their members.
+
+        Those that are there already stay there.
+        """
         members = self.members
         if members is None or jax.process_count() == 1:
             return jax.device_put(tree, members)
@@ -168,18 +173,18 @@ class Placement:
 
         return jax.tree.map(put, tree)
 
-    def collect(self, tree: Any) -> Any:
-        """Returns arrays of [E, ...] that lie on the devices of their members as NumPy arrays."""
+    def gather_members(self, tree: Any) -> Any:
+        """Returns arrays [E, ...] from the devices of their members as NumPy arrays."""
         if jax.process_count() == 1:
             return jax.device_get(tree)
         return multihost_utils.process_allgather(tree, tiled=True)
 
     def over_members(self, function: Callable[..., Any], mapped: int) -> Callable[..., Any]:
-        """Lets every device along "ensemble" call a function on its own members.
+        """Makes each device along "ensemble" call a function on its own members.
 
         Args:
             function: of arrays [E, ...] first, and of others.
-            mapped: how many arguments are of the first kind.
+            mapped: number of arguments of the first kind.
         """
         ours = PartitionSpec("ensemble")
 
@@ -196,15 +201,15 @@ class Placement:
 
         return call
 
-    def cut(self, indices: jax.Array) -> jax.Array:
-        """Cuts the positions of a batch's pictures, int32[B], and so the batch, along "data"."""
+    def shard_batch(self, indices: jax.Array) -> jax.Array:
+        """Shards the indices of a batch's images, int32[B], and so the batch, over "data"."""
         if self.size("data") == 1 or indices.size % self.size("data"):
             return indices
         assert self.mesh is not None
         return jax.lax.with_sharding_constraint(indices, PartitionSpec("data"))
 
     def rows(self, batch_size: int) -> slice:
-        """Returns the positions in a batch that this process's devices need."""
+        """Returns the range of positions in a batch that the devices of this process need."""
         sharding = self.batches(batch_size)
         if sharding is None:
             return slice(0, batch_size)
@@ -216,11 +221,11 @@ class Placement:
         """Sends batches to the devices, without waiting.
 
         Args:
-            arrays: [K, b, ...], of K batches the pictures that `rows` tells.
+            arrays: [K, b, ...], the b images of each batch that `rows` selects.
             batch_size: B.
 
         Returns:
-            [K, B, ...], of which each device has its part.
+            [K, B, ...], sharded as `batches` says.
         """
         sharding = self.batches(batch_size)
         if sharding is None:
@@ -233,24 +238,23 @@ class Placement:
         }
 
     def replicate(self, tree: Any) -> Any:
-        """Puts a tree of arrays, the same in every process, on every device."""
-        everywhere = self.everywhere
-        if everywhere is None:
+        """Puts a pytree of arrays, the same in every process, on every device."""
+        replicated = self.replicated
+        if replicated is None:
             return tree
-
-        return jax.tree.map(lambda leaf: _put(leaf, everywhere), tree)
+        return jax.tree.map(lambda leaf: _put(leaf, replicated), tree)
 
     def fetch(self, tree: Any) -> Any:
-        """Returns the arrays of a tree that every device has as arrays of one device."""
+        """Returns replicated arrays of a pytree as arrays of one device."""
         if self.mesh is None:
             return tree
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """Puts an array, the same in every process, on the devices that each part of it is for."""
-    numbers = np.asarray(unwrap_key(leaf))
-    sent = jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
+    """Shards an array that is the same in every process, which `jax.device_put` would check."""
+    array = np.asarray(unwrap_key(leaf))
+    sent = jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
     return wrap_key(sent, leaf)
 
 

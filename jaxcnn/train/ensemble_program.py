@@ -156,7 +156,7 @@ class Member:
             state, sums = carry
             start = position * self.recipe.batch_size
             indices = jax.lax.dynamic_slice_in_dim(order, start, count)
-            indices = self.placement.cut(indices)
+            indices = self.placement.shard_batch(indices)
             batch = {"image": images[indices], "label": labels[indices]}
             state, metrics = train_step(state, batch)
             metrics = steps.with_nonfinite_step(metrics, state.step)
@@ -238,7 +238,7 @@ class EnsembleProgram:
 
     def place(self, tree: Any) -> Any:
         """Returns a pytree of arrays [E, ...] on the devices of the members."""
-        return self._placement.spread(tree)
+        return self._placement.shard_members(tree)
 
     def fetch(self, tree: Any) -> Any:
         """Returns the pytree itself: one process has all of an ensemble that is saved."""
@@ -246,7 +246,7 @@ class EnsembleProgram:
 
     def to_host(self, sums: steps.Metrics) -> HostMetrics:
         """Waits for metrics and returns them as NumPy arrays [E]."""
-        return self._placement.collect(sums)
+        return self._placement.gather_members(sums)
 
     def epoch(
         self, state: TrainState, sums: steps.Metrics, epoch: int, first: int, cuts: Container[int]

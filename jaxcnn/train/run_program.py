@@ -74,7 +74,7 @@ class RunProgram:
             self._train_step, state, self._feed.plan.shapes, self._image_shape, self._placement
         )
         self._test_batches = eval_batches(self._test, EVAL_BATCH_SIZE, self._placement)
-        eval_chunk = steps.make_eval_chunk(self._eval_step, self._placement.everywhere)
+        eval_chunk = steps.make_eval_chunk(self._eval_step, self._placement.replicated)
         self._eval_chunk = eval_chunk.lower(state.eval_variables, self._test_batches).compile()
         return time.perf_counter() - began
 
@@ -127,7 +127,7 @@ def compile_train_chunks(
     Returns:
         For each shape the compiled `train_chunk(state, batches, count, sums) -> (state, sums)`.
     """
-    train_chunk = steps.make_train_chunk(train_step, placement.everywhere)
+    train_chunk = steps.make_train_chunk(train_step, placement.replicated)
     programs: dict[tuple[int, ...], Any] = {}
     for shape in shapes:
         sharding = placement.batches(shape[1])

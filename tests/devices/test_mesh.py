@@ -157,27 +157,27 @@ def test_a_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe_mesh(many) == "mesh ensemble=2,data=4 of 2 processes"
 
 
-def test_where_arrays_lie() -> None:
-    """What divides is cut; an epoch's last batch that does not is whole on every device."""
+def test_shardings() -> None:
+    """What divides is split; an epoch's last batch that does not is replicated."""
     placement = Placement(EIGHT)
     assert placement.batches(16) == NamedSharding(EIGHT, PartitionSpec(None, "data"))
-    assert placement.batches(12) == placement.everywhere == NamedSharding(EIGHT, PartitionSpec())
+    assert placement.batches(12) == placement.replicated == NamedSharding(EIGHT, PartitionSpec())
     assert placement.members == NamedSharding(EIGHT, PartitionSpec("ensemble"))
     one = ONE_DEVICE
-    assert (one.batches(16), one.everywhere, one.members) == (None, None, None)
+    assert (one.batches(16), one.replicated, one.members) == (None, None, None)
     assert one.rows(12) == slice(0, 12)
     assert (one.size("data"), placement.size("data"), placement.size("ensemble")) == (1, 8, 1)
 
 
-def test_the_images_of_a_batch_are_cut() -> None:
-    for size, cut in ((16, True), (12, False)):
+def test_the_images_of_a_batch_are_sharded() -> None:
+    for size, sharded in ((16, True), (12, False)):
         with jax.sharding.use_abstract_mesh(EIGHT):
-            traced = jax.make_jaxpr(Placement(EIGHT).cut)(np.arange(size))
-        assert ("sharding_constraint" in str(traced)) == cut
-    assert not jax.make_jaxpr(ONE_DEVICE.cut)(np.arange(16)).eqns
+            traced = jax.make_jaxpr(Placement(EIGHT).shard_batch)(np.arange(size))
+        assert ("sharding_constraint" in str(traced)) == sharded
+    assert not jax.make_jaxpr(ONE_DEVICE.shard_batch)(np.arange(16)).eqns
 
 
-def test_only_a_cut_batch_trains_layer_by_layer() -> None:
+def test_only_a_sharded_batch_trains_layer_by_layer() -> None:
     network, small = MnistCNN(), SmallCNN()
     spread = Placement(abstract(8, 1))
     for placement, staged in (
@@ -189,27 +189,14 @@ def test_only_a_cut_batch_trains_layer_by_layer() -> None:
         assert placement.model(small) is small  # a user's network has no stages
 
 
-def test_trees_come_back_as_they_went() -> None:
+def test_pytrees_come_back_as_they_went() -> None:
     tree = {"key": jax.random.key(3), "numbers": np.arange(6.0, dtype=np.float32).reshape(2, 3)}
     for placement in (ONE_DEVICE, Placement(make_mesh({}))):
         back = placement.fetch(placement.replicate(tree))
         assert jax.random.key_data(back["key"]).tolist() == [0, 3]
         np.testing.assert_array_equal(back["numbers"], tree["numbers"])
         np.testing.assert_array_equal(
-            placement.collect(placement.spread(tree["numbers"])), tree["numbers"]
+            placement.gather_members(placement.shard_members(tree["numbers"])), tree["numbers"]
         )
         sent = placement.send({"image": tree["numbers"]}, 3)
         np.testing.assert_array_equal(sent["image"], tree["numbers"])
-
-
-def test_members_of_other_processes_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In their order, whichever tells first; what is on the devices already stays there."""
-    placement = Placement(make_mesh({}))
-    tree = placement.spread({"a": np.arange(2), "b": np.ones((2, 3))})
-    others = [{2: np.array([2, 3])}, {2: np.zeros((2, 3))}]
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr("jaxcnn.devices.processes.exchange", lambda own: [others, own])
-    found = placement.collect(tree)
-    assert found["a"].tolist() == [0, 1, 2, 3]
-    assert found["b"].tolist() == [[1, 1, 1]] * 2 + [[0, 0, 0]] * 2
-    assert placement.spread(tree)["a"].tolist() == [0, 1]

@@ -113,6 +113,7 @@ def test_each_process_has_its_part_of_the_arrays(met: tuple[Path, list[dict[str,
             members,
             True,
             [0, 1, 2, 3],
+            [*meeting.DELICATE["float32"][1], 2],
             "mesh data=2 of 2 processes",
         ]
         assert found["ensemble"].startswith("UserError: several processes have the states")
