@@ -20,6 +20,7 @@ from jaxcnn.devices import environment
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.recipes import named
 from jaxcnn.storage import checkpoint
+from jaxcnn.storage.store import open_store
 from jaxcnn.train import steps
 from jaxcnn.train.setup import make_model
 from jaxcnn.train.state import init_state
@@ -45,7 +46,7 @@ def measure(network: str, rounds: int) -> dict[str, float]:
     saves, restores = [], []
     with tempfile.TemporaryDirectory() as name:
         policy = checkpoint.Policy(Path(name))
-        with checkpoint.open_store(policy, {}) as store:
+        with open_store(policy, {}) as store:
             for step in range(rounds):
                 began = time.perf_counter()
                 folder = store.save(step, tree, {})

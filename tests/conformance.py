@@ -8,7 +8,6 @@ of optax and optax.contrib and its default learning rate.
 
 import argparse
 import sys
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from jaxcnn.data.dataset import Dataset
 from jaxcnn.optim.extra_args import extra_arguments
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.recipes import named, optimizer_defaults
-from jaxcnn.storage.arrays import read_arrays, write_arrays
+from jaxcnn.storage.arrays import deserialize_pytree, leaf_types, serialize_pytree
 from jaxcnn.train import steps
 from jaxcnn.train.state import init_state
 from tests.stripes import striped_split
@@ -102,14 +101,13 @@ def examine(name: str, model: nn.Module | None = None) -> Finding:
 
     tx, current, train_steps = make(jax.random.key(0))
     losses: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        leaves: Any = None
-        for call in range(4):
-            current, sums = train_steps(current, batches, np.int32(10))
-            losses.append(float(sums["loss_sum"] / sums["count"]))
-            if call == 2:
-                leaves = write_arrays(Path(folder) / "saved", current)
-        saved = read_arrays(Path(folder) / "saved", current, leaves)
+    content = b""
+    for call in range(4):
+        current, sums = train_steps(current, batches, np.int32(10))
+        losses.append(float(sums["loss_sum"] / sums["count"]))
+        if call == 2:
+            content = serialize_pytree(current)
+    saved = deserialize_pytree(content, current, leaf_types(current), Path("memory"))
     restored, _ = train_steps(saved, batches, np.int32(10))
 
     def run(key: jax.Array, rate: jax.Array, nudge: jax.Array) -> jax.Array:

@@ -43,6 +43,7 @@ from jaxcnn.networks import pytorch
 from jaxcnn.recipes import named
 from jaxcnn.recipes.recipe import Recipe, recipe_from_dict
 from jaxcnn.storage import checkpoint, manifest
+from jaxcnn.storage.store import open_store
 from jaxcnn.study.runs import Run, load_runs, run_lines
 from tests import original
 from tests.official import cifar_members, idx, write_tar
@@ -144,7 +145,7 @@ class Targets:
         self.pictures = list(self._pictures())
         self.tree = {"state": {"a": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(0)}}
         self.saved = folder / "saved"
-        with checkpoint.open_store(checkpoint.Policy(self.saved, keep=3), {"seed": 0}) as store:
+        with open_store(checkpoint.Policy(self.saved, keep=3), {"seed": 0}) as store:
             for step in (1, 2):
                 store.save(step, self.tree, {"history": [], "seconds": 0.5}, 0.5)
         self.arrays = {"images": np.arange(48, dtype=np.uint8), "labels": np.arange(4)}
@@ -333,10 +334,10 @@ class Targets:
         folder = self.folder / "altered"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.saved, folder)
-        forged = self._damage(checkpoint.listed(folder)[-1].folder, generator, forge=True)
+        forged = self._damage(checkpoint.list_checkpoints(folder)[-1].folder, generator, forge=True)
 
         def resume() -> Any:
-            with checkpoint.open_store(checkpoint.Policy(folder), {"seed": 0}) as store:
+            with open_store(checkpoint.Policy(folder), {"seed": 0}) as store:
                 return store.resume(self.tree)
 
         def same(found: Any) -> bool:
@@ -346,10 +347,10 @@ class Targets:
 
         # A forged one may say that it is of another run.
         assert takes(resume, same) or forged, "nothing was sound any more"
-        for saved in checkpoint.listed(folder):
+        for saved in checkpoint.list_checkpoints(folder):
             if saved.step == 1:
                 saved.restore(self.tree)  # the sound one has been left alone
-        takes(lambda: checkpoint.best(folder))
+        takes(lambda: checkpoint.best_checkpoint(folder))
         return not list(folder.glob("*.damaged"))
 
     def try_state_dict(self, generator: random.Random) -> bool:

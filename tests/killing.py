@@ -66,7 +66,7 @@ def start(workdir: Path, flags: Sequence[str]) -> subprocess.Popen[str]:
 
 def outcome(workdir: Path) -> dict[str, Any]:
     """Returns all of a finished run that must not depend on kills."""
-    last = checkpoint.listed(workdir / "checkpoints")[-1].verify()
+    last = checkpoint.list_checkpoints(workdir / "checkpoints")[-1].verify()
     times = ("seconds", "images_per_second")
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     metrics = [
@@ -75,7 +75,7 @@ def outcome(workdir: Path) -> dict[str, Any]:
     ]
     result = json.loads((workdir / "result.json").read_text())
     return {
-        "arrays": last["leaves"],
+        "arrays": last["files"],
         "metrics": metrics,
         "correct": result["test_correct"],
         "steps": last["step"],
@@ -86,8 +86,8 @@ def inspect(workdir: Path, found: Findings) -> None:
     """Verifies and restores every checkpoint that a killed process has left."""
     folder = workdir / "checkpoints"
     if folder.is_dir():
-        found.mid_save += any(path.suffix in (".partial", ".removed") for path in folder.iterdir())
-    for one in checkpoint.listed(folder):
+        found.mid_save += any(path.suffix == ".staging" for path in folder.iterdir())
+    for one in checkpoint.list_checkpoints(folder):
         try:
             load_trained(workdir, str(one.step))
         except Exception as error:
@@ -112,7 +112,7 @@ def kill(
     folder = workdir / "checkpoints"
 
     def step() -> int:
-        return max((one.step for one in checkpoint.listed(folder)), default=0)
+        return max((one.step for one in checkpoint.list_checkpoints(folder)), default=0)
 
     goal = step() + SAVE_EVERY * generator.randint(0, 8)
     while process.poll() is None and step() < goal:

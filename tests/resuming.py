@@ -73,10 +73,10 @@ def outcomes(folder: Path) -> dict[str, object]:
     for name in (*OPTIMIZERS, ENSEMBLE):
         if not (folder / name).exists():
             continue
-        content = checkpoint.listed(folder / name)[-1].verify()
+        content = checkpoint.list_checkpoints(folder / name)[-1].verify()
         records = content["progress"].get("history", [])
         losses = [(record["train_loss"], record["test_loss"]) for record in records]
-        found[name] = json.dumps([content["step"], content["leaves"], losses])
+        found[name] = json.dumps([content["step"], content["files"], losses])
     return found
 
 

@@ -124,7 +124,7 @@ def outcome(folder: Path) -> dict[str, Any]:
             for line in lines
         ],
         "correct": (result["test_correct"], result["tta_test_correct"]),
-        "arrays": checkpoint.listed(folder / "checkpoints")[-1].verify()["leaves"],
+        "arrays": checkpoint.list_checkpoints(folder / "checkpoints")[-1].verify()["files"],
     }
 
 

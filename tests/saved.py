@@ -16,6 +16,7 @@ from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.recipes import named
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
+from jaxcnn.storage.store import open_store
 from jaxcnn.train import steps
 from jaxcnn.train.identity import identity
 from jaxcnn.train.result import EpochRecord
@@ -60,7 +61,7 @@ def save(
     asked = identity(used, dataset, model=make_model(used))
     policy = checkpoint.Policy(folder / "checkpoints", keep=len(saves))
     blank = _blank(used)
-    with checkpoint.open_store(policy, {**asked, **run}) as store:
+    with open_store(policy, {**asked, **run}) as store:
         for step in saves:
             variables = pytorch.load_state_dict(weights(used.network, step))
             train_state = blank.replace(**variables, step=np.int32(step))

@@ -19,7 +19,7 @@ from jaxcnn.cli.study import main as study_main
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.deploy import demo
 from jaxcnn.errors import UserError
-from jaxcnn.storage import manifest
+from jaxcnn.storage import checkpoint, manifest
 from jaxcnn.storage.manifest import short_digest
 from jaxcnn.study.runs import RUNS, SPECIFICATION
 from jaxcnn.train.trained import Trained, load_trained
@@ -216,13 +216,20 @@ def test_no_canary_of_a_study_sings(
     assert tried > 20
 
 
+def read_header(file: Path) -> tuple[dict[str, Any], bytes]:
+    """Returns the header of a safetensors file and the bytes after it."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
+
+
 def test_no_canary_of_what_is_resumed_sings(
     sound: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In the manifest, and in what Orbax says of its arrays."""
+    """In the manifest, and in the header of the file of arrays."""
 
     def far_enough(*_: object, **__: object) -> None:
         raise UserError("far enough")
@@ -231,24 +238,29 @@ def test_no_canary_of_what_is_resumed_sings(
     argv = "--epochs 3 --batch-size 50 --optimizer sgd --clip 1.0 --data mnist".split()
     argv += ["--no-compilation-cache", "--workdir"]
     resumed = tmp_path / "resumed"
-    for part in ("manifest.json", "arrays/_METADATA", "arrays/_CHECKPOINT_METADATA"):
+    for part in (manifest.NAME, checkpoint.ARRAYS):
         relative = f"checkpoints/step-0000000021/{part}"
-        content = json.loads((sound / relative).read_text())
-        sealed = part == "manifest.json"
-        places = list(fields(content["content"] if sealed else content))
-        # What a run is and has done is compared; of Orbax's fields most say the same again.
-        told = [path for path in places if path[0] in ("run", "progress")]
+        sealed = part == manifest.NAME
+        if sealed:
+            places = list(fields(json.loads((sound / relative).read_text())["content"]))
+        else:
+            places = list(fields(read_header(sound / relative)[0]))
+        # What a run is and has done is compared; the arrays' entries in a header are all alike.
+        told = [path for path in places if path[0] in ("run", "progress", "leaves")]
         for path in told if sealed else places[:8]:
             for canary in (CODE,) if sealed else (CODE, CONTROL):
                 workdir = Path(shutil.copytree(sound, resumed))
                 (workdir / "result.json").unlink()
                 file = workdir / relative
-                plant_in(file, path, canary)
-                if not sealed:
-                    entry = manifest._digests(file.parent.parent, [part])
-                    forge(lambda there, entry=entry: there["files"].update(entry))(
-                        file.parent.parent
-                    )
+                if sealed:
+                    plant_in(file, path, canary)
+                else:
+                    header, numbers = read_header(file)
+                    plant(header, path, canary)
+                    text = json.dumps(header).encode()
+                    file.write_bytes(len(text).to_bytes(8, "little") + text + numbers)
+                    entry = manifest._digests(file.parent, [part])
+                    forge(lambda there, entry=entry: there["files"].update(entry))(file.parent)
                 with pytest.raises(SystemExit):
                     main("mnist", [*argv, str(workdir)])
                 out, err = capsys.readouterr()

@@ -112,7 +112,7 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, stand_in: str
         process.send_signal(signal.Signals[name])
         _, err = process.communicate(timeout=HANG)
         assert process.returncode == status
-        saved = checkpoint.listed(workdir / "checkpoints")[-1]
+        saved = checkpoint.list_checkpoints(workdir / "checkpoints")[-1]
         saved.verify()
         assert f"saved in {saved.folder}; the same flags with --workdir {workdir}" in err
         assert "Traceback" not in err
@@ -182,8 +182,8 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
     assert "cannot write" in done.stderr
     assert "give --workdir" in done.stderr
     assert not (workdir / "result.json").exists()
-    saved = checkpoint.listed(workdir / "checkpoints")
+    saved = checkpoint.list_checkpoints(workdir / "checkpoints")
     assert len(saved) >= (0 if limit else 1)
     for one in saved:
         one.verify()
-    assert not list((workdir / "checkpoints").glob("*.partial"))
+    assert not list((workdir / "checkpoints").glob(".*.staging"))

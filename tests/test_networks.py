@@ -86,7 +86,7 @@ def test_checkpoints_come_as_often_as_asked_and_change_nothing(
     policy = checkpoint.Policy(tmp_path, checkpoint.Every.parse(every), keep=100)
     result = fit(REFERENCE, tiny_mnist, checkpoints=policy)  # 7 steps an epoch
     expected = {"1": [7, 14], "2": [14], "3steps": [3, 6, 9, 12, 14], "0": [14]}
-    found = checkpoint.listed(tmp_path)
+    found = checkpoint.list_checkpoints(tmp_path)
     assert [one.step for one in found] == expected[every]
     same(result, first)
     for one in found:

@@ -26,7 +26,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(
     resuming.short_pieces(monkeypatch.setattr)
     broken, straight = tmp_path / "broken", tmp_path / "straight"
     resuming.run(broken, stop=True, names=[name], model=Linear())
-    (stopped,) = checkpoint.listed(broken / name)
+    (stopped,) = checkpoint.list_checkpoints(broken / name)
     assert 0 < stopped.step < 10
     for folder in (broken, straight):
         resuming.run(folder, stop=False, names=[name], model=Linear())
@@ -42,7 +42,7 @@ def test_every_kind_of_optimizer_and_an_ensemble_go_on_in_another_process(tmp_pa
     names = (*resuming.OPTIMIZERS, resuming.ENSEMBLE)
     assert said.count("stopped at step") == len(names)
     for name in names:
-        (stopped,) = checkpoint.listed(tmp_path / "broken" / name)
+        (stopped,) = checkpoint.list_checkpoints(tmp_path / "broken" / name)
         assert 0 < stopped.step < 10  # in the middle of the first epoch
     start(str(tmp_path / "broken"))
     start(str(tmp_path / "straight"))

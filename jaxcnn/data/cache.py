@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxcnn.errors import DataError, writing
 from jaxcnn.storage import document, manifest
-from jaxcnn.storage.atomic import exclusive, staging
+from jaxcnn.storage.atomic import locked, replacing
 
 # Part of every manifest: raised when the layout changes, so that older caches are rebuilt.
 _FORMAT = 2
@@ -53,17 +53,15 @@ def load(
     if arrays is not None:
         return arrays
     remedy = "set JAXCNN_CACHE_DIR to a folder that can be written and has room"
-    with writing(folder, remedy), exclusive(folder.parent, f".{folder.name}"):
+    lock = locked(folder.parent, f".{folder.name}.lock", wait=True, remedy=remedy)
+    with writing(folder, remedy), lock:
         arrays, defect = _open(folder, fingerprint)  # another process may have built it
         if arrays is not None:
             return arrays
         if defect:
             report(f"the cache {folder} is rebuilt: {defect}")
-        with staging(folder.parent, f".{folder.name}-") as stage:
-            _write(stage / "new", fingerprint, build())
-            if folder.exists():
-                folder.rename(stage / "old")
-            (stage / "new").rename(folder)
+        with replacing(folder, f".{folder.name}-") as new:
+            _write(new, fingerprint, build())
     arrays, defect = _open(folder, fingerprint)
     if arrays is None:
         raise DataError(
@@ -93,7 +91,6 @@ def _open(folder: Path, fingerprint: dict[str, Any]) -> tuple[Arrays | None, str
 
 
 def _write(folder: Path, fingerprint: dict[str, Any], built: Arrays) -> None:
-    folder.mkdir()
     for name, array in built.arrays.items():
         # Not np.save: it reports a full disk without saying so.
         with (folder / f"{name}.npy").open("wb") as file:

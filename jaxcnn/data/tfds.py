@@ -19,7 +19,7 @@ from jaxcnn.data.cache import Arrays
 from jaxcnn.errors import DataError, ReadError, as_path, writing
 from jaxcnn.recipes.named import recipe
 from jaxcnn.storage import document
-from jaxcnn.storage.atomic import exclusive, staging
+from jaxcnn.storage.atomic import locked, staging
 
 # The versions of TFDS's builders. Stated here too so that a warm start need not import TFDS; a
 # test compares them.
@@ -92,10 +92,9 @@ def locate_or_prepare(
     archive_dir = archive_dir or os.environ.get("JAXCNN_ARCHIVE_DIR") or None
     prepared = _locate(name, root)
     if prepared is None:
-        with (
-            writing(root, f"{_ELSEWHERE} that can be written and has room"),
-            exclusive(root, f".jaxcnn-{name}"),
-        ):
+        remedy = f"{_ELSEWHERE} that can be written and has room"
+        lock = locked(root, f".jaxcnn-{name}.lock", wait=True, remedy=remedy)
+        with writing(root, remedy), lock:
             prepared = _locate(name, root)  # another process may have prepared it
             if prepared is None:
                 source = as_path(archive_dir) if archive_dir else None

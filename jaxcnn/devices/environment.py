@@ -12,7 +12,7 @@ import jax
 
 import jaxcnn
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "safetensors", "numpy", "tensorflow-datasets")
 # What decides the numbers that are drawn, their precision and that of products.
 _SETTINGS = {
     "jax_enable_x64": False,

@@ -1,4 +1,4 @@
-"""Checkpoints of a run of several processes: process 0 reads and writes, all share the result."""
+"""Checkpoints of a run in several processes: process 0 reads and writes them for all."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -6,25 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn.devices import processes
-from jaxcnn.storage import checkpoint
+from jaxcnn.storage.checkpoint import Every, Policy
+from jaxcnn.storage.store import CheckpointStore, open_store
 
 
 class SharedStore:
-    """The checkpoints of a run, see `jaxcnn.storage.checkpoint.Store`, handled by process 0.
+    """A `CheckpointStore` that process 0 handles for all processes.
 
     All processes have to call the same methods.
 
     Attributes:
-        every: how often to save.
+        every: the interval between two saves.
     """
 
-    def __init__(self, own: list[checkpoint.Store], every: checkpoint.Every) -> None:
-        """Takes the store of process 0, or nothing in the others, and how often to save."""
+    def __init__(self, own: list[CheckpointStore], every: Every) -> None:
+        """Takes the store of process 0, or an empty list in the others, and how often to save."""
         self._own = own
         self.every = every
 
     def resume(self, like: Any) -> tuple[Any, dict[str, Any], Path] | None:
-        """Restores the newest sound checkpoint, see `Store.resume`, in all processes."""
+        """Restores the newest undamaged checkpoint in all processes.
+
+        Args:
+            like: see `CheckpointStore.resume`.
+
+        Returns:
+            What `CheckpointStore.resume` returns.
+        """
         tree = like
 
         @processes.on_main
@@ -44,13 +52,16 @@ class SharedStore:
     def save(
         self, step: int, tree: Any, progress: Mapping[str, Any], score: float | None = None
     ) -> Path:
-        """Saves a checkpoint once, see `Store.save`.
+        """Saves a checkpoint by process 0 alone.
 
         Args:
             step: number of optimizer steps taken.
             tree: a pytree of arrays that this process has.
             progress: what else is needed to resume, as JSON values.
             score: higher is better; the best checkpoint is kept.
+
+        Returns:
+            The folder of the checkpoint.
         """
         save = processes.on_main(lambda: str(self._own[0].save(step, tree, progress, score)))
         return Path(save())
@@ -58,23 +69,23 @@ class SharedStore:
 
 @contextlib.contextmanager
 def open_shared(
-    policy: checkpoint.Policy | None, run: Callable[[], Mapping[str, Any]]
+    policy: Policy | None, run: Callable[[], Mapping[str, Any]]
 ) -> Iterator[SharedStore | None]:
-    """Opens a run's checkpoints for process 0 alone, see `jaxcnn.storage.checkpoint.open_store`.
+    """Opens a run's checkpoints for process 0 alone, see `jaxcnn.storage.store.open_store`.
 
     Args:
         policy: where they are; None for a run without checkpoints.
-        run: returns what identifies the run; called by process 0 only.
+        run: returns what identifies the run; only process 0 calls it.
     """
     if policy is None:
         yield None
         return
     with contextlib.ExitStack() as stack:
-        own: list[checkpoint.Store] = []
+        own: list[CheckpointStore] = []
 
         @processes.on_main
         def claim() -> None:
-            own.append(stack.enter_context(checkpoint.open_store(policy, run())))
+            own.append(stack.enter_context(open_store(policy, run())))
 
         claim()
         yield SharedStore(own, policy.every)

@@ -22,6 +22,7 @@ from jaxcnn.devices.mesh import Placement
 from jaxcnn.errors import UserError
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
+from jaxcnn.storage.store import CheckpointStore, open_store
 from jaxcnn.train import loop, steps
 from jaxcnn.train.ensemble_program import EnsembleProgram, Member, compile_ensemble
 from jaxcnn.train.evaluate import EVAL_BATCH_SIZE, eval_batches
@@ -176,7 +177,7 @@ def fit_chunks(
 @contextlib.contextmanager
 def _open_store(
     checkpoints: checkpoint.Policy | None, run: dict[str, Any], first: int, part: Members
-) -> Iterator[checkpoint.Store | None]:
+) -> Iterator[CheckpointStore | None]:
     """Opens the checkpoints of a chunk, whose first member is the ensemble's number `first`."""
     if checkpoints is None:
         yield None
@@ -184,7 +185,7 @@ def _open_store(
     folder = checkpoints.folder / f"members-{first:06d}"
     values = {name: array.tolist() for name, array in part.hyperparameters.items()}
     run = run | {"seed": part.seeds.tolist(), "hyperparameters": values}
-    with checkpoint.open_store(dataclasses.replace(checkpoints, folder=folder), run) as store:
+    with open_store(dataclasses.replace(checkpoints, folder=folder), run) as store:
         yield store
 
 

@@ -151,7 +151,7 @@ class Monitor(Protocol):
 
 
 class Store(Protocol):
-    """Checkpoints of a run, see `jaxcnn.storage.checkpoint.Store`."""
+    """Checkpoints of a run, see `jaxcnn.storage.store.CheckpointStore`."""
 
     every: Every
 
@@ -162,7 +162,7 @@ class Store(Protocol):
     def save(
         self, step: int, tree: Any, progress: Mapping[str, Any], score: float | None = None
     ) -> Path:
-        """Saves a checkpoint and returns its folder, see `jaxcnn.storage.checkpoint.Store`."""
+        """Saves a checkpoint and returns its folder, see `jaxcnn.storage.store.CheckpointStore`."""
         ...
 
 

@@ -103,7 +103,7 @@ def load_trained(
 
     Args:
         workdir: of a run, or its folder of checkpoints.
-        which: "latest", the newest sound one; "best", on the test images, whose score of it is
+        which: "latest", the newest undamaged one; "best", on the test images, whose score of it is
             therefore flattering; or a number of steps.
         report: called with a line of text about checkpoints that are damaged.
 
@@ -112,16 +112,16 @@ def load_trained(
     """
     folder = as_path(workdir)
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    there = checkpoint.listed(folder)
+    there = checkpoint.list_checkpoints(folder)
     if not there:
         raise UserError(
             f"{folder} holds no checkpoint: give the workdir of a run that has saved one"
         )
     if which == "latest":
-        for _, network in checkpoint.usable(folder, _restore, report):
-            return network
-        raise UserError(f"no checkpoint in {folder} is sound: train anew in another folder")
-    chosen = checkpoint.best(folder) if which == "best" else None
+        if found := checkpoint.newest_undamaged(folder, _restore, report):
+            return found[1]
+        raise UserError(f"every checkpoint in {folder} is damaged: train again in another folder")
+    chosen = checkpoint.best_checkpoint(folder) if which == "best" else None
     if which.isdecimal():
         chosen = next((found for found in there if found.step == int(which)), None)
     if chosen is None:

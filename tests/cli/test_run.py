@@ -100,7 +100,7 @@ def check_run(run: Run, dataset: Dataset) -> None:
     assert "stand-in" not in out
     assert len((run.workdir / "metrics.jsonl").read_text().splitlines()) == 2
     assert list(run.workdir.glob("events.out.tfevents.*"))
-    assert checkpoint.listed(run.workdir / "checkpoints")
+    assert checkpoint.list_checkpoints(run.workdir / "checkpoints")
 
 
 def test_a_run(run: Run, tiny_mnist: Dataset) -> None:
@@ -119,7 +119,7 @@ def test_a_run(run: Run, tiny_mnist: Dataset) -> None:
     assert "mesh" not in result
     assert run.calls["evaluate"] == [{"tta": True}]
     assert result["command"].endswith(" mnist.py 'some words'")
-    saved = [found.step for found in checkpoint.listed(run.workdir / "checkpoints")]
+    saved = [found.step for found in checkpoint.list_checkpoints(run.workdir / "checkpoints")]
     assert saved[-1] == 6
     assert len(saved) <= 2  # the latest and the best
 
@@ -152,7 +152,7 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, run: Run) -> 
             stop_at(monkeypatch, signal.Signals[name], chunk)
             stopped = start(*argv)
         assert stopped.status == status
-        saved = checkpoint.listed(folder / "checkpoints")[-1]
+        saved = checkpoint.list_checkpoints(folder / "checkpoints")[-1]
         saved.verify()
         assert saved.step == step
         assert stopped.err == (
@@ -269,9 +269,9 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
     assert "cannot write" in ended.err
     assert "size limit; give --workdir" in ended.err
     assert not (tmp_path / "run" / "result.json").exists()
-    (saved,) = checkpoint.listed(tmp_path / "run" / "checkpoints")
+    (saved,) = checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")
     assert saved.verify()["step"] == 3
-    assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*.staging"))
 
 
 @pytest.mark.usefixtures("small")

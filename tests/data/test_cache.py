@@ -92,8 +92,14 @@ def edit_manifest(change: Callable[[dict], None]) -> Callable[[Path], None]:
         (cut, "train_images.npy has 175 bytes instead of 176"),
         (lambda folder: (folder / "train_labels.npy").unlink(), "train_labels.npy is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is none"),
-        (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json is none"),
+        (
+            lambda folder: (folder / "manifest.json").write_text("{"),
+            "manifest.json is not a manifest",
+        ),
+        (
+            lambda folder: (folder / "manifest.json").write_text("[]"),
+            "manifest.json is not a manifest",
+        ),
         (edit_manifest(lambda m: m["content"].update(class_names=["x"])), "altered"),
         (edit_manifest(lambda m: m["content"].update(format=0)), "altered"),
     ],

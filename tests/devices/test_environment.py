@@ -14,7 +14,7 @@ def test_versions_are_those_installed() -> None:
     found = environment.versions()
     assert found.pop("python") == platform.python_version()
     assert found.pop("jaxcnn") == jaxcnn.__version__
-    decisive = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    decisive = ("jax", "jaxlib", "flax", "optax", "safetensors", "numpy")
     assert found.keys() == {*decisive, "tensorflow-datasets"}
     for package, version in found.items():
         assert version == importlib.metadata.version(package)
@@ -22,13 +22,13 @@ def test_versions_are_those_installed() -> None:
 
 def test_a_package_that_is_not_there_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(package: str) -> str:
-        if package == "orbax-checkpoint":
+        if package == "safetensors":
             raise importlib.metadata.PackageNotFoundError(package)
         return f"{package}'s"
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     found = environment.versions()
-    assert "orbax-checkpoint" not in found
+    assert "safetensors" not in found
     assert (found["jax"], found["numpy"]) == ("jax's", "numpy's")
 
 

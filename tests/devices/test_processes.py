@@ -92,7 +92,7 @@ def test_checkpoints_are_read_and_written_by_process_0(
 ) -> None:
     for found in met[1]:
         assert found["checkpoints"] == [None, True, 4, [0, 7], [0, 1, 2]]
-    (saved,) = checkpoint.listed(met[0] / "checkpoints")
+    (saved,) = checkpoint.list_checkpoints(met[0] / "checkpoints")
     assert saved.step == 4
     assert saved.verify()["progress"] == {"step": 4}
 
@@ -214,7 +214,7 @@ def test_two_processes_stop_together_and_one_or_four_go_on(
     stopped = end(start(begun, 2, 2, "stop", "1"))  # only one of them is asked to
     for _, text in stopped:
         assert "stopped at step" in text
-    steps = [saved.step for saved in checkpoint.listed(begun / "checkpoints")]
+    steps = [saved.step for saved in checkpoint.list_checkpoints(begun / "checkpoints")]
     assert 5 in steps
     assert steps[-1] % 5  # saved once more when they stopped
     for count in (1, 4):

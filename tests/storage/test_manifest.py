@@ -49,16 +49,19 @@ def forge(change: Callable[[dict], object]) -> Callable[[Path], object]:
         (lambda f: (f / "one").write_bytes(b"1234"), "one has 4 bytes instead of 5"),
         (lambda f: (f / "deep" / "two").unlink(), "deep/two is missing"),
         (lambda f: (f / manifest.NAME).unlink(), "manifest.json is missing"),
-        (lambda f: (f / manifest.NAME).write_text("{"), "manifest.json is none"),
-        (lambda f: (f / manifest.NAME).write_bytes(b"\xff"), "manifest.json is none"),
-        (lambda f: (f / manifest.NAME).write_text("[" * 10**5), "manifest.json is none"),
+        (lambda f: (f / manifest.NAME).write_text("{"), "manifest.json is not a manifest"),
+        (lambda f: (f / manifest.NAME).write_bytes(b"\xff"), "manifest.json is not a manifest"),
+        (lambda f: (f / manifest.NAME).write_text("[" * 10**5), "manifest.json is not a manifest"),
         (
             forge(lambda content: content["files"].update({"../x": [0, ""]})),
-            "manifest.json is none",
+            "manifest.json is not a manifest",
         ),
-        (forge(lambda content: content["files"].update({"/etc/passwd": [0, ""]})), "is none"),
-        (forge(lambda content: content["files"].update({"one": 5})), "is none"),
-        (forge(lambda content: content.update(files=[])), "is none"),
+        (
+            forge(lambda content: content["files"].update({"/etc/passwd": [0, ""]})),
+            "is not a manifest",
+        ),
+        (forge(lambda content: content["files"].update({"one": 5})), "is not a manifest"),
+        (forge(lambda content: content.update(files=[])), "is not a manifest"),
     ],
 )
 def test_damage_is_named(folder: Path, damage: Callable[[Path], object], said: str) -> None:

@@ -149,13 +149,13 @@ def test_a_smaller_last_batch_and_a_run_that_is_stopped_again_and_again(
         polled = itertools.count()
         with pytest.raises(StoppedError) as caught:
             fit(members, interrupted=lambda now=polled, most=polls: next(now) >= most, **options)
-        found = checkpoint.listed(folders[member])[-1]
+        found = checkpoint.list_checkpoints(folders[member])[-1]
         assert f"{caught.value}" == f"stopped at step {step} of 14, saved in {found.folder}"
         assert found.step == step
     images: list[int] = []
     result = fit(members, report=images.append, **options)
     assert images == [100, 100, 50, 50 + 20]  # the second epoch of the second member
-    assert [[one.step for one in checkpoint.listed(folder)] for folder in folders] == [
+    assert [[one.step for one in checkpoint.list_checkpoints(folder)] for folder in folders] == [
         [3, 6, 9, 12, 14],
         [3, 6, 7, 9, 12, 14],
     ]

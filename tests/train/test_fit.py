@@ -20,6 +20,7 @@ from jaxcnn.errors import DivergedError, StoppedError, UserError
 from jaxcnn.networks.cnn import MnistCNN
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
+from jaxcnn.storage.store import open_store
 from jaxcnn.train import fit as train_fit
 from jaxcnn.train import run_program, steps
 from jaxcnn.train.evaluate import evaluate
@@ -239,7 +240,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
         options = {"feed": name, "interrupted": stop_after(polls), "observers": [recorder]}
         with pytest.raises(StoppedError) as caught:
             fit(checkpoints=policy, **options)
-        (found,) = checkpoint.listed(tmp_path)[-1:]
+        (found,) = checkpoint.list_checkpoints(tmp_path)[-1:]
         assert f"{caught.value}" == f"stopped at step {step} of 14, saved in {found.folder}"
         assert found.step == step
         progress = found.verify()["progress"]
@@ -255,7 +256,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
     assert starts == [("start", 2, 320, epochs) for epochs in (0, 0, 1, 1)]
     assert recorder.calls.count("stop") == 4
     # But for those, only the end is saved.
-    assert [one.step for one in checkpoint.listed(tmp_path)] == [6, 7, 11, 14]
+    assert [one.step for one in checkpoint.list_checkpoints(tmp_path)] == [6, 7, 11, 14]
 
 
 def test_another_seed_differs_and_a_run_stopped_without_checkpoints_says_so(
@@ -268,7 +269,7 @@ def test_another_seed_differs_and_a_run_stopped_without_checkpoints_says_so(
     assert mine.losses[0] != recorder.losses[0]
     with pytest.raises(StoppedError, match="stopped at step 0 of 14, nothing saved"):
         fit(checkpoints=checkpoint.Policy(tmp_path), interrupted=lambda: True)
-    assert not checkpoint.listed(tmp_path)
+    assert not checkpoint.list_checkpoints(tmp_path)
 
 
 @pytest.mark.usefixtures("compiled_once")
@@ -279,7 +280,7 @@ def test_checkpoints_come_as_often_as_asked_and_change_nothing(
     result = fit(checkpoints=policy)
     same(result, first)
     assert result.train_seconds == 6  # without saving, in the middle of an epoch too
-    found = {one.step: one for one in checkpoint.listed(tmp_path)}
+    found = {one.step: one for one in checkpoint.list_checkpoints(tmp_path)}
     assert list(found) == [3, 6, 9, 12, 14]
     for step, one in found.items():
         assert len(one.verify()["progress"]["history"]) == step // 7
@@ -289,7 +290,7 @@ def test_checkpoints_come_as_often_as_asked_and_change_nothing(
         folder.mkdir()
         found[step].folder.rename(folder / found[step].folder.name)
         same(fit(checkpoints=dataclasses.replace(policy, folder=folder, every=every)), first)
-        assert [one.step for one in checkpoint.listed(folder)] == [step, 14]
+        assert [one.step for one in checkpoint.list_checkpoints(folder)] == [step, 14]
 
 
 def test_a_finished_run_is_read_and_not_trained_again(
@@ -297,7 +298,7 @@ def test_a_finished_run_is_read_and_not_trained_again(
 ) -> None:
     result, policy = saved
     same(result, first)
-    found = checkpoint.listed(policy.folder)
+    found = checkpoint.list_checkpoints(policy.folder)
     assert [one.step for one in found] == [7, 14]  # after every epoch is the default
     for one, record in zip(found, result.history, strict=True):
         content = one.verify()
@@ -375,7 +376,7 @@ def test_a_checkpoint_that_does_not_say_how_far_it_is(
     run = identity(RECIPE, DATA, model=MODEL)
     tree = checkpoint_tree(result.state, steps.zero_train_metrics())
     policy = checkpoint.Policy(tmp_path)
-    with checkpoint.open_store(policy, run) as store:
+    with open_store(policy, run) as store:
         store.save(14, tree, {"history": [{"epoch": 1}]})
     with pytest.raises(UserError, match="does not say how far its run had come"):
         fit(checkpoints=policy)

@@ -50,7 +50,7 @@ def test_a_checkpoint_is_loaded(workdir: Path, network: Trained) -> None:
     assert network.recipe == saved.recipe("mnist")
     assert isinstance(network.model, MnistCNN)
     assert network.run["seed"] == 0
-    assert network.checkpoint == checkpoint.listed(workdir / "checkpoints")[-1]
+    assert network.checkpoint == checkpoint.list_checkpoints(workdir / "checkpoints")[-1]
     assert equal(network.variables, "mnist", saved.LAST)
     for folder, which, step in (
         (workdir / "checkpoints", "7", 7),
@@ -154,7 +154,7 @@ def test_no_optimizer_is_made(run: dict[str, Any], tmp_path: Path, tiny_mnist: D
 
 def test_the_newest_sound_one(workdir: Path, tmp_path: Path) -> None:
     workdir = Path(shutil.copytree(workdir, tmp_path / "run"))
-    newest = checkpoint.listed(workdir / "checkpoints")[-1].folder
+    newest = checkpoint.list_checkpoints(workdir / "checkpoints")[-1].folder
     flip(newest / manifest.NAME)
     said: list[str] = []
     assert load_trained(workdir, report=said.append).checkpoint.step == 14
@@ -162,9 +162,9 @@ def test_the_newest_sound_one(workdir: Path, tmp_path: Path) -> None:
     assert newest.is_dir()  # only a run that goes on sets it aside
     with pytest.raises(UserError, match=r"is damaged .manifest.json"):
         load_trained(workdir, "21")
-    for other in checkpoint.listed(workdir / "checkpoints"):
-        flip(other.folder / "arrays" / "manifest.ocdbt")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is sound"):
+    for other in checkpoint.list_checkpoints(workdir / "checkpoints"):
+        flip(other.folder / checkpoint.ARRAYS)
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         load_trained(workdir)
 
 
@@ -179,7 +179,7 @@ def test_mistakes(workdir: Path, tmp_path: Path, tiny_mnist: Dataset) -> None:
         load_trained(own)
     senseless = saved.save(tmp_path / "senseless", tiny_mnist, saves=[7], run={"epochs": -1})
     said: list[str] = []
-    with pytest.raises(UserError, match=r"no checkpoint in .* is sound"):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
         load_trained(senseless, report=said.append)
     assert "manifest.json is no run's (epochs takes" in said[0]
 
