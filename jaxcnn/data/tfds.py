@@ -132,7 +132,7 @@ def decode(prepared: Prepared, report: Callable[[str], None] = lambda line: None
     report(f"decoding {prepared.name} {prepared.version} from {prepared.folder}, once")
     arrays: dict[str, np.ndarray] = {}
     try:
-        _check_features(document.read(prepared.folder / "features.json"))
+        _check_features(document.read_json(prepared.folder / "features.json"))
         builder = tfds.builder_from_directory(prepared.folder)
         features = builder.info.features
         if features["image"].shape != IMAGE_SHAPES[prepared.name]:
@@ -211,7 +211,7 @@ def _locate(name: str, root: Path) -> Prepared | None:
     version = VERSIONS[name]
     folder = root / name / version
     try:
-        info = document.read(folder / "dataset_info.json")
+        info = document.read_json(folder / "dataset_info.json")
         formats = {info.get("fileFormat") or "tfrecord", *info.get("alternativeFileFormats", [])}
     except FileNotFoundError as error:
         if error.errno == errno.ENOTDIR:

@@ -1,4 +1,4 @@
-"""Files: written atomically, verified when read, resumed from; and the compilation cache."""
+"""Storage: atomic files, verified checkpoints, fingerprints and the compilation cache."""
 
 import lazy_loader
 

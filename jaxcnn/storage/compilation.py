@@ -1,4 +1,4 @@
-"""jax's persistent compilation cache, so that a second start is quick."""
+"""JAX's persistent compilation cache, with which a second start takes less time."""
 
 import contextlib
 import importlib
@@ -12,39 +12,39 @@ import jax
 from jaxcnn.devices import environment
 from jaxcnn.storage.atomic import cache_root
 
-_JAX_S_OWN = "JAX_COMPILATION_CACHE_DIR"
-_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # the first bytes of what it compresses, RFC 8878
+_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_ZSTANDARD = b"\x28\xb5\x2f\xfd"  # how a compressed content begins, RFC 8878
 
 
 def enable_cache(report: Callable[[str], None] = lambda line: None) -> None:
-    """Keeps compiled programs in the user's cache folder, unless jax was told another place.
+    """Keeps compiled programs in the user's cache folder, or in `JAX_COMPILATION_CACHE_DIR`.
 
     Args:
-        report: called with a line of text about programs of which only a part was written.
+        report: called with a line of text if truncated programs were removed.
     """
-    if not os.environ.get(_JAX_S_OWN):
+    if not os.environ.get(_VARIABLE):
         jax.config.update("jax_compilation_cache_dir", str(folder()))
-    # By default jax leaves out programs that compile in under a second, most of ours.
+    # By default JAX leaves out programs that compile in under a second, as most of these do.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    with contextlib.suppress(OSError):  # without a cache all is compiled, as it would be then
-        if removed := _remove_cut(folder()):
+    with contextlib.suppress(OSError):  # a cache that cannot be used costs time only
+        if removed := _remove_truncated(folder()):
             report(f"removed compiled programs that were written in part ({removed}): {folder()}")
 
 
 def folder() -> Path:
-    """Returns where `enable_cache` keeps the programs."""
-    # jax's keys leave the processor out, and machines may share a home folder.
-    return Path(os.environ.get(_JAX_S_OWN) or cache_root() / "xla" / environment.processor())
+    """Returns the folder of the compiled programs."""
+    # JAX's keys do not name the processor, and machines may share a home folder.
+    return Path(os.environ.get(_VARIABLE) or cache_root() / "xla" / environment.processor())
 
 
-def _remove_cut(folder: Path) -> int:
-    """Removes programs that were cut by a kill or a full disk: jax would never write them anew.
+def _remove_truncated(folder: Path) -> int:
+    """Removes programs truncated by a kill or a full disk, which JAX would never replace.
 
-    Those that were whole the last time are not read again.
+    Programs that were complete at the last call are not read again.
 
     Returns:
-        How many.
+        The number of programs removed.
     """
     mark, removed = folder / ".whole", 0
     latest = before = mark.stat().st_mtime_ns if mark.exists() else 0
@@ -52,7 +52,7 @@ def _remove_cut(folder: Path) -> int:
         changed = path.stat().st_mtime_ns
         if changed < before:
             continue
-        if _is_whole(path.read_bytes()):
+        if _is_complete(path.read_bytes()):
             latest = max(latest, changed)
         else:
             path.unlink(missing_ok=True)
@@ -62,15 +62,15 @@ def _remove_cut(folder: Path) -> int:
     return removed
 
 
-def _is_whole(content: bytes) -> bool:
-    """Returns whether a compressed program has its end, as far as that can be told here."""
+def _is_complete(content: bytes) -> bool:
+    """Returns whether a compressed program is complete; True if that cannot be checked."""
     try:
-        if content.startswith(_ZSTANDARD):  # which jax takes where it is installed
+        if content.startswith(_ZSTANDARD):  # JAX uses it where it is installed
             importlib.import_module("zstandard").ZstdDecompressor().decompress(content)
         else:
             zlib.decompress(content)
     except ImportError:
         return True
-    except Exception:  # of either library
+    except Exception:  # both libraries raise their own
         return False
     return True

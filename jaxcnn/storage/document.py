@@ -1,4 +1,4 @@
-"""JSON that a file holds, which anybody may have written: read within bounds, and of one form."""
+"""JSON files that anyone may have written: read within bounds, and checked for their structure."""
 
 import errno
 import json
@@ -10,58 +10,57 @@ from typing import Any, NoReturn, TypeVar
 
 from jaxcnn.errors import ReadError, describe
 
-# More than any file of this package has.
-_MOST_BYTES = 64 * 2**20
-# What may pass: network file systems have moments, and other processes open files too. Seconds.
+# Larger than any JSON file that this package writes.
+_MAX_BYTES = 64 * 2**20
+# Errors that may pass: network file systems have moments, and other processes open files too.
 _PASSING = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT}
 _PASSING |= {errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-_PAUSES = (0.05, 0.2, 1.0)
+_PAUSES = (0.05, 0.2, 1.0)  # seconds
 
-# Longer than any device, version or data set is called.
-_LONGEST = 500
-_LARGEST = 1e300
-
+# Longer than the name of any device, version or data set.
+_MAX_LENGTH = 500
+_MAX_NUMBER = 1e300
 
 Got = TypeVar("Got")
 
 
-def read(path: Path) -> Any:
-    """Returns what the JSON in a file says.
+def read_json(path: Path) -> Any:
+    """Returns the value of a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ReadError: it cannot be read, which says nothing of what it holds.
-        ValueError: it is no regular file, or holds no JSON, or more than any that is ours.
+        ReadError: the file cannot be read, which says nothing about its content.
+        ValueError: it is not a regular file, not JSON, or larger than any that this package writes.
     """
-    return parse(content(path))
+    return parse_json(read_bytes(path))
 
 
-def content(path: Path) -> bytes:
-    """Returns all of a file that may be ours.
+def read_bytes(path: Path) -> bytes:
+    """Returns the content of a file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ReadError: it cannot be read, which says nothing of what it holds.
-        ValueError: it is no regular file, or larger than any that is ours.
+        ReadError: the file cannot be read, which says nothing about its content.
+        ValueError: it is not a regular file, or larger than any JSON that this package writes.
     """
 
-    def take() -> bytes:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe keeps its reader waiting
-            raise ValueError("it is no regular file")
+    def read() -> bytes:
+        if not stat.S_ISREG(path.stat().st_mode):  # the reader of a pipe would wait for ever
+            raise ValueError("it is not a regular file")
         with path.open("rb") as file:
-            return file.read(_MOST_BYTES + 1)
+            return file.read(_MAX_BYTES + 1)
 
-    found = patiently(path, take)
-    if len(found) > _MOST_BYTES:
+    found = with_retries(path, read)
+    if len(found) > _MAX_BYTES:
         raise ValueError("it is too large")
     return found
 
 
-def parse(text: bytes) -> Any:
-    """Returns what JSON says.
+def parse_json(text: bytes) -> Any:
+    """Returns the value of a JSON text.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not JSON, or has a number that is not finite.
     """
     try:
         return json.loads(text, parse_constant=_refuse)
@@ -73,16 +72,23 @@ def _refuse(text: str) -> NoReturn:
     raise ValueError(f"it has {text} as a number")
 
 
-def patiently(path: Path, call: Callable[[], Got]) -> Got:
-    """Calls what reads a file, and again after a moment if the system cannot.
+def with_retries(path: Path, read: Callable[[], Got]) -> Got:
+    """Calls a function that reads a file, and again after a moment if the system cannot read.
+
+    Args:
+        path: of the file, for error messages.
+        read: the function.
+
+    Returns:
+        What the function returns.
 
     Raises:
-        FileNotFoundError: nothing is there, or no file.
-        ReadError: it could not be read in the end either.
+        FileNotFoundError: there is no file of that name.
+        ReadError: the last call failed too.
     """
     for pause in (*_PAUSES, None):
         try:
-            return call()
+            return read()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise FileNotFoundError(*error.args) from None
         except OSError as error:
@@ -96,17 +102,18 @@ def patiently(path: Path, call: Callable[[], Got]) -> Got:
 
 
 def check(value: Any, form: Any, name: str) -> None:
-    """Compares a value with a form.
+    """Checks that a JSON value has a form.
 
     Args:
-        value: as `json.loads` gives it.
-        form: a type (`str` is a printable line, `float` any finite number); a form and None as a
-            pair, for what may be null; a list of one form, for any number of values; a dictionary
-            of the forms that it must have by name, or of `str` and one form for any names.
+        value: as `parse_json` returns it.
+        form: a type (`str` is a printable line, `float` any finite number); a pair of a form and
+            None, for a value that may be null; a list with one form, for a list of any length; a
+            dictionary of required names and the forms of their values, or of `str` and one form,
+            for any names.
         name: of the value, for the message.
 
     Raises:
-        ValueError: it has another form; the message names the value within it.
+        ValueError: the value has another form; the message names the part of it that differs.
     """
     if isinstance(form, tuple):
         if value is None:
@@ -114,7 +121,7 @@ def check(value: Any, form: Any, name: str) -> None:
         form, _ = form
     if isinstance(form, list):
         if not isinstance(value, list):
-            raise ValueError(f"{name} is no list")
+            raise ValueError(f"{name} is not a list")
         for index, one in enumerate(value):
             check(one, form[0], f"{name}[{index}]")
     elif isinstance(form, dict):
@@ -128,11 +135,11 @@ def check(value: Any, form: Any, name: str) -> None:
         for key, one in form.items():
             check(value[key], one, key)
     elif form is str:
-        if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST:
-            raise ValueError(f"{name} is no line of text")
+        if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_LENGTH:
+            raise ValueError(f"{name} is not a line of text")
     elif (
         isinstance(value, bool)
         or not isinstance(value, int | form)
-        or not -_LARGEST < value < _LARGEST  # nor is what is not a number
+        or not -_MAX_NUMBER < value < _MAX_NUMBER  # nor is NaN
     ):
-        raise ValueError(f"{name} is no {'whole ' if form is int else ''}number")
+        raise ValueError(f"{name} is not a {'whole ' if form is int else ''}number")

@@ -1,7 +1,7 @@
-"""What a Python value is, as JSON: the same for equal values, another one for others.
+"""Fingerprints: Python values as JSON that is equal for equal values and differs for others.
 
-With it a run in a folder is told from another one, whatever its recipe, network and optimizer are
-made of.
+A run is identified by the fingerprints of its recipe, network and optimizer, whatever objects and
+functions these consist of.
 """
 
 import dataclasses
@@ -18,20 +18,21 @@ from jaxcnn.errors import UserError
 
 
 def of(value: Any) -> Any:
-    """Returns what a value is.
+    """Returns the fingerprint of a value, as JSON values.
 
-    Numbers are their value, whatever their type; what JSON has is left as it is, tuples as lists. A
-    function that can be imported is its name; another one its source and all that it refers to, as
-    optax's transformations refer to their hyperparameters. An object is its attributes.
+    Values that JSON has are left as they are, tuples become lists, and numbers become Python's,
+    whatever their type. A function that can be imported becomes its name; another one its source
+    and the values that it refers to, as optax's transformations refer to their hyperparameters. An
+    object becomes its type and its attributes.
 
     Raises:
-        UserError: it has none of these.
+        UserError: the value is nothing of these, for example a generator.
     """
     return _of(value, ())
 
 
 def digest(value: Any) -> str:
-    """Returns the SHA-256 of what a value is.
+    """Returns the SHA-256 of a value's fingerprint, in hexadecimal digits.
 
     Raises:
         UserError: see `of`.
@@ -39,15 +40,14 @@ def digest(value: Any) -> str:
     return _sha256(_text(of(value)))
 
 
-def of_bytes(array: Any) -> str:
-    """Returns the SHA-256 of an array's bytes, in hexadecimal digits."""
-    import numpy as np
-
-    return hashlib.sha256(np.ascontiguousarray(np.asarray(array)).tobytes()).hexdigest()
-
-
 def _of(value: Any, within: tuple[int, ...]) -> Any:
-    """Returns what a value is; what it lies within is not looked into once more."""
+    """Returns the fingerprint of a value.
+
+    Args:
+        value: any Python value.
+        within: ids of the values that contain it, the outermost first: where one of them contains
+            itself, the fingerprint says how far above it is.
+    """
     plain = _plain(value)
     if plain is not value or value is None or isinstance(value, bool | int | str):
         return plain
@@ -63,13 +63,13 @@ def _of(value: Any, within: tuple[int, ...]) -> Any:
         return [_of(item, within) for item in value]
     if isinstance(value, set | frozenset):
         return {"set": sorted((_of(item, within) for item in value), key=_text)}
-    if name := _imported(value):
+    if name := _import_name(value):
         return {"name": name}
     return _of_object(value, within)
 
 
 def _plain(value: Any) -> Any:
-    """Returns what NumPy or JAX hold as numbers as Python has them; other values as they are."""
+    """Returns numbers and arrays of NumPy and JAX as JSON values; other values as they are."""
     if isinstance(value, bytes | bytearray | complex | range):
         return {type(value).__name__: str(value)}
     if not (hasattr(value, "dtype") and hasattr(value, "shape")) or isinstance(value, type):
@@ -85,11 +85,12 @@ def _plain(value: Any) -> Any:
     array = np.asarray(value)
     if array.shape == () and array.dtype.kind in "biufcSU":
         return _of(array.item(), ())
-    return {"dtype": str(array.dtype), "shape": list(array.shape), "sha256": of_bytes(array)}
+    content = hashlib.sha256(array.tobytes()).hexdigest()
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "sha256": content}
 
 
-def _imported(value: Any) -> str:
-    """Returns the name by which a value can be imported, if it has one."""
+def _import_name(value: Any) -> str:
+    """Returns the name by which a value can be imported; an empty one if it cannot."""
     module = getattr(value, "__module__", None) or ""
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or ""
     if not (isinstance(module, str) and isinstance(name, str) and name):
@@ -101,6 +102,15 @@ def _imported(value: Any) -> str:
 
 
 def _of_object(value: Any, within: tuple[int, ...]) -> Any:
+    """Returns the fingerprint of a function or of an object with attributes.
+
+    Args:
+        value: what cannot be imported by a name.
+        within: see `_of`; includes the value.
+
+    Raises:
+        UserError: the value has no attributes.
+    """
     kind = type(value)
     named = {"type": f"{kind.__module__}.{kind.__qualname__}"}
     if isinstance(value, functools.partial):
@@ -110,7 +120,7 @@ def _of_object(value: Any, within: tuple[int, ...]) -> Any:
     if inspect.isfunction(value):
         return named | _of_function(value, within)
     if dataclasses.is_dataclass(value):
-        # A Flax module's parent says where it stands, not what it is.
+        # The parent of a Flax module says where it is used, not what it computes.
         names = [field.name for field in dataclasses.fields(value) if field.name != "parent"]
         return named | {"fields": {name: _of(getattr(value, name), within) for name in names}}
     wrapped = getattr(value, "__wrapped__", None)
@@ -130,11 +140,12 @@ def _of_object(value: Any, within: tuple[int, ...]) -> Any:
 
 
 def _of_function(value: Any, within: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the source of a function, the variables that it closes over, and its defaults."""
     try:
         source = inspect.getsource(value)
     except (OSError, TypeError):  # typed into a console
         source = repr((value.__code__.co_code, value.__code__.co_names))
-    if value.__name__ == "<lambda>":  # the source is the whole line, with others perhaps
+    if value.__name__ == "<lambda>":  # the source is the whole line, maybe with other lambdas
         source += repr([item for item in value.__code__.co_consts if not inspect.iscode(item)])
     cells = []
     for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):

@@ -46,7 +46,7 @@ def read(folder: Path) -> dict[str, Any]:
         ReadError: it cannot be read, which is no damage.
     """
     try:
-        manifest = document.read(folder / NAME)
+        manifest = document.read_json(folder / NAME)
         content: dict[str, Any] = manifest["content"]
         if manifest["sha256"] != _digest(content):
             raise DamagedError(f"{NAME} was altered")
@@ -127,7 +127,7 @@ def _digests(folder: Path, names: list[str]) -> dict[str, list[Any]]:
 def _retried(folder: Path, name: str, use: Callable[[Path], Any]) -> Any:
     """Returns `use(folder / name)`, tried again where the system cannot read for a moment."""
     try:
-        return document.patiently(folder / name, lambda: use(folder / name))
+        return document.with_retries(folder / name, lambda: use(folder / name))
     except FileNotFoundError:
         raise DamagedError(f"{name} is missing") from None
 

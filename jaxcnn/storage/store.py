@@ -187,7 +187,7 @@ def _known_run(folder: Path) -> dict[str, Any] | None:
             run: dict[str, Any] = checkpoint.read()["run"]
             return run
     with contextlib.suppress(FileNotFoundError, ValueError):
-        content = document.read(folder / _RUN)
+        content = document.read_json(folder / _RUN)
         return content if isinstance(content, dict) else None
     return None
 

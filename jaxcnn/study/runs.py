@@ -181,7 +181,7 @@ def load_runs(path: Path, *, repair: bool = True) -> list[Run]:
         ReadError: the file cannot be read.
     """
     try:
-        content = document.content(path)
+        content = document.read_bytes(path)
     except FileNotFoundError:
         return []
     except ValueError as error:
@@ -193,7 +193,7 @@ def load_runs(path: Path, *, repair: bool = True) -> list[Run]:
     runs: dict[Any, Run] = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            fields = document.parse(line)
+            fields = document.parse_json(line)
             if fields.pop("digest") != _digest(fields):
                 raise ValueError("altered")
             document.check(fields, _RUN, "it")
@@ -249,7 +249,7 @@ def load_specification(folder: Path) -> dict[str, Any]:
         UserError: it cannot be read.
     """
     try:
-        there = document.read(folder / SPECIFICATION)
+        there = document.read_json(folder / SPECIFICATION)
         document.check(there, {}, "it")
         document.check(there.get("machines", []), [str], "machines")
         if "digest" in there and there.pop("digest") != _digest(there):

@@ -227,7 +227,7 @@ def record(findings: list[Finding]) -> None:
 def outcome() -> str:
     """Returns in words what was found on this machine with these versions."""
     with contextlib.suppress(FileNotFoundError, ReadError, ValueError):
-        content = document.read(cache_root() / _OUTCOME)
+        content = document.read_json(cache_root() / _OUTCOME)
         document.check(content, {"machine": str, "unsound": [str]}, "it")
         if content["machine"] == environment.machine():
             return f"not sound: {', '.join(content['unsound'])}" if content["unsound"] else "sound"

@@ -167,7 +167,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     """
     path = folder / RESULT
     try:
-        content = document.read(path)
+        content = document.read_json(path)
         document.check(content, {}, "it")
     except (FileNotFoundError, ValueError):
         return {}

@@ -78,22 +78,22 @@ def test_programs_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "other").write_bytes(b"")
     read: list[bytes] = []
     monkeypatch.setattr(
-        "jaxcnn.storage.compilation._is_whole", lambda content: not read.append(content)
+        "jaxcnn.storage.compilation._is_complete", lambda content: not read.append(content)
     )
     for new, count in ((0, 3), (0, 1), (2, 2), (2, 1)):  # the newest one is read again
         os.utime(paths[0], (new + 2, new + 2))
-        assert compilation._remove_cut(tmp_path) == 0
+        assert compilation._remove_truncated(tmp_path) == 0
         assert len(read) == count
         read.clear()
 
 
 def test_programs_of_either_compression(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = zlib.compress(b"program")
-    assert compilation._is_whole(whole)
-    assert not compilation._is_whole(whole[:-1])
+    assert compilation._is_complete(whole)
+    assert not compilation._is_complete(whole[:-1])
     other = b"\x28\xb5\x2f\xfd rest"
     monkeypatch.setitem(sys.modules, "zstandard", None)  # is not installed
-    assert compilation._is_whole(other)
+    assert compilation._is_complete(other)
 
     def decompress(content: bytes) -> None:
         if not content.endswith(b"rest"):
@@ -101,8 +101,8 @@ def test_programs_of_either_compression(monkeypatch: pytest.MonkeyPatch) -> None
 
     library = SimpleNamespace(ZstdDecompressor=lambda: SimpleNamespace(decompress=decompress))
     monkeypatch.setitem(sys.modules, "zstandard", library)
-    assert compilation._is_whole(other)
-    assert not compilation._is_whole(other[:-1])
+    assert compilation._is_complete(other)
+    assert not compilation._is_complete(other[:-1])
 
 
 def test_jax_s_own_variable_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

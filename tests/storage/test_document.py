@@ -37,25 +37,25 @@ def test_what_has_the_form() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"name": 3}, "name is no line of text"),
-        ({"name": None}, "name is no line of text"),
-        ({"name": "two\nlines"}, "name is no line of text"),
-        ({"name": "\x1b[31m"}, "name is no line of text"),
-        ({"name": 501 * "x"}, "name is no line of text"),
-        ({"count": 3.0}, "count is no whole number"),
-        ({"count": True}, "count is no whole number"),
-        ({"count": "3"}, "count is no whole number"),
-        ({"share": "1"}, "share is no number"),
-        ({"share": None}, "share is no number"),
-        ({"share": json.loads("NaN")}, "share is no number"),
-        ({"share": json.loads("-Infinity")}, "share is no number"),
-        ({"count": 10**400}, "count is no whole number"),
-        ({"rate": []}, "rate is no number"),
-        ({"rows": {}}, "rows is no list"),
+        ({"name": 3}, "name is not a line of text"),
+        ({"name": None}, "name is not a line of text"),
+        ({"name": "two\nlines"}, "name is not a line of text"),
+        ({"name": "\x1b[31m"}, "name is not a line of text"),
+        ({"name": 501 * "x"}, "name is not a line of text"),
+        ({"count": 3.0}, "count is not a whole number"),
+        ({"count": True}, "count is not a whole number"),
+        ({"count": "3"}, "count is not a whole number"),
+        ({"share": "1"}, "share is not a number"),
+        ({"share": None}, "share is not a number"),
+        ({"share": json.loads("NaN")}, "share is not a number"),
+        ({"share": json.loads("-Infinity")}, "share is not a number"),
+        ({"count": 10**400}, "count is not a whole number"),
+        ({"rate": []}, "rate is not a number"),
+        ({"rows": {}}, "rows is not a list"),
         ({"rows": [{"step": 1}, 2]}, r"rows\[1\] has no named values"),
         ({"rows": [{}]}, r"rows\[0\] has no step"),
-        ({"versions": {"jax": 1}}, "jax is no line of text"),
-        ({"versions": {"j\nax": "1"}}, r"versions\[0\] is no line of text"),
+        ({"versions": {"jax": 1}}, "jax is not a line of text"),
+        ({"versions": {"j\nax": "1"}}, r"versions\[0\] is not a line of text"),
     ],
 )
 def test_what_has_not(change: dict[str, Any], said: str) -> None:
@@ -72,17 +72,17 @@ def test_a_missing_value_is_named() -> None:
 def test_what_a_file_holds(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps(SOUND))
-    assert document.read(path) == SOUND
+    assert document.read_json(path) == SOUND
     (tmp_path / "link").symlink_to(path)
-    assert document.read(tmp_path / "link") == SOUND
+    assert document.read_json(tmp_path / "link") == SOUND
 
 
 @pytest.mark.parametrize(
     ("lay", "said"),
     [
-        (Path.mkdir, "no regular file"),
-        (os.mkfifo, "no regular file"),
-        (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
+        (Path.mkdir, "not a regular file"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
         (lambda path: path.write_text("[" * 100_000), "nested too deeply"),
         (lambda path: path.write_text('{"a":' * 100_000), "nested too deeply"),
         (lambda path: path.write_text("[NaN]"), "NaN as a number"),
@@ -95,16 +95,16 @@ def test_what_a_file_holds(tmp_path: Path) -> None:
 def test_what_is_no_document(tmp_path: Path, lay: Callable[[Path], object], said: str) -> None:
     lay(tmp_path / "x")
     with pytest.raises(ValueError, match=said):
-        document.read(tmp_path / "x")
+        document.read_json(tmp_path / "x")
 
 
 def test_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxcnn.storage.document._MOST_BYTES", 10)
+    monkeypatch.setattr("jaxcnn.storage.document._MAX_BYTES", 10)
     (tmp_path / "x").write_text("[1,  2]")
-    assert document.read(tmp_path / "x") == [1, 2]
+    assert document.read_json(tmp_path / "x") == [1, 2]
     (tmp_path / "x").write_text("[1,      2]")
     with pytest.raises(ValueError, match="too large"):
-        document.read(tmp_path / "x")
+        document.read_json(tmp_path / "x")
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     for name in ("x", "x/y", "file/y", "broken"):
         with pytest.raises(FileNotFoundError):
-            document.read(tmp_path / name)
+            document.read_json(tmp_path / name)
 
 
 def test_what_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,12 +129,12 @@ def test_what_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
         return call
 
-    assert document.patiently(tmp_path, fail(errno.EIO, 3)) == 7
+    assert document.with_retries(tmp_path, fail(errno.EIO, 3)) == 7
     assert waited == sorted(waited)
     assert len(waited) == 3
     with pytest.raises(ReadError, match=f"cannot read {tmp_path}: Input/output error; nothing was"):
-        document.patiently(tmp_path, fail(errno.EIO, 4))
+        document.with_retries(tmp_path, fail(errno.EIO, 4))
     waited.clear()
     with pytest.raises(ReadError, match="there is no permission; nothing was changed"):
-        document.patiently(tmp_path, fail(errno.EACCES, 1))
+        document.with_retries(tmp_path, fail(errno.EACCES, 1))
     assert waited == []
