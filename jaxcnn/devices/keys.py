@@ -38,7 +38,3 @@ def wrap_key(array: jax.Array, like: Any) -> jax.Array:
     impls: list[Any] = []
     jax.eval_shape(lambda key: impls.append(jax.random.key_impl(key)), like)
     return jax.random.wrap_key_data(array, impl=impls[0])
-
-
-# The former names, as long as a module calls them.
-as_numbers, as_written = unwrap_key, wrap_key

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.devices.keys import as_numbers, as_written
+from jaxcnn.devices.keys import unwrap_key, wrap_key
 from jaxcnn.errors import UserError
 from jaxcnn.storage.manifest import DamagedError
 
@@ -50,7 +50,7 @@ def serialize_pytree(tree: Any) -> bytes:
     """
     from safetensors.numpy import save
 
-    numbers = jax.device_get({name: as_numbers(leaf) for name, leaf in _by_path(tree).items()})
+    numbers = jax.device_get({name: unwrap_key(leaf) for name, leaf in _by_path(tree).items()})
     arrays = {}
     for name, leaf in numbers.items():
         # In C order: safetensors copies the memory of an array without looking at its strides.
@@ -96,7 +96,7 @@ def deserialize_pytree(
         raise DamagedError("the arrays are not in safetensors format") from error
 
     def restore(path: Any, leaf: Any) -> jax.Array:
-        plain, name = as_numbers(leaf), _name(path)
+        plain, name = unwrap_key(leaf), _name(path)
         try:
             flat = np.frombuffer(stored[name], np.uint8).view(plain.dtype)
             array = flat.reshape(plain.shape)
@@ -104,8 +104,8 @@ def deserialize_pytree(
             raise DamagedError(f"the arrays do not include {types[name]} as {name}") from None
         sharding = getattr(plain, "sharding", None)
         if sharding is not None and len(sharding.device_set) > 1:
-            return as_written(jax.device_put(array, sharding), leaf)
-        return as_written(jnp.asarray(array), leaf)
+            return wrap_key(jax.device_put(array, sharding), leaf)
+        return wrap_key(jnp.asarray(array), leaf)
 
     return jax.tree_util.tree_map_with_path(restore, like)
 
