@@ -162,8 +162,8 @@ def _train_missing(
     """Trains the missing runs and yields those that have ended, chunk by chunk.
 
     Each optimizer has ensembles of its own, with the seeds 0, 1, ...; the automatic size of a chunk
-    follows from their number of members and the device. So the runs of an optimizer are the same
-    in a study of some of the optimizers, see `jaxcnn.study.join`.
+    follows from their number of members and the device's free memory. So an optimizer has the same
+    runs whichever others are in the study, on which `jaxcnn.study.join` relies.
     """
     runs = list(done)
     tuning, held_out = hold_out(dataset, study.validation)
