@@ -46,7 +46,7 @@ def join_studies(folders: Sequence[Path], out: Path, command: str = "") -> tuple
 
     Raises:
         UserError: a folder holds no study, the studies differ in more than their optimizers, one
-            has not finished, two have different results of a run, or `out` is in use.
+            has not finished, two have different results of the same run, or `out` is in use.
         WriteError: `out` cannot be written.
     """
     if (out / RUNS).exists():
@@ -109,7 +109,8 @@ def _join_runs(folders: Sequence[Path]) -> list[Run]:
         check_runs(study, runs, folder / RUNS)
         if missing := count_missing(study, runs):
             command = load_specification(folder).get("command")
-            unfinished.append(f"{folder} lacks {missing} runs, which are done by: {command}")
+            total = count_missing(study, [])
+            unfinished.append(f"{folder} lacks {missing} of {total} runs (resume it by: {command})")
         for run in runs:
             other, known = origins.setdefault(run.key, (folder, run))
             if known != run:

@@ -104,6 +104,7 @@ def _time_to_target(axes: Axes, study: Study, runs: list[Run]) -> None:
         axes.text(place, position, label, va="center", fontsize=9)
     axes.set_yticks(range(len(styled)), [summary.optimizer for _, summary in styled])
     axes.set_xlim(0, 1.3 * highest)
+    axes.set_ylim(-0.5, len(styled) - 0.5)  # Room for labels without a bar.
     axes.set(xlabel="optimizer steps (median, counted at the end of epochs)")
     axes.set_title(f"Time to {study.target:.1%} validation accuracy")
 

@@ -131,8 +131,8 @@ def test_unfinished_studies_are_named_with_their_commands(
         join_studies(parts, tmp_path / "out")
     # The fourth tuning run of sgd is missing, so all of its final runs are.
     assert str(caught.value) == (
-        f"only finished studies can be joined: {parts[0]} lacks 4 runs, which are done by: do sgd; "
-        f"{parts[1]} lacks 2 runs, which are done by: do adamw"
+        f"only finished studies can be joined: {parts[0]} lacks 4 of 7 runs (resume it by: do "
+        f"sgd); {parts[1]} lacks 2 of 5 runs (resume it by: do adamw)"
     )
     assert (parts[1] / RUNS).read_bytes() == runs  # a process may be writing there
     assert not (tmp_path / "out").exists()
@@ -144,7 +144,7 @@ def test_unfinished_studies_are_named_with_their_commands(
 
 def test_a_study_without_runs_is_unfinished(parts: list[Path], tmp_path: Path) -> None:
     (parts[0] / RUNS).unlink()
-    with pytest.raises(UserError, match=r"sgd lacks 7 runs, which are done by: do sgd$"):
+    with pytest.raises(UserError, match=r"sgd lacks 7 of 7 runs \(resume it by: do sgd\)$"):
         join_studies(parts, tmp_path / "out")
 
 
@@ -210,7 +210,7 @@ def test_a_workdir_with_another_study(
     shutil.copytree(both[0], out)
     keep(out, 5)
     before = (out / RUNS).read_bytes()
-    with pytest.raises(UserError, match=r"out lacks \d+ runs, which are done by: join them"):
+    with pytest.raises(UserError, match=r"out lacks \d+ of 12 runs \(resume it by: join them\)"):
         join_studies(parts, out)
     change(out, lambda content: content.update(target=0.9))
     with pytest.raises(UserError, match=r"out and the studies before it differ in target: .* own"):
