@@ -2,8 +2,8 @@
 
     python experiments/optimizers.py --optimizers sgd adamw muon lion --network cifar10 --epochs 5
 
-An hour and a half on two CPU cores, about; a quarter of an hour with --epochs 2 --seeds 3 and
---tune-seeds 1. --help lists the flags. The same command goes on with a study that was stopped.
+About an hour and a half on two CPU cores; a quarter of an hour with --epochs 2 --seeds 3 and
+--tune-seeds 1. --help lists the flags. The same command resumes a study that was stopped.
 """
 
 from jaxcnn.cli.study import main

@@ -19,7 +19,7 @@ from jaxcnn.devices.mesh import Placement, describe_mesh, make_mesh
 from jaxcnn.errors import UserError
 from jaxcnn.storage import checkpoint
 from jaxcnn.storage.shared import open_shared
-from jaxcnn.study.runs import Study
+from jaxcnn.study.specification import Study
 from jaxcnn.study.study import run_study
 from jaxcnn.train import ensemble
 from jaxcnn.train.members import grid

@@ -27,13 +27,13 @@ from tests.stripes import striped_split
 REPOSITORY = Path(__file__).parent.parent
 HANG = 300
 TRAIN = ("experiments/mnist.py", "experiments/cifar10.py")
-STUDY = ("experiments/optimizers.py", "experiments/submit_study.py")
+STUDY = ("experiments/optimizers.py",)
 TOOLS = ("evaluate", "report", "predict", "export", "demo")
 
 # Flags by what they take. None of the cases trains: each has a mistake in it, or asks for help.
 PATHS = {
     **dict.fromkeys(TRAIN, ("--workdir", "--data-dir", "--archive-dir", "--recipe")),
-    **dict.fromkeys(STUDY, ("--workdir", "--data-dir", "--archive-dir", "--merge")),
+    **dict.fromkeys(STUDY, ("--workdir", "--data-dir", "--archive-dir", "--join")),
     "evaluate": ("", "--data-dir", "--archive-dir"),
     "report": ("", "--out", "--data-dir", "--archive-dir"),
     "predict": ("", "--prepared", "picture"),
@@ -55,7 +55,7 @@ VALUES = {
         (
             *"--optimizers --learning-rates --seeds --tune-seeds --network --recipe".split(),
             *"--epochs --batch-size --validation --target --chunk --devices --mesh".split(),
-            *"--processes --process-id --data --shard".split(),
+            *"--processes --process-id --data".split(),
         ),
     ),
     "evaluate": ("--checkpoint",),

@@ -22,7 +22,7 @@ from jaxcnn.devices import processes
 from jaxcnn.devices.keys import unwrap_key
 from jaxcnn.devices.mesh import make_mesh
 from jaxcnn.storage import checkpoint
-from jaxcnn.study.runs import Study
+from jaxcnn.study.specification import Study
 from jaxcnn.study.study import StudyObserver, run_study
 from jaxcnn.train import feed, setup
 from jaxcnn.train.fit import fit

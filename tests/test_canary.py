@@ -21,7 +21,8 @@ from jaxcnn.deploy import demo
 from jaxcnn.errors import UserError
 from jaxcnn.storage import checkpoint, manifest
 from jaxcnn.storage.manifest import short_digest
-from jaxcnn.study.runs import RUNS, SPECIFICATION
+from jaxcnn.study.runs import RUNS
+from jaxcnn.study.specification import SPECIFICATION
 from jaxcnn.train.trained import Trained, load_trained
 from tests import saved, scores
 from tests.page import Page
@@ -164,22 +165,20 @@ def test_no_canary_of_a_study_sings(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Whether it is gone on with or its shards are merged."""
+    """Whether it is resumed or joined with another one."""
     monkeypatch.setattr("jaxcnn.train.ensemble.fit_chunks", scores.chunks)
     monkeypatch.setattr("jaxcnn.study.plots.write_plots", lambda *_: [])
-    argv = (
-        "--optimizers sgd adamw --learning-rates 0.02 --seeds 2 --tune-seeds 1 --epochs 1".split()
-    )
-    argv += "--batch-size 30 --validation 60 --no-compilation-cache".split()
+    flags = "--learning-rates 0.02 --seeds 2 --tune-seeds 1 --epochs 1".split()
+    flags += "--batch-size 30 --validation 60 --no-compilation-cache".split()
     sound = tmp_path / "sound"
-    for shard in ("1/2", "2/2"):
-        study_main([*argv, "--workdir", str(sound), "--shard", shard])
-    first = next(sound.glob(f"*/{name}"))
-    lines = first.read_text().splitlines() if name == RUNS else [first.read_text()]
+    for optimizer in ("sgd", "adamw"):
+        argv = ["--optimizers", optimizer, *flags, "--workdir", str(sound / optimizer)]
+        study_main(argv)
+    file = sound / "adamw" / name
+    lines = file.read_text().splitlines() if name == RUNS else [file.read_text()]
     content = json.loads(lines[-1])
     tried = 0
-    # Of what the recipe says, each optimizer has a copy.
-    for path in (path for path in fields(content) if path[:2] != ("recipe", "sgd")):
+    for path in fields(content):
         for canary in (CODE, MARKUP + CONTROL):
             changed = copy.deepcopy(content)
             plant(changed, path, canary)
@@ -187,19 +186,11 @@ def test_no_canary_of_a_study_sings(
                 del changed["digest"]
                 changed["digest"] = short_digest(json.dumps(changed))
             workdir = Path(shutil.copytree(sound, tmp_path / "study"))
-            # A study's description stands in each shard; a run in one of them.
-            files = (
-                workdir.glob(f"*/{name}")
-                if name == SPECIFICATION
-                else [workdir / first.relative_to(sound)]
-            )
-            for file in files:
-                if name == SPECIFICATION:
-                    changed["shard"] = json.loads(file.read_text())["shard"]
-                file.write_text("\n".join([*lines[:-1], json.dumps(changed), ""]))
+            parts = [str(workdir / optimizer) for optimizer in ("sgd", "adamw")]
+            (workdir / "adamw" / name).write_text("\n".join([*lines[:-1], json.dumps(changed), ""]))
             for command in (
-                [*argv, "--workdir", str(workdir), "--shard", "1/2"],
-                ["--merge", str(workdir), "--workdir", str(tmp_path / "merged")],
+                ["--optimizers", "adamw", *flags, "--workdir", parts[1]],
+                ["--join", *parts, "--workdir", str(tmp_path / "joined")],
             ):
                 with contextlib.suppress(SystemExit):
                     study_main(command)
@@ -210,7 +201,7 @@ def test_no_canary_of_a_study_sings(
                     assert "\x1b" not in text, path
                     assert "<script>" not in "".join(tables), path
                 assert len(err.splitlines()) <= 1, path
-            for folder in (workdir, tmp_path / "merged"):
+            for folder in (workdir, tmp_path / "joined"):
                 shutil.rmtree(folder, ignore_errors=True)
             tried += 1
     assert tried > 20

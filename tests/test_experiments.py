@@ -128,22 +128,29 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, stand_in: str
 
 
 def test_the_array_of_a_study(tmp_path: Path) -> None:
-    """A stand-in for Python shows what each task starts."""
+    """Each task starts the study of one optimizer."""
     script = str(REPOSITORY / "experiments" / "study.slurm")
-    subprocess.run(["bash", "-n", script], check=True)
-    stub = tmp_path / "python"
+    stub = tmp_path / "python"  # prints its arguments
     stub.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    task = {"PATH": path, "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
-    again = {"PATH": path, "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "1", "SHARDS": "4"}
-    flags = ["--optimizers", "sgd", "adamw", "--workdir", "a folder"]
-    for environment in (task, again):
-        command = ["bash", script, *flags]
+    command = ["bash", script, "--network", "cifar10", "--optimizer-args", "a b"]
+    started = []
+    for task in range(4):
+        environment = {"PATH": path, "SLURM_ARRAY_TASK_ID": str(task)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        started = done.stdout.splitlines()
-        assert started == ["experiments/optimizers.py", *flags, "--shard", "3/4"]
-    assert (REPOSITORY / started[0]).exists()
+        program, *argv = done.stdout.splitlines()
+        assert (REPOSITORY / program).exists()
+        *flags, name, _, workdir = argv
+        assert flags == [*command[2:], "--optimizers"]
+        assert workdir == f"runs/four/{name}"
+        started.append(name)
+    assert started == ["sgd", "adamw", "muon", "lion"]
+    assert f"#SBATCH --array=0-{len(started) - 1}\n" in Path(script).read_text()
+    beyond = {"PATH": path, "SLURM_ARRAY_TASK_ID": "4"}
+    done = subprocess.run(command, env=beyond, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0, done.stdout) == (True, "")
+    assert "optimizers" in done.stderr
 
 
 @pytest.fixture(params=["limit", "tmpfs"])

@@ -15,49 +15,62 @@ from jaxcnn.train.result import EpochRecord
 from jaxcnn.train.steps import Metrics
 
 
-def make_study_observer(console: Console) -> StudyObserver:
-    """Returns the observer that shows how a study progresses on a console."""
+class StudyProgress(StudyObserver):
+    """Shows one bar for a whole study on a terminal, and a line for every optimizer elsewhere."""
 
-    class Bar(StudyObserver):
-        """One bar for the whole study; a line for every optimizer where there is no terminal."""
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._images = self._done = 0
 
-        def __init__(self) -> None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.percentage:3.0f} %"),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-            )
-            self._progress = Progress(*columns, console=console, transient=True)
-            self._task: TaskID | None = None
-            self._images = self._done = 0
+    def start(self, runs: int, images: int, done: int) -> None:
+        """Opens the bar.
 
-        def start(self, runs: int, images: int, done: int) -> None:
-            self._images, self._done = images, done
-            if runs:
-                console.print(f"{runs} runs are there already", soft_wrap=True)
-            if console.is_terminal:
-                self._task = self._progress.add_task("", total=images, completed=done)
-                self._progress.start()
+        Args:
+            runs: number of runs that have ended already.
+            images: number of images that all runs train on.
+            done: number of images of the runs that have ended.
+        """
+        self._images, self._done = images, done
+        if runs:
+            self._console.print(f"{runs} runs have ended already", soft_wrap=True)
+        if self._console.is_terminal:
+            self._task = self._progress.add_task("", total=images, completed=done)
+            self._progress.start()
 
-        def runs(self, phase: Phase, optimizer: str, count: int) -> None:
-            line = f"{phase} {optimizer}: {count} runs"
-            if self._task is None:
-                share = self._done / max(self._images, 1)
-                console.print(f"{line} ({share:.0%} of the study done)", soft_wrap=True)
-            else:
-                self._progress.update(self._task, description=line)
+    def runs(self, phase: Phase, optimizer: str, count: int) -> None:
+        """Names the runs that start.
 
-        def advance(self, images: int) -> None:
-            self._done += images
-            if self._task is not None:
-                self._progress.advance(self._task, images)
+        Args:
+            phase: "tune" or "final".
+            optimizer: its name.
+            count: number of runs.
+        """
+        line = f"{phase} {optimizer}: {count} runs"
+        if self._task is None:
+            share = self._done / max(self._images, 1)
+            self._console.print(f"{line} ({share:.0%} of the study done)", soft_wrap=True)
+        else:
+            self._progress.update(self._task, description=line)
 
-        def stop(self) -> None:
-            self._progress.stop()
+    def advance(self, images: int) -> None:
+        """Moves the bar on by a number of images."""
+        self._done += images
+        if self._task is not None:
+            self._progress.advance(self._task, images)
 
-    return Bar()
+    def stop(self) -> None:
+        """Removes the bar."""
+        self._progress.stop()
 
 
 def make_progress(console: Console) -> "BarProgress | LineProgress":

@@ -21,13 +21,12 @@ from jaxcnn.cli.flags import join_processes, load_dataset
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.recipes import named, optimizer_defaults
 from jaxcnn.recipes.recipe import NetworkName, RecipeName
-from jaxcnn.study.shards import Shard
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jaxcnn.study.runs import Run, Study
-from jaxcnn.cli.progress import make_study_observer
+    from jaxcnn.study.runs import Run
+    from jaxcnn.study.specification import Study
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class StudyFlags:
     """Compares optimizers, each at its best learning rate.
 
     That is found on a part of the training images; then all of them are trained on, and the test
-    images scored once. The same command goes on with a study that was stopped.
+    images scored once. The same command resumes a study that was stopped.
     """
 
     optimizers: Annotated[tuple[str, ...], conf.arg(metavar="NAME ...")] = (
@@ -91,14 +90,11 @@ class StudyFlags:
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: runs/study-NETWORK)")
     ] = ""
     """Where results go."""
-    shard: Annotated[str, conf.arg(metavar="K/N", help_behavior_hint="(default: all)")] = ""
-    """Do only the K-th of N parts, in a folder of its own in the workdir. A part is all runs of
-    some of the optimizers, so it waits for no other; all else is the same for all parts."""
-    merge: Annotated[
+    join: Annotated[
         tuple[str, ...], conf.arg(metavar="DIR ...", help_behavior_hint="(default: none)")
     ] = ()
-    """Join finished shards instead, whose folders these are, or lie in these. All else is taken
-    from the shards, but --workdir can be given too (default: where the shards lie)."""
+    """Join finished studies of different optimizers, whose workdirs these are, into --workdir. All
+    else is taken from the studies."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder."""
 
@@ -116,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv = sys.argv[1:] if argv is None else argv
         trust_own(argv)
         command = shlex.join([Path(sys.executable).name, sys.argv[0], *argv])
-        run_flags(parse_study_flags(argv), command)
+        run_study_flags(parse_study_flags(argv), command)
 
 
 def parse_study_flags(argv: Sequence[str]) -> StudyFlags:
@@ -126,13 +122,8 @@ def parse_study_flags(argv: Sequence[str]) -> StudyFlags:
         UserError: a flag is unknown or its value is not one that it takes.
     """
     flags: StudyFlags = call_tyro(StudyFlags, StudyFlags(), argv)
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name, default in vars(StudyFlags()).items()
-        if name not in ("merge", "workdir") and getattr(flags, name) != default
-    ]
-    if flags.merge and given:
-        raise UserError(f"--merge takes all else from the shards: leave {', '.join(given)} away")
+    if flags.join:
+        _check_join(flags)
     for name in ("seeds", "tune_seeds"):
         if not 1 <= getattr(flags, name) <= 10_000:
             flag = f"--{name.replace('_', '-')}"
@@ -150,22 +141,28 @@ def parse_study_flags(argv: Sequence[str]) -> StudyFlags:
             optimizer_defaults.get(name)
         except ValueError as error:
             raise UserError(f"--optimizers: {error}") from None
-    if flags.shard:
-        Shard.parse(flags.shard).optimizers(flags.optimizers)
     return flags
 
 
-def study_workdir(flags: StudyFlags) -> Path:
-    """Returns where the results of a study go."""
-    return as_path(flags.workdir or f"runs/study-{flags.network}")
+def _check_join(flags: StudyFlags) -> None:
+    """Refuses flags that --join cannot take into account."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, default in vars(StudyFlags()).items()
+        if name not in ("join", "workdir") and getattr(flags, name) != default
+    ]
+    if given:
+        raise UserError(f"--join takes all else from the studies: leave out {', '.join(given)}")
+    if not flags.workdir:
+        raise UserError("--join takes --workdir too, the folder of the joined study")
 
 
-def run_flags(flags: StudyFlags, command: str = "") -> None:
-    """Trains what is missing, or joins shards, and writes the tables and pictures.
+def run_study_flags(flags: StudyFlags, command: str = "") -> None:
+    """Trains the missing runs of a study, or joins studies, and writes tables and plots.
 
     Args:
-        flags: as `parse` gives them.
-        command: that they stand for, to be kept in the workdir.
+        flags: as `parse_study_flags` returns them.
+        command: that they come from, to be kept in the workdir.
 
     Raises:
         UserError: the data, the workdir or a value cannot be used.
@@ -174,8 +171,12 @@ def run_flags(flags: StudyFlags, command: str = "") -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    if flags.merge:
-        _write(*_merge(flags, command), console)
+    if flags.join:
+        from jaxcnn.study.join import join_studies
+
+        folder = as_path(flags.workdir)
+        study, runs = join_studies([as_path(name) for name in flags.join], folder, command)
+        _write(study, runs, folder, console)
     else:
         from jaxcnn.devices import processes
 
@@ -183,26 +184,14 @@ def run_flags(flags: StudyFlags, command: str = "") -> None:
         processes.on_main(_write)(*trained, console)
 
 
-def _merge(flags: StudyFlags, command: str) -> "tuple[Study, list[Run], Path]":
-    """Joins shards; returns the study, its runs and where they are."""
-    from jaxcnn.study import merge
-
-    folders = merge.find([as_path(folder) for folder in flags.merge])
-    parents = {folder.resolve().parent for folder in folders}
-    if not flags.workdir and len(parents) > 1:
-        raise UserError("--merge of shards that lie in several folders takes --workdir too")
-    out = as_path(flags.workdir) if flags.workdir else folders[0].parent
-    plan, runs = merge.merge_shards(folders, out, command)
-    return plan, runs, out
-
-
 def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study, list[Run], Path]":
-    """Trains what is missing; returns the study, its runs and where they are."""
+    """Trains the missing runs; returns the study, all its runs and its workdir."""
+    from jaxcnn.cli.progress import StudyProgress
     from jaxcnn.devices import processes
     from jaxcnn.devices.mesh import Placement, make_mesh
     from jaxcnn.storage import compilation
     from jaxcnn.study.learning_rates import parse_rates
-    from jaxcnn.study.runs import Study
+    from jaxcnn.study.specification import Study
     from jaxcnn.study.study import run_study
     from jaxcnn.train import doctor
     from jaxcnn.train.setup import check_recipe
@@ -222,11 +211,8 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     for name in flags.optimizers:
         check_recipe(recipe.replace(optimizer=name))  # mistakes show before any run
     target = flags.target or {"mnist": 0.98, "cifar10": 0.7}[flags.network]
-    plan = Study(recipe, rates, flags.tune_seeds, flags.seeds, flags.validation, target)
-    shard, folder = None, study_workdir(flags)
-    if flags.shard:
-        shard = Shard.parse(flags.shard)
-        folder = shard.folder(folder)
+    study = Study(recipe, rates, flags.tune_seeds, flags.seeds, flags.validation, target)
+    folder = as_path(flags.workdir or f"runs/study-{flags.network}")
     say = say_on(console)
     if flags.compilation_cache:
         compilation.enable_cache(say)
@@ -235,33 +221,33 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     dataset = processes.main_first(load_dataset)(flags.network, flags, say)
     with processes.noticing_losses():
         runs = run_study(
-            plan,
+            study,
             dataset,
             folder,
             chunk=flags.chunk or None,
             mesh=mesh,
-            observer=make_study_observer(console) if processes.is_main() else None,
-            shard=shard,
+            observer=StudyProgress(console) if processes.is_main() else None,
             command=command,
         )
-    return (plan.part(shard.optimizers(flags.optimizers)) if shard else plan), runs, folder
+    return study, runs, folder
 
 
-def _write(plan: "Study", runs: "list[Run]", folder: Path, console: "Console") -> None:
-    """Writes and prints what a study, or a shard of it, has found."""
+def _write(study: "Study", runs: "list[Run]", folder: Path, console: "Console") -> None:
+    """Writes the results of a study, and prints its tables."""
     from jaxcnn.storage import atomic
     from jaxcnn.study import comparison
     from jaxcnn.study.plots import write_plots
-    from jaxcnn.study.runs import load_specification
+    from jaxcnn.study.specification import load_specification
 
     about = load_specification(folder)
     table = (
-        f"{comparison.markdown(plan, runs)}\n{about['dataset']} {about['dataset_version']}, "
-        f"{plan.recipe.epochs} epochs at batch {plan.recipe.batch_size}, on "
+        f"{comparison.markdown_tables(study, runs)}\n"
+        f"{about['dataset']} {about['dataset_version']}, "
+        f"{study.recipe.epochs} epochs at batch {study.recipe.batch_size}, on "
         f"{'; and on '.join(about['machines'])}\n"
     )
     for name, text in (("table.md", table), ("curves.csv", comparison.curves_csv(runs))):
         atomic.write(folder / name, text.encode())
-    write_plots(plan, runs, folder)
+    write_plots(study, runs, folder)
     console.print(table, soft_wrap=True, markup=False)
     console.print(f"results: {folder}", soft_wrap=True, markup=False)

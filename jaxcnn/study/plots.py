@@ -1,4 +1,4 @@
-"""Pictures of a study."""
+"""The plots of a study."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,37 +9,47 @@ import numpy as np
 from jaxcnn.report import drawing
 from jaxcnn.report.drawing import Axes, LogLocator, NullFormatter
 from jaxcnn.study import comparison
-from jaxcnn.study.runs import Run, Study, select_runs
+from jaxcnn.study.runs import Run, select_runs
+from jaxcnn.study.specification import Study
 
-# Told apart by the colour-blind too, by colour first and by marker then.
+# Colours that colour-blind readers can distinguish; further optimizers differ by their markers.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31"]
 _MARKERS = "osD^vPX*"
 
-# Of ten classes.
+# The accuracy of guessing one of ten classes.
 _CHANCE = 0.1
 
 
 def write_plots(study: Study, runs: list[Run], folder: Path) -> list[Path]:
-    """Writes the pictures of a study into a folder and returns their paths.
+    """Writes three plots: learning curves, accuracy by learning rate, and time to the target.
 
-    They are learning curves with bands, accuracy by learning rate, and time to the target.
+    Args:
+        study: that the runs belong to.
+        runs: all of them.
+        folder: to write PNG files into.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        WriteError: a file cannot be written.
     """
-    pictures: dict[str, Callable[[Axes, Study, list[Run]], None]] = {
+    plots: dict[str, Callable[[Axes, Study, list[Run]], None]] = {
         "learning-curves": _learning_curves,
         "learning-rates": _learning_rates,
         "time-to-target": _time_to_target,
     }
-    drawn = {}
+    figures = {}
     with drawing.own_settings():
-        for name, draw in pictures.items():
-            drawn[name], axes = drawing.subplots(figsize=(8, 4.8))
+        for name, draw in plots.items():
+            figures[name], axes = drawing.subplots(figsize=(8, 4.8))
             draw(axes, study, runs)
             axes.spines[["top", "right"]].set_visible(False)
-        return list(drawing.save(drawn, folder).values())
+        return list(drawing.save(figures, folder).values())
 
 
 def _learning_curves(axes: Axes, study: Study, runs: list[Run]) -> None:
-    """Validation accuracy after every epoch, at each optimizer's best learning rate."""
+    """Draws validation accuracy after every epoch, at each optimizer's best learning rate."""
     for style, summary in _styled(study, runs):
         tuned = select_runs(runs, "tune", summary.optimizer, summary.learning_rate)
         curves = np.array([run.validation_accuracy for run in tuned], float)
@@ -58,7 +68,7 @@ def _learning_curves(axes: Axes, study: Study, runs: list[Run]) -> None:
 
 
 def _learning_rates(axes: Axes, study: Study, runs: list[Run]) -> None:
-    """Validation error at the end against the learning rate."""
+    """Draws validation error at the end against the learning rate."""
     for style, summary in _styled(study, runs):
         rates = np.array(study.learning_rates[summary.optimizer])
         means, errors = [], []
@@ -82,7 +92,7 @@ def _learning_rates(axes: Axes, study: Study, runs: list[Run]) -> None:
 
 
 def _time_to_target(axes: Axes, study: Study, runs: list[Run]) -> None:
-    """Optimizer steps to the target validation accuracy."""
+    """Draws the number of optimizer steps to the target validation accuracy."""
     styled = list(_styled(study, runs))[::-1]
     highest = max((summary.steps_to_target or 0 for _, summary in styled), default=0) or 1
     for position, (style, summary) in enumerate(styled):
@@ -94,12 +104,13 @@ def _time_to_target(axes: Axes, study: Study, runs: list[Run]) -> None:
         axes.text(place, position, label, va="center", fontsize=9)
     axes.set_yticks(range(len(styled)), [summary.optimizer for _, summary in styled])
     axes.set_xlim(0, 1.3 * highest)
+    axes.set_ylim(-0.5, len(styled) - 0.5)  # Room for labels without a bar.
     axes.set(xlabel="optimizer steps (median, counted at the end of epochs)")
     axes.set_title(f"Time to {study.target:.1%} validation accuracy")
 
 
 def _styled(study: Study, runs: list[Run]) -> list[tuple[dict[str, Any], comparison.Summary]]:
-    """Returns the summaries, best first, with the colour and marker of each."""
+    """Returns the summaries, best first, each with its colour and marker."""
     names = list(study.learning_rates)
     styled = []
     for summary in comparison.summarize(study, runs):

@@ -89,3 +89,33 @@ def test_the_bar_of_a_resumed_run_starts_where_it_was(monkeypatch: pytest.Monkey
     # 100 images in two seconds, and 300 are left.
     for part in ("epoch 3/4", " 62 %", " 50 images/s  0:00:06 left"):
         assert part in out.getvalue()
+
+
+def test_a_study_has_a_bar_on_a_terminal() -> None:
+    file = io.StringIO()
+    bar = progress.StudyProgress(
+        Console(file=file, force_terminal=True, no_color=True, width=80, highlight=False)
+    )
+    bar.start(3, 200, 50)
+    bar.runs("tune", "sgd", 2)
+    bar.advance(100)
+    (task,) = bar._progress.tasks
+    assert (task.description, task.completed, task.total) == ("tune sgd: 2 runs", 150, 200)
+    assert bar._progress.live.is_started
+    bar.stop()
+    assert not bar._progress.live.is_started
+    assert "3 runs have ended already" in file.getvalue()
+
+
+def test_a_study_has_lines_elsewhere() -> None:
+    file = io.StringIO()
+    bar = progress.StudyProgress(Console(file=file, width=80))
+    bar.start(0, 200, 50)
+    bar.runs("tune", "sgd", 2)
+    bar.advance(100)
+    bar.runs("final", "sgd", 1)
+    bar.stop()
+    assert file.getvalue().strip().splitlines() == [
+        "tune sgd: 2 runs (25% of the study done)",
+        "final sgd: 1 runs (75% of the study done)",
+    ]

@@ -1,5 +1,4 @@
 import dataclasses
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -7,15 +6,13 @@ from typing import Any
 
 import optax
 import pytest
-from rich.console import Console
 
-from jaxcnn.cli.progress import make_study_observer
-from jaxcnn.cli.study import main, parse_study_flags, run_flags
+from jaxcnn.cli.study import main, parse_study_flags, run_study_flags
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import environment
 from jaxcnn.recipes import named
-from jaxcnn.study.runs import Run, Study
-from jaxcnn.study.shards import Shard
+from jaxcnn.study.runs import Run
+from jaxcnn.study.specification import Study, load_specification
 from tests import scores
 from tests.conftest import REPOSITORY
 
@@ -64,10 +61,10 @@ def per_example(learning_rate: float) -> optax.GradientTransformation:
         ("--target 2", "--target takes a number from 0 to 1"),
         ("--epochs 0", "--epochs takes a whole number from 1"),
         ("--network imagenet", "'imagenet'"),
-        ("--shard 0/4", "--shard takes K/N, the K-th of N shards, with K from 1 to N, got '0/4'"),
-        ("--shard 1/5", "the shards of this study are at most 4"),
-        ("--merge nowhere", "--merge nowhere: no shard of a study is there"),
-        ("--merge a --seeds 3 --shard 1/2", "leave --seeds, --shard away"),
+        ("--join nowhere", "nowhere holds no study (study.json is missing): join the workdirs"),
+        ("--join tests docs", "tests holds no study (study.json is missing): join the workdirs"),
+        ("--join ~nosuchuser/a", "'~nosuchuser/a' is no path here"),
+        ("--join a b --seeds 3 --data real", "from the studies: leave out --seeds, --data"),
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -123,45 +120,53 @@ def test_a_study(
     assert (tmp_path / "run" / "table.md").read_text() in out
     main([*argv.split(), "--no-compilation-cache"])
     out, _ = capsys.readouterr()
-    assert "8 runs are there already" in out
+    assert "8 runs have ended already" in out
     assert "of the study done" not in out  # nothing was left to do
 
 
 @pytest.mark.usefixtures("_chunks")
-def test_shards_and_their_merge(
+def test_joined_studies(
     tmp_path: Path,
     tiny_mnist: Dataset,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What they leave is what the whole study leaves, to the last byte."""
+    """Their files are those of one study of all optimizers, byte for byte."""
     monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **options: tiny_mnist)
-    argv = "--optimizers sgd adamw --learning-rates 0.01 --seeds 2 --tune-seeds 1 --epochs 1"
-    argv += " --batch-size 30 --validation 60 --no-compilation-cache --workdir"
-    main([*argv.split(), str(tmp_path / "whole")])
-    workdir = tmp_path / "shards"
-    main([*argv.split(), str(workdir), "--shard", "1/2"])
+    monkeypatch.chdir(tmp_path)
+    flags = "--learning-rates 0.01 --seeds 2 --tune-seeds 1 --epochs 1 --batch-size 30"
+    flags += " --validation 60 --no-compilation-cache"
+
+    def study(argv: str) -> str:
+        main(argv.split())
+        return capsys.readouterr().out
+
+    study(f"--optimizers sgd adamw lion {flags} --workdir whole")
+    study(f"--optimizers sgd {flags} --workdir a")
+    study(f"--optimizers adamw lion {flags} --workdir b")
     with pytest.raises(SystemExit):
-        main(["--merge", str(workdir)])
-    assert "lacks 1 of the study's 2 shards (2/2)" in capsys.readouterr().err
-    main([*argv.split(), str(workdir), "--shard", "2/2"])
-    table = (workdir / "shard-2-of-2" / "table.md").read_text()
-    assert ("| sgd |" in table, "| adamw |" in table) == (True, False)
-    main(["--merge", str(workdir)])
-    pictures = [f"{name}.png" for name in ("learning-curves", "learning-rates", "time-to-target")]
-    for name in ("runs.jsonl", "curves.csv", "table.md", *pictures):
-        assert (workdir / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    capsys.readouterr()
-    main([*argv.split(), str(workdir)])
-    assert "6 runs are there already" in capsys.readouterr().out
-    other = tmp_path / "other"
-    (workdir / "shard-1-of-2").rename(other)
-    folders = [str(other), str(workdir / "shard-2-of-2")]
-    with pytest.raises(SystemExit):
-        main(["--merge", *folders])
-    assert "takes --workdir too" in capsys.readouterr().err
-    main(["--merge", *folders, "--workdir", str(tmp_path / "merged")])
-    assert (tmp_path / "merged" / "table.md").read_bytes() == (workdir / "table.md").read_bytes()
+        main(["--join", "a", "b"])
+    assert "--join takes --workdir too" in capsys.readouterr().err
+    out = study("--join a b --workdir all")
+    assert (tmp_path / "all" / "table.md").read_text() in out
+    plots = [f"{name}.png" for name in ("learning-curves", "learning-rates", "time-to-target")]
+    for name in ("runs.jsonl", "curves.csv", "table.md", *plots):
+        assert (tmp_path / "all" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    specification = load_specification(tmp_path / "all")
+    assert specification.pop("command").endswith(" --join a b --workdir all")
+    whole = load_specification(tmp_path / "whole")
+    assert specification == {name: value for name, value in whole.items() if name != "command"}
+    # The joined study is one like any other.
+    out = study(f"--optimizers sgd adamw lion {flags} --workdir all")
+    assert "9 runs have ended already" in out
+    assert "of the study done" not in out
+    study(f"--optimizers muon {flags} --seeds 3 --workdir c")
+    with pytest.raises(SystemExit) as caught:
+        main("--join a b c --workdir other".split())
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "c and the studies before it differ in seeds: join studies that differ in" in line
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_flags_mean(
@@ -183,10 +188,10 @@ def test_what_flags_mean(
     )
     monkeypatch.setattr("jaxcnn.storage.compilation.enable_cache", lambda say: caches.append(True))
     monkeypatch.chdir(tmp_path)
-    run_flags(parse_study_flags([]), "the command")
+    run_study_flags(parse_study_flags([]), "the command")
     argv = "--network cifar10 --target 0.5 --seeds 1 --tune-seeds 10000 --validation 7 --chunk 3"
-    argv += " --mesh ensemble=1 --optimizers lion sgd --shard 2/2 --workdir w --learning-rates 0.1"
-    run_flags(parse_study_flags([*argv.split(), "--no-compilation-cache"]))
+    argv += " --mesh ensemble=1 --optimizers lion sgd --workdir w --learning-rates 0.1"
+    run_study_flags(parse_study_flags([*argv.split(), "--no-compilation-cache"]))
     (plan, dataset, folder, options), (plan2, dataset2, folder2, options2) = asked
     assert caches == [True]
     recipe = named.recipe("mnist", "fast").replace(epochs=5)
@@ -195,45 +200,14 @@ def test_what_flags_mean(
     assert {name: tried[2] for name, tried in plan.learning_rates.items()} == pytest.approx(rates)
     assert dataclasses.replace(plan, learning_rates={}) == Study(recipe, {}, 2, 8, 5000, 0.98)
     assert (dataset, folder) == ("mnist", Path("runs/study-mnist"))
-    assert (options["chunk"], options["mesh"], options["shard"]) == (None, None, None)
+    assert (options["chunk"], options["mesh"]) == (None, None)
     assert options["command"] == "the command"
     recipe = named.recipe("cifar10", "fast").replace(epochs=5)
     tried = {"lion": (0.1,), "sgd": (0.1,)}
     assert plan2 == Study(recipe, tried, 10_000, 1, 7, 0.5)
-    assert (dataset2, folder2) == ("cifar10", Path("w/shard-2-of-2"))
-    assert (options2["chunk"], options2["shard"]) == (3, Shard(2, 2))
+    assert (dataset2, folder2, options2["chunk"]) == ("cifar10", Path("w"), 3)
     assert dict(options2["mesh"].shape) == {"ensemble": 1, "data": 1}
     assert parse_study_flags(["--target", "1"]).target == 1
-
-
-def test_a_bar_on_a_terminal() -> None:
-    file = io.StringIO()
-    bar: Any = make_study_observer(
-        Console(file=file, force_terminal=True, no_color=True, width=80, highlight=False)
-    )
-    bar.start(3, 200, 50)
-    bar.runs("tune", "sgd", 2)
-    bar.advance(100)
-    (task,) = bar._progress.tasks
-    assert (task.description, task.completed, task.total) == ("tune sgd: 2 runs", 150, 200)
-    assert bar._progress.live.is_started
-    bar.stop()
-    assert not bar._progress.live.is_started
-    assert "3 runs are there already" in file.getvalue()
-
-
-def test_lines_elsewhere() -> None:
-    file = io.StringIO()
-    bar: Any = make_study_observer(Console(file=file, width=80))
-    bar.start(0, 200, 50)
-    bar.runs("tune", "sgd", 2)
-    bar.advance(100)
-    bar.runs("final", "sgd", 1)
-    bar.stop()
-    assert file.getvalue().strip().splitlines() == [
-        "tune sgd: 2 runs (25% of the study done)",
-        "final sgd: 1 runs (75% of the study done)",
-    ]
 
 
 @pytest.mark.parametrize("script", ["optimizers.py", "my_optimizer.py"])

@@ -18,7 +18,8 @@ import pytest
 from jaxcnn.devices import processes
 from jaxcnn.errors import UserError
 from jaxcnn.storage import checkpoint
-from jaxcnn.study.runs import RUNS, SPECIFICATION
+from jaxcnn.study.runs import RUNS
+from jaxcnn.study.specification import SPECIFICATION
 from jaxcnn.study.study import run_study
 from tests import meeting, scores
 from tests.conformance import dataset

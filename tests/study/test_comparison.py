@@ -8,7 +8,8 @@ from scipy import stats
 
 from jaxcnn.recipes.named import recipe
 from jaxcnn.study import comparison
-from jaxcnn.study.runs import Run, Study
+from jaxcnn.study.runs import Run
+from jaxcnn.study.specification import Study
 
 RATES = {"sgd": (0.1, 0.2, 0.4), "adam": (0.001, 0.002, 0.004)}
 STUDY = Study(recipe("mnist", "fast").replace(epochs=2), RATES, 2, 4, target=0.9)
@@ -109,7 +110,7 @@ def test_differences_are_paired(runs: list[Run]) -> None:
     (reverse,) = comparison.differences(runs, ["adam", "sgd"])
     assert reverse.mean == pytest.approx(-one.mean)
     assert (reverse.low, reverse.high) == pytest.approx((-one.high, -one.low))
-    # A seed that only one of them has is none of a pair.
+    # A seed that only one of them has is not paired.
     (fewer,) = comparison.differences(runs[:-1], ["sgd", "adam"])
     assert (fewer.pairs, fewer.mean) == (3, pytest.approx(np.mean(gaps[:3])))
     (two,) = comparison.differences([run for run in runs if run.seed < 2], ["sgd", "adam"])
@@ -122,12 +123,13 @@ def test_a_single_seed_has_no_interval(runs: list[Run]) -> None:
     (one,) = comparison.differences(some, ["sgd", "adam"])
     assert (one.low, one.high) == (None, None)
     assert (
-        "± " not in comparison.markdown(dataclasses.replace(STUDY, seeds=1), some).split("|\n")[2]
+        "± "
+        not in comparison.markdown_tables(dataclasses.replace(STUDY, seeds=1), some).split("|\n")[2]
     )
 
 
 def test_the_table(runs: list[Run]) -> None:
-    table = comparison.markdown(STUDY, runs)
+    table = comparison.markdown_tables(STUDY, runs)
     assert "| sgd | 90.50 ± 0.65 % | 0.2 | 95.00% | 15 (2 of 2 runs) | 2 of 10 |" in table
     assert (
         "| adam | 89.00 ± 0.54 % | 0.004 (at the edge) | 80.00% | not reached | 0 of 10 |" in table
@@ -138,7 +140,9 @@ def test_the_table(runs: list[Run]) -> None:
     assert "\n\nDifferences in test accuracy, row minus column in percentage points" in table
     assert "\n| | adam |\n| --- | --- |\n| sgd | " in table
     alone = dataclasses.replace(STUDY, learning_rates={"sgd": RATES["sgd"]})
-    assert len(comparison.markdown(alone, runs).splitlines()) == 3  # there is nothing to compare
+    assert (
+        len(comparison.markdown_tables(alone, runs).splitlines()) == 3
+    )  # there is nothing to compare
 
 
 def test_differences_that_are_beyond_chance_are_bold() -> None:
@@ -148,11 +152,11 @@ def test_differences_that_are_beyond_chance_are_bold() -> None:
     for seed in range(3):
         runs += [final("sgd", 0.2, seed, 900 + seed), final("adam", 0.1, seed, 800 + seed)]
         runs.append(final("lion", 1, seed, 799 + 10 * (seed - 1)))
-    *_, row, last = comparison.markdown(plan, runs).splitlines()
+    *_, row, last = comparison.markdown_tables(plan, runs).splitlines()
     assert row.startswith("| sgd | **+10.00 (+10.00 to +10.00)** | **+10.20 (")
     assert last == "| adam |  | +0.20 (-2.04 to +2.44) |"
     worse = [dataclasses.replace(run, correct=1000 - run.correct) for run in runs]
-    *_, row, last = comparison.markdown(plan, worse).splitlines()
+    *_, row, last = comparison.markdown_tables(plan, worse).splitlines()
     assert row.startswith("| lion | +0.20 (")
     assert last == "| adam |  | **+10.00 (+10.00 to +10.00)** |"
     (first, *_) = comparison.differences(runs, ["adam", "sgd"])

@@ -111,6 +111,7 @@ def test_time_to_target(axes: Axes, runs: list[Run]) -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["adam", "sgd"]
     assert axes.get_yticks().tolist() == [0, 1]
     np.testing.assert_allclose(axes.get_xlim(), (0, 1.3 * 15))
+    assert axes.get_ylim() == (-0.5, 1.5)  # the label at the bottom is above the axis
     assert axes.get_title() == "Time to 90.0% validation accuracy"
 
 

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import linecache
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,41 +13,23 @@ import pytest
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import processes
 from jaxcnn.errors import UserError
-from jaxcnn.recipes import named
-from jaxcnn.storage.manifest import short_digest
-from jaxcnn.study.runs import (
-    RUNS,
+from jaxcnn.study.runs import RUNS, Phase, Run, best_rate, load_runs, run_lines
+from jaxcnn.study.specification import (
     SPECIFICATION,
-    Phase,
-    Run,
     Study,
-    best_rate,
-    load_runs,
     load_specification,
-    load_study,
-    run_lines,
     write_specification,
 )
-from jaxcnn.study.shards import Shard
 from jaxcnn.study.study import StudyObserver, hold_out, run_study
 from jaxcnn.train import ensemble
 from jaxcnn.train.members import grid
 from tests import scores
 from tests.linear import Linear
 from tests.several import end, start
+from tests.study.conftest import RECIPE, STUDY
 
 # Optax's own arithmetic mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
-
-RECIPE = named.recipe("mnist", "fast").replace(epochs=2, batch_size=30, augment="none")
-STUDY = Study(
-    RECIPE,
-    {"sgd": (0.02, 1e30), "adamw": (0.004,)},
-    tune_seeds=2,
-    seeds=3,
-    validation=60,
-    target=0.5,
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,7 +63,7 @@ def test_every_run_is_there_once(whole: tuple[Path, list[Run]]) -> None:
     assert len(runs) == 12
 
 
-def test_all_processes_are_asked_for_the_same(
+def test_processes_compare_their_arguments(
     tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxcnn.train.ensemble.fit_chunks", scores.chunks)
@@ -131,7 +112,7 @@ def test_tuned_on_held_out_images_and_tested_once(
 
 
 @pytest.mark.parametrize("kept", [1, 7, 12])
-def test_a_stopped_study_goes_on(
+def test_a_stopped_study_resumes(
     kept: int,
     whole: tuple[Path, list[Run]],
     tiny_mnist: Dataset,
@@ -158,7 +139,7 @@ def test_a_stopped_study_goes_on(
         assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
 
 
-def test_every_machine_is_named_that_had_something_to_do(
+def test_every_machine_that_trained_is_named(
     tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxcnn.train.ensemble.fit_chunks", scores.chunks)
@@ -170,7 +151,7 @@ def test_every_machine_is_named_that_had_something_to_do(
         run_study(STUDY, tiny_mnist, tmp_path, command=command)
     specification = load_specification(tmp_path)
     assert (specification["machines"], specification["command"]) == (["a", "c"], "one")
-    del specification["machines"]  # as a merge of old shards has none
+    del specification["machines"]  # an old study has none
     write_specification(tmp_path, specification)
     run_study(STUDY, tiny_mnist, tmp_path)
     assert load_specification(tmp_path)["machines"] == ["a"]
@@ -221,7 +202,7 @@ def test_progress_is_reported(tiny_mnist: Dataset, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.lightly_compiled
-def test_a_killed_study_goes_on(tmp_path: Path) -> None:
+def test_a_killed_study_resumes(tmp_path: Path) -> None:
     """By SIGKILL, in the middle of a run, with another process then."""
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     ((status, text),) = end(start(killed, 1, 1, "study", "kill", "0"))
@@ -255,19 +236,15 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         assert (two / name).read_bytes() == (one / name).read_bytes()
 
 
-def test_a_shard_does_what_the_whole_does(
+def test_an_optimizer_does_not_depend_on_the_others(
     whole: tuple[Path, list[Run]], tiny_mnist: Dataset, tmp_path: Path
 ) -> None:
-    """Bit for bit; what it belongs to is the whole study, which it is a part of."""
-    workdir, runs = whole
-    done = run_study(STUDY, tiny_mnist, tmp_path, shard=Shard(1, 2), command="do it")
-    assert done == [run for run in runs if run.optimizer == "adamw"]
-    specification = load_specification(tmp_path)
-    assert [specification.pop(name) for name in ("shard", "shards")] == [1, 2]
-    assert specification.pop("command") == "do it"
-    expected = load_specification(workdir)
-    assert expected.pop("command") == ""
-    assert specification == expected
+    """Its runs alone are bit-identical to those of the study of both."""
+    _, runs = whole
+    for name, rates in STUDY.learning_rates.items():
+        alone = dataclasses.replace(STUDY, learning_rates={name: rates})
+        done = run_study(alone, tiny_mnist, tmp_path / name)
+        assert done == [run for run in runs if run.optimizer == name]
 
 
 def test_another_study_is_refused(whole: tuple[Path, list[Run]], tiny_mnist: Dataset) -> None:
@@ -276,90 +253,14 @@ def test_another_study_is_refused(whole: tuple[Path, list[Run]], tiny_mnist: Dat
         run_study(other, tiny_mnist, whole[0])
 
 
-def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
-    path = tmp_path / RUNS
-    assert load_runs(path) == []
-    os.mkfifo(path)  # reading would wait for a writer
-    with pytest.raises(
-        UserError, match=r"runs.jsonl holds no runs of a study .* not a regular file"
-    ):
-        load_runs(path)
-
-
-def test_damage_is_named(tiny_mnist: Dataset, tmp_path: Path) -> None:
-    path = tmp_path / RUNS
-    for line in ("nonsense", "[]", "{}", '{"phase": "tune"}', "1", "[" * 10**6):
-        path.write_text(line + "\n")
-        with pytest.raises(UserError, match=r"runs.jsonl, line 1, is no run of a study"):
-            load_runs(path)
-    path.unlink()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"correct": 61},
-        {"correct": -1},
-        {"total": 0},
-        {"correct": "1"},
-        {"phase": "once"},
-        {"train_loss": [0.5, "x"]},
-        {"optimizer": None},
-        {"seed": 0.5},
-    ],
-)
-def test_what_a_line_says_is_checked(
-    change: dict[str, Any], whole: tuple[Path, list[Run]], tmp_path: Path
-) -> None:
-    """Though its digest is right."""
-    first, second = (whole[0] / RUNS).read_text().splitlines()[:2]
-    fields = json.loads(second) | change
-    del fields["digest"]
-    line = json.dumps({**fields, "digest": short_digest(json.dumps(fields))})
-    (tmp_path / RUNS).write_text(f"{first}\n{line}\n")
-    with pytest.raises(UserError, match=r"runs.jsonl, line 2, is no run of a study"):
-        load_runs(tmp_path / RUNS)
-
-
-def test_a_run_without_a_right_answer_is_one(whole: tuple[Path, list[Run]], tmp_path: Path) -> None:
-    run = dataclasses.replace(whole[1][0], correct=0)
-    (tmp_path / RUNS).write_bytes(run_lines([run]))
-    assert load_runs(tmp_path / RUNS) == [run]
-
-
-def test_a_run_counts_once(whole: tuple[Path, list[Run]], tmp_path: Path) -> None:
-    lines = (whole[0] / RUNS).read_text().splitlines(keepends=True)
-    (tmp_path / RUNS).write_text("".join([*lines, lines[3]]))
-    with pytest.raises(UserError, match=r"line 13, is of a run that is there already: remove it"):
-        load_runs(tmp_path / RUNS)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"optimizer": "adam"},
-        {"learning_rate": 0.3},
-        {"seed": 3},
-        {"seed": -1},
-        {"train_loss": (0.5,)},
-        {"train_accuracy": (0.5,) * 3},
-        {"phase": "tune", "seed": 2},
-        {"learning_rate": 1e30},  # of the study, but not the one that the tuning has found
-    ],
-)
-def test_a_run_that_the_study_has_not_asked_for_is_refused(
-    change: dict[str, Any],
-    whole: tuple[Path, list[Run]],
-    tiny_mnist: Dataset,
-    tmp_path: Path,
+def test_a_run_that_does_not_belong_to_the_study_is_refused(
+    whole: tuple[Path, list[Run]], tiny_mnist: Dataset, tmp_path: Path
 ) -> None:
     """It would count in the tables."""
     workdir, runs = whole
-    final = next(run for run in runs if run.phase == "final")
-    kept = [run for run in runs if run is not final]
     (tmp_path / SPECIFICATION).write_bytes((workdir / SPECIFICATION).read_bytes())
-    (tmp_path / RUNS).write_bytes(run_lines([*kept, dataclasses.replace(final, **change)]))
-    with pytest.raises(UserError, match=r"has a run that this study does not have .* remove its l"):
+    (tmp_path / RUNS).write_bytes(run_lines([*runs, dataclasses.replace(runs[0], seed=7)]))
+    with pytest.raises(UserError, match=r"has a run that does not belong to this study \(tune sgd"):
         run_study(STUDY, tiny_mnist, tmp_path)
 
 
@@ -395,7 +296,7 @@ def test_a_study_without_runs_can_be_changed(tiny_mnist: Dataset, tmp_path: Path
     assert json.loads((tmp_path / SPECIFICATION).read_text())["batch_size"] == 300
 
 
-def test_changed_code_of_one_s_own_is_another_study(
+def test_changed_code_of_a_user_s_optimizer_is_another_study(
     tiny_mnist: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxcnn.train.ensemble.fit_chunks", scores.chunks)
@@ -426,13 +327,3 @@ def test_too_many_held_out(tiny_mnist: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--validation takes 1 to 329 of the training images"):
         run_study(dataclasses.replace(STUDY, validation=330), tiny_mnist, workdir)
     assert not workdir.exists()
-
-
-def test_files_are_plain_json(whole: tuple[Path, list[Run]]) -> None:
-    workdir, runs = whole
-    assert load_runs(workdir / RUNS) == runs
-    assert load_study(workdir) == STUDY
-    specification = json.loads((workdir / SPECIFICATION).read_text())
-    assert specification["dataset"] == "mnist"
-    assert specification["recipe"]["adamw"]["weight_decay"] == 0.02
-    assert specification["learning_rates"] == {"sgd": [0.02, 1e30], "adamw": [0.004]}
