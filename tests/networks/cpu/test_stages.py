@@ -193,7 +193,7 @@ def test_networks_train_in_stages_as_in_layers(name: str, batch: int) -> None:
     def layers(variables: Any, images: jax.Array) -> Any:
         with jax.numpy_dtype_promotion("standard"):  # Flax asks what float32 and float64 make
             features, changed = model.apply(
-                variables, images, True, method="_features", mutable=["batch_stats"]
+                variables, images, True, method="features", mutable=["batch_stats"]
             )
         return features, changed.get("batch_stats", {})
 
