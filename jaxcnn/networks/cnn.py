@@ -85,7 +85,15 @@ class MnistCNN(CNN):
         self.fc2 = self._dense(512, 10)
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Maps float[B, 28, 28, 1] images to float32[B, 10] logits."""
+        """Classifies images.
+
+        Args:
+            images: float[B, 28, 28, 1], normalised.
+            train: drop hidden units.
+
+        Returns:
+            float32[B, 10], the logits.
+        """
         x = self.features(images, train)
         x = nn.relu(self.fc1(x))
         x = self.dropout(x, deterministic=not train)
@@ -93,7 +101,15 @@ class MnistCNN(CNN):
 
     @train_in_stages(mnist_stages)
     def features(self, images: jax.Array, train: bool) -> jax.Array:
-        """The convolutional layers: float[B, 28, 28, 1] -> float[B, 392]."""
+        """Computes the convolutional layers.
+
+        Args:
+            images: float[B, 28, 28, 1], normalised.
+            train: training, which CPU computes in stages.
+
+        Returns:
+            float[B, 392].
+        """
         x = nn.relu(self.conv1(images))
         self.sow("intermediates", "after_conv1", x)
         x = max_pool(x)
@@ -131,7 +147,15 @@ class Cifar10CNN(CNN):
         self.fc2 = self._dense(512, 10)
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Maps float[B, 32, 32, 3] images to float32[B, 10] logits."""
+        """Classifies images.
+
+        Args:
+            images: float[B, 32, 32, 3], normalised.
+            train: drop hidden units, and normalise with the statistics of the batch.
+
+        Returns:
+            float32[B, 10], the logits.
+        """
         x = self.features(images, train)
         x = nn.relu(self.fc1(x))
         x = self.dropout(x, deterministic=not train)
@@ -139,7 +163,15 @@ class Cifar10CNN(CNN):
 
     @train_in_stages(cifar10_stages, momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON)
     def features(self, images: jax.Array, train: bool) -> jax.Array:
-        """The convolutional layers: float[B, 32, 32, 3] -> float[B, 1024]."""
+        """Computes the convolutional layers.
+
+        Args:
+            images: float[B, 32, 32, 3], normalised.
+            train: normalise with the statistics of the batch and update the running ones.
+
+        Returns:
+            float[B, 1024].
+        """
         running = not train  # evaluation normalises with the running statistics
         x = nn.relu(self.batch_norm1(self.conv1(images), use_running_average=running))
         self.sow("intermediates", "after_conv1", x)
