@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Images per slice. Half and twice as many are slower for one of the networks or both, see
-# benchmarks/results/cpu.md.
+# Images per slice. Half and twice as many are slower for one of the networks or both.
 _SLICE = 64
 
 
