@@ -1,4 +1,4 @@
-"""The share of photographs of digits that are prepared as they should be and then named right.
+"""The share of photographs of digits that are prepared correctly and then classified correctly.
 
     python experiments/mnist.py --workdir runs/digits
     python benchmarks/photographs.py runs/digits --out FILE.json
@@ -7,7 +7,7 @@ The photographs are made here, so that all is known about them: handwriting-like
 of three widths on paper from dark to light, plain, ruled or squared, with or without a margin that
 is no paper, in even light, beside a lamp or with darker corners, turned by up to 10 degrees, with
 noise, out of focus, and as JPEG files. Each comes a second time with light and dark exchanged, as
-chalk on a board. Polarity is right if the digit ends as light on dark.
+chalk on a board. Polarity is correct if the digit ends as light on dark.
 """
 
 import argparse
@@ -21,8 +21,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from jaxcnn.data import synthetic
-from jaxcnn.deploy import picture
+from jaxcnn.deploy import own_images
 from jaxcnn.devices import environment
+from jaxcnn.errors import UserError
 from jaxcnn.train.trained import load_trained
 
 # Of the height of the digit: a ballpoint, a fountain pen, a felt pen.
@@ -60,7 +61,7 @@ def photograph(
     page *= _light(rng, (width, height), traits["light"])
     page += rng.normal(0, rng.uniform(0, 5), page.shape)
     image = Image.fromarray(page.clip(0, 255).round().astype(np.uint8))
-    # A line of the thin pen on a small picture must not vanish.
+    # A line of the thin pen in a small image must not vanish.
     blur = rng.uniform(0, min(2.0, 0.25 * PENS[traits["pen"]] * size))
     image = image.filter(ImageFilter.GaussianBlur(blur))
     image = _margin(rng, image, traits["margin"])
@@ -122,7 +123,7 @@ def _light(rng: np.random.Generator, size: tuple[int, int], kind: str) -> np.nda
     loss = rng.uniform(0.05, 0.3)
     if kind == "corners":
         return 1 - loss * (x**2 + y**2) / 2
-    if kind == "lamp":  # falls with the distance from a lamp beside the picture
+    if kind == "lamp":  # falls with the distance from a lamp beside the image
         angle = rng.uniform(0, 2 * np.pi)
         away = np.hypot(x - 1.2 * np.cos(angle), y - 1.2 * np.sin(angle))
         away = (away - away.min()) / np.ptp(away)
@@ -165,7 +166,7 @@ def photographs(count: int, seed: int) -> Iterator[tuple[bytes, int, dict[str, s
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the shares of what is right, of all and by each trait."""
+    """Returns the shares of correct polarities and predictions, of all images and by trait."""
 
     def shares(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -203,10 +204,10 @@ def main() -> None:
     files = list(photographs(found.count, found.seed))
     for content, _, traits in files:
         try:
-            prepared = picture.prepare(io.BytesIO(content), "mnist")
+            prepared = own_images.prepare_image(io.BytesIO(content), "mnist")
             images.append(prepared.image)
             inverted = "dark on light, so inverted" in prepared.steps
-        except picture.UserError:
+        except UserError:
             images.append(np.zeros((28, 28, 1), np.uint8))
             inverted = traits["polarity"] != "dark on light"
         rows.append(

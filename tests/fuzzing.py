@@ -37,7 +37,7 @@ from jaxcnn.cli.flags import parse_flags
 from jaxcnn.cli.study import parse_study_flags
 from jaxcnn.data import archives
 from jaxcnn.data.cache import Arrays, load
-from jaxcnn.deploy import picture
+from jaxcnn.deploy import own_images
 from jaxcnn.errors import UserError
 from jaxcnn.networks import pytorch
 from jaxcnn.recipes import named
@@ -384,10 +384,10 @@ class Targets:
         network = generator.choice(("mnist", "cifar10"))
         shape = named.recipe(network, "fast").image_shape
 
-        def sound(prepared: picture.Picture) -> bool:
+        def sound(prepared: own_images.PreparedImage) -> bool:
             return prepared.image.shape == shape and prepared.image.dtype == np.uint8
 
-        prepare = functools.partial(picture.prepare, network=network)
+        prepare = functools.partial(own_images.prepare_image, network=network)
         return self._read(content, ".png", prepare, check=sound)
 
     def try_study(self, generator: random.Random) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures that a few steps can learn."""
+"""Images that a network learns in a few steps."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from jaxcnn.data.dataset import Split
 
 
 def striped_split(shape: tuple[int, int, int], size: int, seed: int) -> Split:
-    """Draws pictures with a bright stripe whose place is the label."""
+    """Generates images with a bright stripe whose position is the label."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 10, size).astype(np.int32)
     images = generator.integers(0, 60, (size, *shape)).astype(np.uint8)

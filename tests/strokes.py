@@ -1,11 +1,11 @@
-"""Strokes of a pen, taken from the picture of a digit."""
+"""Strokes of a pen, taken from the image of a digit."""
 
 import numpy as np
 from scipy import ndimage
 
 Stroke = list[tuple[float, float]]
 
-_SCALE = 4  # finer than the picture's pixels
+_SCALE = 4  # finer than the image's pixels
 _AROUND = ((-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1))
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jaxcnn.data.dataset import Dataset
-    from jaxcnn.deploy.picture import Picture
+    from jaxcnn.deploy.own_images import PreparedImage
     from jaxcnn.train.trained import Trained
 
     Say = Callable[..., None]
@@ -215,7 +215,7 @@ def _demo(flags: Demo, console: "Console") -> None:
 def _predict(flags: Predict, console: "Console") -> None:
     import numpy as np
 
-    from jaxcnn.deploy import picture
+    from jaxcnn.deploy import own_images
     from jaxcnn.train.trained import load_trained
 
     say = say_on(console)
@@ -223,7 +223,7 @@ def _predict(flags: Predict, console: "Console") -> None:
         raise UserError("jaxcnn predict takes the path of at least one picture")
     network = load_trained(flags.workdir, flags.checkpoint, report=say)
     names = network.recipe.class_names
-    pictures = [picture.prepare(path, network.recipe.network) for path in flags.pictures]
+    pictures = [own_images.prepare_image(path, network.recipe.network) for path in flags.pictures]
     rows = network.probabilities(np.stack([prepared.image for prepared in pictures]))
     for path, prepared, row in zip(flags.pictures, pictures, rows, strict=True):
         _show(prepared, console)
@@ -241,12 +241,13 @@ def _export(flags: Export, console: "Console") -> None:
     from jaxcnn.train.trained import load_trained
 
     say = say_on(console)
-    export.check(flags.format, flags.out)  # before the checkpoint is read
+    export.check_export(flags.format, flags.out)  # before the checkpoint is read
     network = load_trained(flags.workdir, flags.checkpoint, report=say)
     say(f"checkpoint: {network.checkpoint.folder}")
     best = flags.checkpoint == "best"
     path, card = export.write_export(network, flags.format, flags.out, chosen_by_test=best)
-    say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {export.describe(flags.format)}", "bold")
+    about = export.describe_export(flags.format)
+    say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {about}", "bold")
     say(f"{card}: the model card, with the code that loads it")
 
 
@@ -268,7 +269,7 @@ def _doctor(flags: Doctor, console: "Console") -> None:
     say(f"all {len(findings)} are sound")
 
 
-def _show(prepared: "Picture", console: "Console") -> None:
+def _show(prepared: "PreparedImage", console: "Console") -> None:
     """Prints a picture: two pixels a character cell where there are colours."""
     from rich.text import Text
 
@@ -288,7 +289,7 @@ def _rgb(pixel: Any) -> str:
     return ",".join(str(int(value)) for value in pixel)
 
 
-def _keep(folder: Path, paths: Sequence[str], pictures: "Sequence[Picture]") -> None:
+def _keep(folder: Path, paths: Sequence[str], pictures: "Sequence[PreparedImage]") -> None:
     from PIL import Image
 
     from jaxcnn.storage import atomic

@@ -1,4 +1,4 @@
 from .export import write_export as write_export
-from .picture import Picture as Picture, prepare as prepare
+from .own_images import PreparedImage as PreparedImage, prepare_image as prepare_image
 from .demo import Demo as Demo
 from .server import Server as Server

@@ -1,4 +1,4 @@
-"""A page on which one draws a digit, or drops a picture, and watches a trained network answer."""
+"""A page on which to draw a digit or drop an image, and to watch the network's predictions."""
 
 import base64
 import io
@@ -8,23 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.deploy import picture
+from jaxcnn.deploy import own_images
 from jaxcnn.train.trained import Trained
 
-LARGEST = 16 * 2**20
-"""Bytes of a picture's file; a telephone's photographs have fewer."""
+MAX_FILE_BYTES = 16 * 2**20
+"""The largest size of an image file; photographs of mobile phones are smaller."""
 
-MEDIA_TYPES = frozenset(kind for kinds in picture.MEDIA_TYPES.values() for kind in kinds)
-"""What the file of a picture may be called."""
+MEDIA_TYPES = frozenset(kind for kinds in own_images.MEDIA_TYPES.values() for kind in kinds)
+"""The media types of the image files that are accepted."""
 
 _INVITATIONS = {"mnist": "draw a digit", "cifar10": "show it a photograph"}
 
 
 class Demo:
-    """The page of a network, and its answers. `jaxcnn.deploy.server` gives them to a browser."""
+    """The page of a network, and its predictions, for `jaxcnn.deploy.server` to serve."""
 
     def __init__(self, network: Trained) -> None:
-        """Compiles what the network needs to answer.
+        """Compiles the network.
 
         Args:
             network: as trained.
@@ -35,19 +35,23 @@ class Demo:
         network.probabilities(np.zeros((1, *network.recipe.image_shape), np.uint8))
 
     def page(self, nonce: str) -> str:
-        """Returns the page.
+        """Returns the page, in HTML.
 
         Args:
-            nonce: that the browser is told to take the page's own script and style by.
+            nonce: of the page's own script and style, by which the browser accepts them.
         """
-        # Imported here, so that a mistake is answered at once.
+        # Imported here, so that a mistake on the command line is reported at once.
         import jinja2
 
         recipe, run = self._network.recipe, self._network.run
         history = self._network.progress.history
-        score = ""
-        if history:
-            score = f"; {history[-1].test_accuracy:.2%} of the test images right"
+        accuracy = f"; test accuracy {history[-1].test_accuracy:.2%}" if history else ""
+        warning = ""
+        if str(run["dataset"]).startswith("synthetic-"):
+            warning = (
+                f"Trained on {run['dataset']}, a synthetic data set: its predictions say nothing "
+                f"about {recipe.title}."
+            )
         height, width, _ = recipe.image_shape
         template = jinja2.Template(
             Path(__file__).with_suffix(".html").read_text(), autoescape=True, trim_blocks=True
@@ -57,44 +61,37 @@ class Demo:
             title=f"{recipe.title}: {_INVITATIONS[recipe.network]}",
             subtitle=(
                 f"recipe {recipe.name} with {recipe.optimizer}, seed {run['seed']}, "
-                f"step {self._network.checkpoint.step:,}{score}"
+                f"step {self._network.checkpoint.step:,}{accuracy}"
             ),
-            warning=(
-                f"Trained on {run['dataset']}, a drawn stand-in: its answers say nothing about "
-                f"{recipe.title}."
-                if str(run["dataset"]).startswith("synthetic-")
-                else ""
-            ),
-            draws=recipe.network == "mnist",
-            size=f"{height} x {width}",
-            classes=recipe.class_names,
+            warning=warning,
             layers=self._layers,
             accept=",".join(sorted(MEDIA_TYPES)),
+            # For the script, too.
             facts={
                 "classes": recipe.class_names,
                 "draws": recipe.network == "mnist",
                 "width": width,
                 "height": height,
-                "largest": LARGEST,
+                "largest": MAX_FILE_BYTES,
             },
         )
 
-    def answer(self, content: bytes) -> dict[str, Any]:
-        """Returns what the network says of a picture, and what it sees of it.
+    def predict(self, content: bytes) -> dict[str, Any]:
+        """Returns the prediction for an image, and the feature maps.
 
         Args:
-            content: the picture's file.
+            content: of the image's file.
 
         Returns:
-            `image`, the prepared pixels, and each of `maps` as Base64 of uint8[H, W, C] and
-            uint8[C, H, W]; `steps`, what was done to the picture; `probabilities` by class. Each
-            layer's maps go from its smallest value, 0, to its largest, 255.
+            `image`, the prepared pixels as Base64 of uint8[H, W, C]; `steps`, how it was prepared;
+            `probabilities` by class; and `maps`, by convolution, as Base64 of uint8[C, H, W], from
+            0 at the layer's smallest value to 255 at its largest.
 
         Raises:
-            UserError: it is no picture, too large, or nothing is drawn on it.
+            UserError: it is not an image or too large, or nothing stands out in it.
         """
-        with self._lock:  # one at a time: a large picture takes memory
-            prepared = picture.prepare(io.BytesIO(content), self._network.recipe.network)
+        with self._lock:  # one at a time: a large image takes memory
+            prepared = own_images.prepare_image(io.BytesIO(content), self._network.recipe.network)
             (row,) = self._network.probabilities(prepared.image[None])
             maps = self._maps(prepared.image)
         classes = self._network.recipe.class_names
@@ -112,7 +109,7 @@ class Demo:
         }
 
     def _maps(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns uint8[C, H, W] for each convolution."""
+        """Returns the feature maps of uint8[H, W, C], uint8[C, H, W] for each convolution."""
         maps = {}
         for layer, (values,) in self._network.feature_maps(image[None]).items():
             values = values.astype(np.float32)

@@ -1,6 +1,6 @@
-"""A trained network as a file that needs no jaxcnn: StableHLO, safetensors or ONNX.
+"""Export of a trained network to a file that needs no jaxcnn: StableHLO, safetensors or ONNX.
 
-Beside each file goes a model card, `FILE.md`, with the code that loads it.
+A model card, `FILE.md`, is written beside each file, with the code that loads it.
 """
 
 import functools
@@ -15,7 +15,8 @@ import numpy as np
 
 import jaxcnn
 from jaxcnn.data.augment import make_normalize
-from jaxcnn.deploy import card, onnx_graph
+from jaxcnn.deploy import onnx_graph
+from jaxcnn.deploy.card import card_path, render_card
 from jaxcnn.devices import environment
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.networks import pytorch
@@ -29,26 +30,26 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 _REMEDY = "give --out a path in a folder that is there, can be written and has room"
 
 
-def check(form: str, path: str | os.PathLike[str]) -> Path:
-    """Refuses what cannot be exported, before any work is done.
+def check_export(form: str, path: str | os.PathLike[str]) -> Path:
+    """Refuses an export that is bound to fail, before any work is done.
 
     Args:
         form: "stablehlo", "safetensors" or "onnx".
-        path: of the file to be, which ends in a dot and the form.
+        path: of the file to write, with the form as its suffix.
 
     Returns:
         The path.
 
     Raises:
         UserError: there is no such form, a package that it needs is missing, or the path has
-            another ending, is a folder, or lies in none.
+            another suffix, is a folder, or its folder is missing.
     """
     path = as_path(path)
     if form not in get_args(FormatName):
         raise UserError(f"--format takes {', '.join(get_args(FormatName))}, got {form!r}")
     if path.suffix != f".{form}":
         raise UserError(f"--out {path} does not end in .{form}: give the file such a name")
-    for taken in (path, card.beside(path)):
+    for taken in (path, card_path(path)):
         if taken.is_dir():
             raise UserError(f"--out {path}: {taken} is a folder; {_REMEDY}")
     if not path.parent.is_dir():
@@ -65,32 +66,33 @@ def write_export(
     *,
     chosen_by_test: bool = False,
 ) -> tuple[Path, Path]:
-    """Writes a network and its model card, each whole or not at all; what is there is replaced.
+    """Writes a network and its model card, each atomically, replacing existing files.
 
     Args:
         network: as trained.
         form: of the file.
-        path: of the file, which ends in a dot and the form.
-        chosen_by_test: whether the checkpoint was chosen by its score on the test images.
+        path: of the file, with the form as its suffix.
+        chosen_by_test: whether the checkpoint was chosen by its accuracy on the test images.
 
     Returns:
         The paths of the file and of the card.
 
     Raises:
-        UserError: see `check`.
-        WriteError: it cannot be written.
+        UserError: see `check_export`.
+        WriteError: a file cannot be written.
     """
-    path = check(form, path)
-    content = {"stablehlo": stablehlo, "safetensors": safetensors, "onnx": onnx}[form](network)
-    tool = describe(form)
-    text = card.render(network, form, path.name, tool, chosen_by_test=chosen_by_test)
+    path = check_export(form, path)
+    convert = {"stablehlo": to_stablehlo, "safetensors": to_safetensors, "onnx": to_onnx}[form]
+    content = convert(network)
+    tool = describe_export(form)
+    text = render_card(network, form, path.name, tool, chosen_by_test=chosen_by_test)
     atomic.write(path, content, _REMEDY)
-    atomic.write(card.beside(path), text.encode(), _REMEDY)
-    return path, card.beside(path)
+    atomic.write(card_path(path), text.encode(), _REMEDY)
+    return path, card_path(path)
 
 
-def describe(form: FormatName) -> str:
-    """Returns what a file of a form is and what writes it, as one clause."""
+def describe_export(form: FormatName) -> str:
+    """Returns the format of a file and the versions that write it, as a clause."""
     ours = f"jaxcnn {jaxcnn.__version__}"
     if form == "stablehlo":
         platforms = ", ".join(PLATFORMS)
@@ -100,11 +102,11 @@ def describe(form: FormatName) -> str:
     return f"ONNX of opset {onnx_graph.OPSET}, by {ours} with onnx {version('onnx')}"
 
 
-def stablehlo(network: Trained) -> bytes:
-    """Returns a network as `jax.export` serializes it, the weights inside.
+def to_stablehlo(network: Trained) -> bytes:
+    """Returns a network with its weights as `jax.export` serializes it, for CPU, CUDA and TPU.
 
-    It maps uint8[b, H, W, C] pictures to float32[b, 10] logits for any b, on CPU, CUDA and TPU.
-    Products are of float32 on each of them, where jax itself would take less by default.
+    It maps uint8[b, H, W, C] images to float32[b, 10] logits for any b. Its matrix products are in
+    float32 on all platforms, where JAX's default precision on accelerators is lower.
     """
     from jax import export
 
@@ -118,24 +120,24 @@ def stablehlo(network: Trained) -> bytes:
     return bytes(exported.serialize())
 
 
-def safetensors(network: Trained) -> bytes:
+def to_safetensors(network: Trained) -> bytes:
     """Returns the weights under the original's names and in PyTorch's layout."""
     from safetensors.numpy import save
 
-    # "pt" is what Hugging Face's libraries look for.
+    # Hugging Face's libraries require the format "pt".
     metadata = {"format": "pt", **_metadata(network)}
     return save(pytorch.to_state_dict(network.variables), metadata)
 
 
-def onnx(network: Trained) -> bytes:
-    """Returns the network as `jaxcnn.deploy.onnx_graph` builds it."""
-    return onnx_graph.build(network.recipe, network.variables, _metadata(network))
+def to_onnx(network: Trained) -> bytes:
+    """Returns the network as an ONNX model, see `jaxcnn.deploy.onnx_graph`."""
+    return onnx_graph.build_onnx(network.recipe, network.variables, _metadata(network))
 
 
 def _metadata(network: Trained) -> dict[str, str]:
-    """Returns what a file says of itself, as texts."""
+    """Returns the metadata of a file; values other than strings in JSON."""
     recipe = network.recipe
-    said: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "network": recipe.network,
         "class_names": recipe.class_names,
         "mean": recipe.mean,
@@ -146,4 +148,4 @@ def _metadata(network: Trained) -> dict[str, str]:
         "step": network.checkpoint.step,
         "versions": environment.versions(),
     }
-    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}

@@ -1,8 +1,8 @@
-"""The server of a demo: the standard library's, kept to what `jaxcnn.deploy.demo` needs.
+"""The HTTP server of a demo: the standard library's, restricted to what `jaxcnn.deploy.demo` needs.
 
-It has two addresses: `GET /`, the page, and `POST /predict`, whose body is a picture's file and
-whose answer is JSON. It listens on the own machine unless told otherwise, and answers only its own
-page there: other pages in the same browser can reach it as well.
+It has two routes: `GET /`, the page, and `POST /predict`, which takes an image file and returns
+JSON. By default it listens on the loopback address. Other pages in the same browser can reach it
+there as well, so it refuses requests that do not come from its own page.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from jaxcnn.deploy import picture
-from jaxcnn.deploy.demo import LARGEST, MEDIA_TYPES, Demo
+from jaxcnn.deploy.demo import MAX_FILE_BYTES, MEDIA_TYPES, Demo
+from jaxcnn.deploy.own_images import FORMATS_TEXT
 from jaxcnn.errors import UserError
 
 _ROUTES = {"/": ("GET", "HEAD"), "/predict": ("POST",)}
-_CONNECTIONS = 64  # answered at once
-_WAITING = 1000  # beside those; each has a thread too
+_CONNECTIONS = 64  # served at the same time
+_WAITING = 1000  # in addition; each of them has a thread, too
 _LINGER = 5.0  # seconds
-_REASON = b'{"error": "too many ask at once: try again in a moment"}'
+_REASON = b'{"error": "too many requests at the same time: try again in a moment"}'
 _BUSY = (
     b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(_REASON), _REASON)
@@ -37,7 +37,7 @@ _BUSY = (
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Offers a demo. It answers once `serve_forever` runs.
+    """Serves a demo, from the call of `serve_forever` on.
 
     Attributes:
         url: of the page.
@@ -59,14 +59,14 @@ class Server(http.server.ThreadingHTTPServer):
         """Opens the port.
 
         Args:
-            demo: to offer.
+            demo: to serve.
             host: name or address to listen on.
             port: to listen on; 0 for a free one.
-            patience: seconds within which a request has to be there as a whole.
-            report: called with a line of text about a request that failed by a defect.
+            patience: seconds within which a whole request must arrive.
+            report: called with a line of text for each request that fails by a defect.
 
         Raises:
-            UserError: the host or the port cannot be had.
+            UserError: the host or the port is not available.
         """
         self.demo = demo
         self.patience = patience
@@ -96,23 +96,33 @@ class Server(http.server.ThreadingHTTPServer):
         self.url = f"http://{shown}:{self.server_address[1]}/"
 
     def server_bind(self) -> None:
-        """Binds without asking a name server what the address is called."""
+        """Binds without a reverse look-up of the address by a name server."""
         socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Gives a connection a thread, or word that there are too many of them."""
+        """Starts a thread for a connection, or refuses it if there are too many.
+
+        Args:
+            request: the connection's socket.
+            client_address: of the other end.
+        """
         if self._room.acquire(blocking=False):
             super().process_request(request, client_address)
             return
         with contextlib.suppress(OSError):
-            request.settimeout(0.1)  # nobody else is accepted for so long
+            request.settimeout(0.1)  # no other connection is accepted meanwhile
             request.sendall(_BUSY)
             request.shutdown(socket.SHUT_WR)
             request.recv(2**16)  # see `_Handler.finish`
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serves a connection once it is its turn."""
+        """Serves a connection when fewer than `_CONNECTIONS` others are served.
+
+        Args:
+            request: the connection's socket.
+            client_address: of the other end.
+        """
         try:
             with self._free:
                 super().process_request_thread(request, client_address)
@@ -120,13 +130,18 @@ class Server(http.server.ThreadingHTTPServer):
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Keeps silent: a browser that went away is no event."""
+        """Ignores a connection that ends early, as when a browser leaves the page.
+
+        Args:
+            request: the connection's socket.
+            client_address: of the other end.
+        """
 
     def is_own(self, name: str) -> bool:
-        """Returns whether a name of the Host header is one of this server.
+        """Returns whether a name in the Host header is one of this server.
 
-        A foreign page can give a name of its own this machine's address (DNS rebinding) and would
-        then be let in as the page's own origin; it cannot do so with an address.
+        A foreign page can resolve its own name to this machine's address (DNS rebinding) and would
+        then pass as the page's own origin. It cannot do so with an address.
         """
         if name in self._names or not self._address.is_unspecified:
             return name in self._names
@@ -136,7 +151,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class _RefusedError(Exception):
-    """A request that is not one of ours, and why, in a sentence."""
+    """A request that is refused: the status, the reason in a sentence, and further headers."""
 
     def __init__(self, status: HTTPStatus, reason: str, **headers: str) -> None:
         super().__init__(reason)
@@ -144,32 +159,32 @@ class _RefusedError(Exception):
         self.headers = headers
 
 
-class _Until(socket.SocketIO):
-    """Reads from a socket until a moment: sending byte by byte gains no time."""
+class _DeadlineReader(socket.SocketIO):
+    """Reads from a socket until a deadline, which sending byte by byte does not extend."""
 
-    def __init__(self, connection: socket.socket, moment: float) -> None:
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
         super().__init__(connection, "r")
-        self._connection, self._moment = connection, moment
+        self._connection, self._deadline = connection, deadline
 
     def readinto(self, buffer: Any) -> int | None:
-        self._connection.settimeout(max(self._moment - time.monotonic(), 1e-3))
+        self._connection.settimeout(max(self._deadline - time.monotonic(), 1e-3))
         return super().readinto(buffer)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """Answers one request, and closes the connection."""
+    """Responds to one request and closes the connection."""
 
     server_version = "jaxcnn"
     sys_version = ""
 
     def setup(self) -> None:
         super().setup()
-        patience = cast(Server, self.server).patience
+        deadline = time.monotonic() + cast(Server, self.server).patience
         self.rfile.close()
-        self.rfile = io.BufferedReader(_Until(self.connection, time.monotonic() + patience))
+        self.rfile = io.BufferedReader(_DeadlineReader(self.connection, deadline))
 
     def finish(self) -> None:
-        """Takes what of a body was not read: else the connection's end may overtake the answer."""
+        """Reads the rest of the body: else the connection's reset may overtake the response."""
         super().finish()
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
@@ -180,51 +195,59 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     break
 
     def do_GET(self) -> None:
-        server = cast(Server, self.server)
         try:
-            self._check_sender(server)
-            path = self.path.partition("?")[0]
-            if path not in _ROUTES:
-                raise _RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here: the page is at /")
-            if self.command not in _ROUTES[path]:
-                raise _not_allowed(path)
-            if path == "/":
-                nonce = secrets.token_urlsafe(16)
-                self._send(HTTPStatus.OK, server.demo.page(nonce).encode(), "text/html", nonce)
-                return
-            try:
-                answer = server.demo.answer(self._read_picture())
-            except UserError as error:
-                raise _RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
-            self._send(HTTPStatus.OK, json.dumps(answer).encode(), "application/json")
+            self._respond(cast(Server, self.server))
         except _RefusedError as refusal:
             self._refuse(refusal)
         except OSError:
-            pass  # the browser went away
+            pass  # the browser closed the connection
         except Exception as error:  # a traceback helps nobody who draws a digit
-            server.report(f"a request failed: {type(error).__name__}: {error}")
+            cast(Server, self.server).report(f"a request failed: {type(error).__name__}: {error}")
+            failure = "the server failed: see its terminal"
             with contextlib.suppress(OSError):
-                self._refuse(
-                    _RefusedError(
-                        HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed: see its terminal"
-                    )
-                )
+                self._refuse(_RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, failure))
 
     do_HEAD = do_POST = do_GET  # noqa: N815 - the base class's names
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answers what the standard library refuses: what is no HTTP, and methods not known."""
+        """Refuses what the standard library does not parse, and unknown methods.
+
+        Args:
+            code: the status.
+            message: not used.
+            explain: not used.
+        """
         if code == HTTPStatus.NOT_IMPLEMENTED:
             self._refuse(_not_allowed(self.path.partition("?")[0]))
         else:
             status = HTTPStatus(code)
-            self._refuse(_RefusedError(status, f"this is no request: {status.phrase.lower()}"))
+            self._refuse(_RefusedError(status, f"this is not a request: {status.phrase.lower()}"))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Keeps silent: a drawing is dozens of requests."""
+        """Logs nothing: a drawing is dozens of requests."""
+
+    def _respond(self, server: Server) -> None:
+        """Sends the page or the prediction for an image; raises `_RefusedError` otherwise."""
+        self._check_sender(server)
+        path = self.path.partition("?")[0]
+        if path not in _ROUTES:
+            raise _RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here: the page is at /")
+        if self.command not in _ROUTES[path]:
+            raise _not_allowed(path)
+        if path == "/":
+            nonce = secrets.token_urlsafe(16)
+            self._send(HTTPStatus.OK, server.demo.page(nonce).encode(), "text/html", nonce)
+            return
+        self._check_media_type()
+        content = self._read_body(self._body_length())
+        try:
+            prediction = server.demo.predict(content)
+        except UserError as error:
+            raise _RefusedError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+        self._send(HTTPStatus.OK, json.dumps(prediction).encode(), "application/json")
 
     def _check_sender(self, server: Server) -> None:
-        """Refuses what comes from a foreign page."""
+        """Refuses requests of foreign pages."""
         hosts = self.headers.get_all("Host", [])
         name = None
         with contextlib.suppress(ValueError):
@@ -239,39 +262,42 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             )
         origin = self.headers.get("Origin")
         if origin is not None and origin != f"http://{hosts[0]}":
-            raise _RefusedError(HTTPStatus.FORBIDDEN, "only the page of this server may ask it")
+            raise _RefusedError(HTTPStatus.FORBIDDEN, "only this server's own page may use it")
 
-    def _read_picture(self) -> bytes:
-        kind = self.headers.get_content_type()
-        if kind not in MEDIA_TYPES:
-            known = (
-                f"{', '.join(list(picture.MEDIA_TYPES)[:-1])} or {list(picture.MEDIA_TYPES)[-1]}"
-            )
+    def _check_media_type(self) -> None:
+        """Refuses files other than images."""
+        media_type = self.headers.get_content_type()
+        if media_type not in MEDIA_TYPES:
             raise _RefusedError(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-                f"{kind} is no kind of picture that is read: send a {known} file",
+                f"{media_type} is not a supported image type: send a {FORMATS_TEXT} file",
             )
+
+    def _body_length(self) -> int:
+        """Returns the length of the body in bytes, within what the demo takes."""
         lengths = self.headers.get_all("Content-Length", [])
         if not lengths or "Transfer-Encoding" in self.headers:
-            raise _RefusedError(
-                HTTPStatus.LENGTH_REQUIRED, "give the Content-Length of the picture"
-            )
+            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "give the Content-Length of the image")
         if len(lengths) > 1 or not re.fullmatch("[0-9]+", lengths[0]):
             raise _RefusedError(HTTPStatus.BAD_REQUEST, "the Content-Length is one number of bytes")
-        if len(lengths[0]) > 12 or int(lengths[0]) > LARGEST:
+        if len(lengths[0]) > 12 or int(lengths[0]) > MAX_FILE_BYTES:
             raise _RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the picture is too large: send at most {LARGEST // 2**20} MiB",
+                f"the image is too large: send at most {MAX_FILE_BYTES // 2**20} MiB",
             )
+        return int(lengths[0])
+
+    def _read_body(self, length: int) -> bytes:
+        """Returns the body, of `length` bytes."""
         try:
-            content = self.rfile.read(int(lengths[0]))
+            content = self.rfile.read(length)
         except TimeoutError:
             raise _RefusedError(
-                HTTPStatus.REQUEST_TIMEOUT, "the picture took too long to come"
+                HTTPStatus.REQUEST_TIMEOUT, "the image took too long to arrive"
             ) from None
-        if len(content) < int(lengths[0]):
+        if len(content) < length:
             raise _RefusedError(
-                HTTPStatus.BAD_REQUEST, "the picture is shorter than its Content-Length"
+                HTTPStatus.BAD_REQUEST, "the image is shorter than its Content-Length"
             )
         return content
 
@@ -280,13 +306,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(refusal.status, content, "application/json", **refusal.headers)
 
     def _send(
-        self, status: HTTPStatus, content: bytes, kind: str, nonce: str = "", **headers: str
+        self, status: HTTPStatus, content: bytes, media_type: str, nonce: str = "", **headers: str
     ) -> None:
+        """Sends a response; the page's own script and style carry the nonce."""
         self.connection.settimeout(cast(Server, self.server).patience)
         own = f"'nonce-{nonce}'" if nonce else "'none'"
         self.send_response(status)
         for name, value in {
-            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Type": f"{media_type}; charset=utf-8",
             "Content-Length": str(len(content)),
             "Content-Security-Policy": (
                 f"default-src 'none'; script-src {own}; style-src {own}; img-src data: blob:; "

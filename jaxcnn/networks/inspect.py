@@ -7,13 +7,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxcnn.networks.cnn import FEATURE_MAPS
-
 
 def feature_maps(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array
 ) -> dict[str, jax.Array]:
-    """Returns what every convolution's block puts out, before pooling, in evaluation mode.
+    """Returns the output of each convolution's block in evaluation mode, before any pooling.
 
     Args:
         model: `MnistCNN` or `Cifar10CNN`.
@@ -23,10 +21,9 @@ def feature_maps(
     Returns:
         `{"conv1": float[B, H, W, features], ...}` in the order of the layers.
     """
-    _, state = model.apply(variables, images, train=False, mutable=[FEATURE_MAPS])
-    return {
-        name.removeprefix("after_"): maps for name, (maps,) in sorted(state[FEATURE_MAPS].items())
-    }
+    _, state = model.apply(variables, images, train=False, mutable=["intermediates"])
+    outputs = sorted(state["intermediates"].items())
+    return {name.removeprefix("after_"): maps for name, (maps,) in outputs}
 
 
 def summary(model: nn.Module, images: jax.Array, **tabulate_options: Any) -> str:
@@ -34,8 +31,8 @@ def summary(model: nn.Module, images: jax.Array, **tabulate_options: Any) -> str
 
     Args:
         model: `MnistCNN` or `Cifar10CNN`.
-        images: float[B, H, W, C] of the shape to show.
-        **tabulate_options: passed to `flax.linen.Module.tabulate`, `compute_flops=True` say.
+        images: float[B, H, W, C], of which only the shape matters.
+        **tabulate_options: of `flax.linen.Module.tabulate`, for example `compute_flops=True`.
     """
     plain = {"force_terminal": False, "width": 132}
     options: dict[str, Any] = {"depth": 1, "console_kwargs": plain} | tabulate_options
@@ -47,19 +44,22 @@ def summary(model: nn.Module, images: jax.Array, **tabulate_options: Any) -> str
 
 
 def count_parameters(params: Any) -> int:
-    """Returns how many numbers a tree of parameters holds."""
+    """Returns the number of values in a pytree of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def multiply_adds(model: nn.Module, images: jax.Array) -> int:
-    """Returns the multiply-adds of a forward pass, counted as the original's summary counts them.
+    """Returns the number of multiply-adds of a forward pass, as the original's summary counts them.
 
-    That is torchinfo's rule (https://github.com/TylerYep/torchinfo): every parameter, biases and
-    BatchNorm's too, counts once an image, those of a convolution once a position of its output.
+    The rule is torchinfo's (https://github.com/TylerYep/torchinfo): every parameter, including
+    biases and BatchNorm's, counts once per image; a convolution's once per position of its output.
 
     Args:
         model: `MnistCNN` or `Cifar10CNN`.
         images: float[B, H, W, C], of which only the shape matters.
+
+    Returns:
+        The number for all B images together.
     """
 
     def run() -> tuple[Any, Any]:

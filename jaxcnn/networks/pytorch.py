@@ -1,20 +1,17 @@
-"""Weights from and to the original's PyTorch `state_dict`.
+"""Weights from and to the `state_dict` of the original networks in PyTorch.
 
-The layouts differ in two ways. PyTorch keeps convolution kernels as (Cout, Cin, KH, KW) and dense
+The layouts differ in two ways. PyTorch stores convolution kernels as (Cout, Cin, KH, KW) and dense
 ones as (out, in), Flax as (KH, KW, Cin, Cout) and (in, out). And PyTorch flattens feature maps with
-the channels first, Flax with the channels last, so the inputs of the first dense layer change
-places.
+the channels first, Flax with the channels last: the inputs of the first dense layer are permuted.
 
-PyTorch's running variance is the unbiased one, n / (n - 1) times Flax's, for n values a channel of
-a training batch. It is carried over as it is: n is no part of a state, and evaluation is the same
-function of the variance on both sides.
+PyTorch's running variance is the unbiased one, n / (n - 1) times Flax's, for n values per channel
+of a training batch. It is converted unchanged: n is not part of a state, and evaluation is the same
+function of the variance in both.
 """
 
 import functools
-import io
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,12 +20,15 @@ import numpy as np
 
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.networks.cnn import Cifar10CNN, MnistCNN
-from jaxcnn.storage import atomic
+from jaxcnn.networks.weight_files import read_weights, write_weights
 
 Variables = dict[str, Any]
 
+_MODELS = {"mnist": MnistCNN(), "cifar10": Cifar10CNN()}
+_IMAGE_SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 # (H, W, C) of the feature maps that are flattened.
 _FLATTENED = {"mnist": (7, 7, 8), "cifar10": (4, 4, 64)}
+# PyTorch's names of Flax's arrays.
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -36,44 +36,41 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-_COUNTER = "num_batches_tracked"
-# Around a state dict, as PyTorch's tutorials and Lightning save it; and before its names, by
-# DataParallel, torch.compile and Lightning.
+_COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm; Flax has none
+# Keys of a checkpoint's state dict in PyTorch's tutorials and Lightning; and prefixes of its names
+# by DataParallel, torch.compile and Lightning.
 _CONTAINERS = ("state_dict", "model_state_dict")
 _WRAPPERS = ("module", "_orig_mod", "model")
 
 
 def load_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> Variables:
-    """Reads the weights of one of the original's networks.
+    """Converts the weights of one of the original networks.
 
     Args:
         source: a `.pt`, `.pth` or `.safetensors` file, or a mapping from names to tensors or
             arrays, or one that holds such a mapping as "state_dict" or "model_state_dict". The
-            names are the original's (`conv1.weight`, ...), with or without what a wrapper puts
-            before them (`module.`, `_orig_mod.`, `model.`); they tell which network it is.
+            names are the original's (`conv1.weight`, ...), with or without a wrapper's prefix
+            (`module.`, `_orig_mod.`, `model.`); they decide which network it is.
 
     Returns:
-        What the network's `apply` takes: float32 `params`, and `batch_stats` for CIFAR-10.
+        Variables for the network's `apply`: float32 `params`, and `batch_stats` for CIFAR-10.
 
     Raises:
-        UserError: the file cannot be read, or a tensor is missing, unknown, misshapen or not of
-            floating-point numbers; the message names it.
+        UserError: the file cannot be read, or a tensor is missing, unknown, of the wrong shape or
+            not of floating-point numbers; the message names it.
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
-    tensors = source if isinstance(source, Mapping) else _read(as_path(source))
-    tensors = _unwrapped(tensors)
+    tensors = _unwrapped(source if isinstance(source, Mapping) else read_weights(as_path(source)))
     cifar = ("batch_norm", "conv3", "conv4", "conv5")  # which the other network does not have
     network = "cifar10" if any(name.startswith(cifar) for name in tensors) else "mnist"
     expected = _names(network)
-    unknown = [n for n in tensors if n not in expected and not n.endswith(f".{_COUNTER}")]
-    if unknown:
-        raise UserError(
-            f"{where} holds {unknown[0]}, which the {network} network does not have: give the "
-            "weights of one of the original's networks alone"
-        )
-    variables: Variables = (
-        {"params": {}, "batch_stats": {}} if network == "cifar10" else {"params": {}}
-    )
+    for name in tensors:
+        if name not in expected and not name.endswith(f".{_COUNTER}"):
+            raise UserError(
+                f"{where} holds {name}, which the {network} network does not have: give only the "
+                "weights of one of the original networks"
+            )
+    variables: Variables = {}
     for name, (path, shape) in expected.items():
         if name not in tensors:
             raise UserError(
@@ -87,48 +84,37 @@ def load_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> Varia
                 f"{wanted}: give the weights of an unchanged network"
             )
         collection, layer, leaf = path
-        layers = variables[collection].setdefault(layer, {})
-        layers[leaf] = jnp.asarray(_from_torch(array, path, network))
+        layers = variables.setdefault(collection, {})
+        layers.setdefault(layer, {})[leaf] = jnp.asarray(_from_torch(array, path, network))
     return variables
 
 
-def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Takes off what training loops and wrappers put around a state dict."""
-    for key in _CONTAINERS:
-        if isinstance(inner := tensors.get(key), Mapping):
-            tensors = inner
-    names = {str(name): tensor for name, tensor in tensors.items()}
-    # One wrapper after the other, as long as all names have it.
-    while names and (prefix := next(iter(names)).split(".")[0]) in _WRAPPERS:
-        if not all(name.startswith(f"{prefix}.") for name in names):
-            break
-        names = {name.removeprefix(f"{prefix}."): tensor for name, tensor in names.items()}
-    return names
-
-
 def save_state_dict(variables: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes the weights of a network under the original's names, whole or not at all.
+    """Writes the weights of a network to a file, under the original's names.
 
     Args:
         variables: `params`, and `batch_stats` for CIFAR-10.
-        path: of the file; its ending, `.pt`, `.pth` or `.safetensors`, says which form it gets.
+        path: of the file, whose suffix chooses the format: `.pt`, `.pth` or `.safetensors`.
 
     Raises:
-        UserError: a weight is missing or misshapen, the ending is another one, torch is missing
-            for a `.pt` file, or the file cannot be written.
+        UserError: a weight is missing or of the wrong shape, the suffix is another one, PyTorch is
+            missing for a `.pt` file, or the file cannot be written.
     """
-    _write(to_state_dict(variables), as_path(path))
+    write_weights(to_state_dict(variables), as_path(path))
 
 
 def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the weights of a network under the original's names and in PyTorch's layout.
+    """Converts the weights of a network to the original's names and PyTorch's layout.
 
     Args:
-        variables: `params`, and `batch_stats` for CIFAR-10; trees of the same form, of gradients
-            say, work too.
+        variables: `params`, and `batch_stats` for CIFAR-10; or pytrees of the same structure, for
+            example of gradients.
+
+    Returns:
+        float32 arrays by name, and the int64 counters of PyTorch's BatchNorm, which are zero.
 
     Raises:
-        UserError: a weight is missing or misshapen.
+        UserError: a weight is missing or of the wrong shape.
     """
     network = "cifar10" if "batch_norm1" in variables["params"] else "mnist"
     tensors: dict[str, np.ndarray] = {}
@@ -138,7 +124,7 @@ def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
             value = np.asarray(variables[collection][layer][leaf], np.float32)
         except KeyError:
             raise UserError(
-                f"the variables lack {'/'.join(path)}: give all that the network has"
+                f"the variables lack {'/'.join(path)}: give all variables of the network"
             ) from None
         if value.shape != shape:
             raise UserError(
@@ -151,13 +137,25 @@ def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return tensors
 
 
+def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Removes a checkpoint's container and the prefixes of wrappers from a state dict."""
+    for key in _CONTAINERS:
+        if isinstance(inner := tensors.get(key), Mapping):
+            tensors = inner
+    names = {str(name): tensor for name, tensor in tensors.items()}
+    # One wrapper after the other, as long as all names have it.
+    while names and (prefix := next(iter(names)).split(".")[0]) in _WRAPPERS:
+        if not all(name.startswith(f"{prefix}.") for name in names):
+            break
+        names = {name.removeprefix(f"{prefix}."): tensor for name, tensor in names.items()}
+    return names
+
+
 @functools.cache
 def _names(network: str) -> dict[str, tuple[tuple[str, str, str], tuple[int, ...]]]:
-    """Returns, for every PyTorch name, where Flax has the array and its shape there."""
-    model = {"mnist": MnistCNN, "cifar10": Cifar10CNN}[network]()
-    shape = {"mnist": (1, 28, 28, 1), "cifar10": (1, 32, 32, 3)}[network]
-    images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    """Returns, for each of PyTorch's names, the path and the shape of the array in Flax."""
+    images = jax.ShapeDtypeStruct((1, *_IMAGE_SHAPES[network]), jnp.float32)
+    variables = jax.eval_shape(_MODELS[network].init, jax.random.key(0), images)
     return {
         f"{layer}.{_LEAVES[leaf]}": ((collection, layer, leaf), array.shape)
         for collection, layers in variables.items()
@@ -167,6 +165,7 @@ def _names(network: str) -> dict[str, tuple[tuple[str, str, str], tuple[int, ...
 
 
 def _to_torch(array: np.ndarray, path: tuple[str, str, str], network: str) -> np.ndarray:
+    """Converts an array from Flax's layout to PyTorch's."""
     _, layer, leaf = path
     if leaf != "kernel":
         return array
@@ -179,6 +178,7 @@ def _to_torch(array: np.ndarray, path: tuple[str, str, str], network: str) -> np
 
 
 def _from_torch(array: np.ndarray, path: tuple[str, str, str], network: str) -> np.ndarray:
+    """Converts an array from PyTorch's layout to Flax's."""
     _, layer, leaf = path
     if leaf != "kernel":
         return array
@@ -192,7 +192,8 @@ def _from_torch(array: np.ndarray, path: tuple[str, str, str], network: str) -> 
 
 
 def _as_array(tensor: Any, name: str, where: str) -> np.ndarray:
-    if hasattr(tensor, "detach"):  # a torch tensor, on whatever device and of whatever precision
+    """Returns a tensor of PyTorch, on any device, or an array of any floating dtype as float32."""
+    if hasattr(tensor, "detach"):
         if not tensor.is_floating_point():
             raise UserError(f"{where} holds {name} of {tensor.dtype}: give floating-point numbers")
         return tensor.detach().float().cpu().numpy()
@@ -200,54 +201,3 @@ def _as_array(tensor: Any, name: str, where: str) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):  # bfloat16 is one
         raise UserError(f"{where} holds {name} of {array.dtype}: give floating-point numbers")
     return array.astype(np.float32)
-
-
-def _check_suffix(path: Path) -> None:
-    if path.suffix not in (".pt", ".pth", ".safetensors"):
-        raise UserError(f"{path} ends neither in .pt, .pth nor .safetensors: give it such a name")
-
-
-def _torch(path: Path) -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"{path} needs PyTorch: pip install 'jaxcnn[torch]', or use a .safetensors file"
-        ) from None
-    return torch
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    _check_suffix(path)
-    if not path.is_file():
-        raise UserError(f"{path} is not there: give the path of a .pt or .safetensors file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return load_file(path)
-        # weights_only: a .pt file is a pickle, which could run any code otherwise.
-        content = _torch(path).load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # both libraries raise errors of their own kinds
-        raise UserError(
-            f"{path} is no whole {path.suffix} file of plain tensors "
-            f"({type(error).__name__}): save the network's state_dict() again"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds no state dict: save the network's state_dict()")
-    return content
-
-
-def _write(tensors: dict[str, np.ndarray], path: Path) -> None:
-    _check_suffix(path)
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import save
-
-        content = save(tensors)
-    else:
-        torch, file = _torch(path), io.BytesIO()
-        torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, file)
-        content = file.getvalue()
-    atomic.write(path, content, "give a folder that is there, can be written and has room")

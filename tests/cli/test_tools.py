@@ -15,7 +15,7 @@ from rich.console import Console
 from jaxcnn.cli import tools
 from jaxcnn.data import synthetic
 from jaxcnn.data.dataset import Dataset, Split
-from jaxcnn.deploy import picture, server
+from jaxcnn.deploy import own_images, server
 from jaxcnn.recipes import named
 from jaxcnn.storage import checkpoint
 from jaxcnn.train.fit import fit
@@ -156,7 +156,7 @@ def test_predict(
     out = capsys.readouterr().out
     assert out.count("prepared: 28 x 28 pixels to grey; the digit scaled to ") == 4
     assert out.count("@@") > 20  # shown
-    images = np.stack([picture.prepare(path, "mnist").image for path in paths])
+    images = np.stack([own_images.prepare_image(path, "mnist").image for path in paths])
     for path, row in zip(paths, network.probabilities(images), strict=True):
         first, second, third = np.argsort(-row)[:3]
         others = f"{second} {row[second]:.1%}, {third} {row[third]:.1%}"
@@ -177,7 +177,7 @@ def test_an_image_in_colours(channels: int) -> None:
     image = np.arange(4 * 2 * channels, dtype=np.uint8).reshape(4, 2, channels)
     console = Console(force_terminal=True, color_system="truecolor", width=1)
     with console.capture() as shown:
-        tools._show(picture.Picture(image, ()), console)
+        tools._show(own_images.PreparedImage(image, ()), console)
     lines = shown.get().splitlines()
     assert len(lines) == 2
     pixels = image.repeat(3 // channels, axis=-1)
@@ -195,7 +195,7 @@ def test_an_image_in_characters(colours: Any) -> None:
     image[:, -1] = 255
     console = Console(force_terminal=colours is not None, color_system=colours, width=5)
     with console.capture() as shown:
-        tools._show(picture.Picture(image, ()), console)
+        tools._show(own_images.PreparedImage(image, ()), console)
     assert shown.get() == 4 * f"{16 * ' '}@@\n"
 
 
@@ -207,10 +207,10 @@ def test_export(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "step-0000000014" in out
     assert f"{path}: {path.stat().st_size / 2**20:.1f} MiB, ONNX of opset 17, by jaxcnn" in out
     assert f"{path}.md: the model card" in out
-    assert "which flatters it" in Path(f"{path}.md").read_text()
+    assert "which biases it upwards" in Path(f"{path}.md").read_text()
     tools.main(argv)
     assert "step-0000000021" in capsys.readouterr().out
-    assert "which flatters it" not in Path(f"{path}.md").read_text()
+    assert "biases" not in Path(f"{path}.md").read_text()
 
 
 def test_demo(
@@ -301,7 +301,7 @@ def test_a_file_that_is_no_image(
 ) -> None:
     (tmp_path / "x.png").write_text("text")
     argv = ["predict", str(workdir), str(tmp_path / "x.png")]
-    ends_with_status_two(lambda: tools.main(argv), "cannot be read as a picture", capsys)
+    ends_with_status_two(lambda: tools.main(argv), "cannot be read as an image", capsys)
 
 
 def test_a_folder_that_cannot_be_written(

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import re
 import subprocess
@@ -20,13 +19,9 @@ from safetensors.numpy import load_file
 import jaxcnn
 from jaxcnn.cli import tools
 from jaxcnn.data.augment import make_normalize
-from jaxcnn.data.dataset import Dataset
-from jaxcnn.deploy import card, export
+from jaxcnn.deploy import export
 from jaxcnn.errors import UserError, WriteError
-from jaxcnn.recipes import named
-from jaxcnn.storage import checkpoint
 from jaxcnn.train import steps
-from jaxcnn.train.fit import fit
 from jaxcnn.train.trained import Trained, load_trained
 from tests import saved
 
@@ -35,7 +30,6 @@ pytestmark = pytest.mark.loose_promotion
 
 FORMS = ["stablehlo", "safetensors", "onnx"]
 NETWORKS = ["mnist", "cifar10"]
-DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 
 # Runs the code of cards as whoever is handed a file would, where jaxcnn cannot be imported.
 PROGRAM = """
@@ -44,26 +38,10 @@ sys.modules["jaxcnn"] = None
 import numpy as np
 for name in ("mnist", "cifar10"):
     exec(open(f"{name}.py").read(), there := {})
-    pictures = np.load(f"{name}.npy")
-    logits = {f"batch{n}": there["logits"](pictures[:n]) for n in (1, 5, 64)}
+    images = np.load(f"{name}.npy")
+    logits = {f"batch{n}": there["logits"](images[:n]) for n in (1, 5, 64)}
     np.savez(f"{name}.npz", **logits)
 """
-
-
-@pytest.fixture(scope="module")
-def runs(
-    tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Dataset, tiny_cifar10: Dataset
-) -> dict[str, Path]:
-    """A workdir for each network, with a checkpoint whose BatchNorm is far from a fresh one's."""
-    return {
-        dataset.name: saved.save(tmp_path_factory.mktemp("run"), dataset)
-        for dataset in (tiny_mnist, tiny_cifar10)
-    }
-
-
-@pytest.fixture(scope="module")
-def networks(runs: dict[str, Path]) -> dict[str, Trained]:
-    return {name: load_trained(workdir) for name, workdir in runs.items()}
 
 
 def code(text: str) -> str:
@@ -147,12 +125,12 @@ def test_a_fresh_process_without_our_code_gives_the_same_logits(
         assert f"{path}: {path.stat().st_size / 2**20:.1f} MiB" in out
         assert f"{path}.md: the model card" in out
         (tmp_path / f"{name}.py").write_text(code(Path(f"{path}.md").read_text()))
-        pictures = saved.images(name, 64)
-        np.save(tmp_path / f"{name}.npy", pictures)
+        images = saved.images(name, 64)
+        np.save(tmp_path / f"{name}.npy", images)
         network = load_trained(workdir)
         normalize = make_normalize(network.recipe.mean, network.recipe.std)
         predict = jax.jit(steps.make_predict(network.model, normalize=normalize))
-        expected[name] = np.asarray(predict(network.variables, pictures))
+        expected[name] = np.asarray(predict(network.variables, images))
     done = subprocess.run(
         [sys.executable, "-I", "-c", PROGRAM],
         cwd=tmp_path,
@@ -174,7 +152,7 @@ def test_stablehlo_is_for_any_batch_and_every_platform(
     networks: dict[str, Trained], name: str
 ) -> None:
     network = networks[name]
-    exported = jax_export.deserialize(export.stablehlo(network))
+    exported = jax_export.deserialize(export.to_stablehlo(network))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     height, width, channels = network.recipe.image_shape
     avals = (*exported.in_avals, *exported.out_avals)
@@ -206,68 +184,6 @@ def test_what_a_file_says_of_itself(
     assert json.loads(said["mean"]) == [0.4914, 0.4822, 0.4465]
     assert json.loads(said["recipe"])["batch_size"] == network.recipe.batch_size
     assert "jaxcnn" in json.loads(said["versions"])
-
-
-def test_the_card(networks: dict[str, Trained], tmp_path: Path) -> None:
-    network = networks["mnist"]
-    path, there = export.write_export(network, "safetensors", tmp_path / "x.safetensors")
-    text = there.read_text()
-    assert there == card.beside(path) == tmp_path / "x.safetensors.md"
-    for part in (
-        "datasets: [ylecun/mnist]",
-        "MNIST network, recipe fast",
-        "| 60.00% (42 of the 70 test images) |",
-        "207,258 parameters",
-        "mean 0.1307, std 0.3081",
-        "| 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 |",
-        "pictures of 28 x 28 pixels, grey",
-        "uint8[N, 28, 28, 1]",
-        "21 steps, 3 of 3 epochs, on the training images of mnist tiny, seed 0",
-        f"| learning_rate | {network.recipe.learning_rate} |",
-        "CC BY-SA 3.0",
-        "Trained on cpu (of a test)",
-        f"jax {jax.__version__}",
-        export.describe("safetensors"),
-    ):
-        assert part in text
-    assert "flatters" not in text
-    assert text.endswith("\n")
-    text = card.render(network, "onnx", "x.onnx", "a file")
-    assert "flatters" not in text
-    text = card.render(network, "onnx", "x.onnx", "a file", chosen_by_test=True)
-    assert "test images, by which this checkpoint was chosen, which flatters it" in text
-
-
-@pytest.mark.parametrize(
-    ("saves", "part"), [([8], "8 steps, 1 of 3 epochs"), ([3], "3 steps, 0 of 3 epochs")]
-)
-def test_the_card_of_synthetic_data_and_of_an_unfinished_epoch(
-    saves: list[int], part: str, tmp_path: Path, tiny_mnist: Dataset
-) -> None:
-    dataset = dataclasses.replace(tiny_mnist, name="synthetic-mnist")
-    network = load_trained(saved.save(tmp_path, dataset, saves=saves))
-    text = card.render(network, "onnx", "x.onnx", "a file")
-    assert part in text
-    assert "not measured at this step" in text
-    assert "synthetic-mnist, a drawn stand-in: this network knows nothing about MNIST" in text
-    assert "CC BY" not in text
-    assert "datasets:" not in text
-
-
-@pytest.mark.slow
-def test_the_card_of_a_run_that_was_trained(tmp_path: Path, tiny_mnist: Dataset) -> None:
-    dataset = dataclasses.replace(tiny_mnist, name="synthetic-mnist")
-    policy = checkpoint.Policy(tmp_path / "checkpoints", checkpoint.Every(8, "steps"), keep=9)
-    recipe = named.recipe("mnist", "fast").replace(epochs=1, batch_size=30)
-    fit(recipe, dataset, checkpoints=policy)
-    text = card.render(load_trained(tmp_path, "8"), "onnx", "x.onnx", "a file")
-    assert "not measured at this step" in text
-    assert "synthetic-mnist, a drawn stand-in: this network knows nothing about MNIST" in text
-    assert "CC BY" not in text
-    assert "datasets:" not in text
-    text = card.render(load_trained(tmp_path), "onnx", "x.onnx", "a file")
-    assert "11 steps, 1 of 1 epochs" in text
-    assert "not measured at this step" not in text
 
 
 def test_a_file_that_is_there_is_replaced(networks: dict[str, Trained], tmp_path: Path) -> None:
@@ -318,23 +234,26 @@ def test_mistakes(
     assert sorted(tmp_path.iterdir()) == folders
 
 
-def test_what_a_form_is() -> None:
+def test_the_description_of_a_form() -> None:
     ours = f"jaxcnn {jaxcnn.__version__}"
-    assert export.describe("stablehlo") == (
+    assert export.describe_export("stablehlo") == (
         f"StableHLO for cpu, cuda, tpu, by jax.export of jax {jax.__version__} and {ours}"
     )
-    assert export.describe("safetensors") == (f"safetensors {safetensors.__version__}, by {ours}")
-    assert export.describe("onnx") == f"ONNX of opset 17, by {ours} with onnx {onnx.__version__}"
+    assert (
+        export.describe_export("safetensors") == f"safetensors {safetensors.__version__}, by {ours}"
+    )
+    expected = f"ONNX of opset 17, by {ours} with onnx {onnx.__version__}"
+    assert export.describe_export("onnx") == expected
 
 
-def test_a_form_that_is_none(tmp_path: Path) -> None:
+def test_an_unknown_form(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="takes stablehlo, safetensors, onnx, got 'pickle'"):
-        export.check("pickle", tmp_path / "x.pickle")
+        export.check_export("pickle", tmp_path / "x.pickle")
 
 
 def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert export.check("stablehlo", "~/x.stablehlo") == tmp_path / "x.stablehlo"
+    assert export.check_export("stablehlo", "~/x.stablehlo") == tmp_path / "x.stablehlo"
 
 
 def test_without_onnx_nothing_is_read(
@@ -354,10 +273,3 @@ def test_nothing_is_left_of_a_write_that_fails(
     with pytest.raises(WriteError, match=r"x.onnx.*: the disk is full; give --out"):
         export.write_export(networks["mnist"], "onnx", tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_the_documentation_has_the_code_of_the_cards(
-    form: str, networks: dict[str, Trained]
-) -> None:
-    assert code(card.render(networks["mnist"], form, f"mnist.{form}", "a file")) in DOCS.read_text()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import photographs
-from jaxcnn.deploy import ink, picture
+from jaxcnn.deploy import ink, own_images
 
 # Each of ten digits with each polarity, drawn at random among pens, papers, lights, grounds and
 # margins. Of 3,000 in the benchmark two have another polarity than they should.
@@ -14,7 +14,7 @@ COUNT = 60
 def test_photographs() -> None:
     wrong = []
     for content, _, traits in photographs.photographs(COUNT, seed=7):
-        prepared = picture.prepare(io.BytesIO(content), "mnist")
+        prepared = own_images.prepare_image(io.BytesIO(content), "mnist")
         if ("dark on light, so inverted" in prepared.steps) != (
             traits["polarity"] == "dark on light"
         ):
@@ -40,7 +40,7 @@ Y, X = np.mgrid[-1:1:140j, -1:1:140j]
 
 
 def found(grey: np.ndarray) -> tuple[np.ndarray, bool]:
-    result = ink.find(grey)
+    result = ink.find_ink(grey)
     assert result is not None
     return result
 
@@ -107,9 +107,9 @@ def test_squared_paper(every: int, share: float) -> None:
 
 
 def test_levels() -> None:
-    assert ink.find(FLAT) is None
-    assert ink.find(seven(128.0 + ink.FAINTEST - 0.1, FLAT)) is None
-    strength, dark = found(seven(128.0 + ink.FAINTEST, FLAT))
+    assert ink.find_ink(FLAT) is None
+    assert ink.find_ink(seven(128.0 + ink.MIN_CONTRAST - 0.1, FLAT)) is None
+    strength, dark = found(seven(128.0 + ink.MIN_CONTRAST, FLAT))
     assert not dark
     assert set(np.unique(strength)) == {0, 1}
     half = seven(255.0, np.zeros((140, 140)))
@@ -119,8 +119,8 @@ def test_levels() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 140), (140, 1), (2, 2), (5, 140)])
 def test_the_smallest(shape: tuple[int, int]) -> None:
-    assert ink.find(np.zeros(shape)) is None
+    assert ink.find_ink(np.zeros(shape)) is None
     grey = np.zeros(shape)
     grey[0, 0] = 255
-    result = ink.find(grey)
+    result = ink.find_ink(grey)
     assert result is None or result[0].shape == shape

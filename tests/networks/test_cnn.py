@@ -1,5 +1,4 @@
 import functools
-import re
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -9,7 +8,10 @@ import numpy as np
 import pytest
 
 from jaxcnn.networks.cnn import Cifar10CNN, MnistCNN
-from jaxcnn.networks.inspect import count_parameters, feature_maps, summary
+from jaxcnn.networks.inspect import count_parameters, feature_maps
+from jaxcnn.recipes import named
+from jaxcnn.train.setup import make_model
+from tests import original
 
 NETWORKS = [
     pytest.param(MnistCNN(), (28, 28, 1), 207_258, id="mnist"),
@@ -20,7 +22,7 @@ NETWORKS = [
 IDS = {"argnames": ("model", "shape", "parameters"), "argvalues": NETWORKS}
 
 
-def test_networks_train_in_stages_unless_told_otherwise() -> None:
+def test_networks_train_in_stages_by_default() -> None:
     assert MnistCNN().staged
     assert Cifar10CNN().staged
 
@@ -81,39 +83,6 @@ def test_parameters_and_logits(model: nn.Module, shape: tuple[int, ...], paramet
         assert logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize(**IDS)
-def test_summary(model: nn.Module, shape: tuple[int, ...], parameters: int) -> None:
-    text = summary(model, images(shape, 1))
-    assert text.count(f"{parameters:,}") == 2  # the table's total and the closing line
-    assert text.endswith(f"Parameters: {parameters:,}\n")
-    assert "\x1b" not in text
-    for layer in initial_variables(model)["params"]:
-        assert re.search(rf"\b{layer}\b", text)
-
-
-@pytest.mark.parametrize(
-    ("model", "shape", "expected"),
-    [
-        (MnistCNN(), (28, 28, 1), [(28, 28, 4), (14, 14, 8)]),
-        (
-            Cifar10CNN(),
-            (32, 32, 3),
-            [(32, 32, 4), (32, 32, 8), (32, 32, 16), (16, 16, 32), (8, 8, 64)],
-        ),
-    ],
-    ids=["mnist", "cifar10"],
-)
-def test_feature_maps(
-    model: nn.Module, shape: tuple[int, ...], expected: list[tuple[int, ...]]
-) -> None:
-    variables = initial_variables(model)
-    maps = maps_of(model)(variables, images(shape))
-    assert list(maps) == [f"conv{layer}" for layer in range(1, len(expected) + 1)]
-    assert [value.shape[1:] for value in maps.values()] == expected
-    assert not (maps["conv1"] < 0).any()  # after relu
-    assert (maps["conv1"] > 0).any()
-
-
 def test_the_third_block_of_cifar10_has_relu_before_batch_norm() -> None:
     model = Cifar10CNN()
     variables = initial_variables(model)
@@ -169,3 +138,26 @@ def test_batch_statistics_move_only_in_training() -> None:
         for layer, leaves in variables["batch_stats"].items()
         for leaf, value in leaves.items()
     )
+
+
+@pytest.mark.parametrize("network", ["mnist", "cifar10"])
+def test_reference_starts_as_pytorch_does(network: str) -> None:
+    recipe = named.recipe(network, "reference")
+    assert recipe.initialization == "pytorch"
+    net = make_model(recipe)
+    images = jnp.zeros((1, *original.SHAPES[network]))
+    params = jax.jit(net.init)(jax.random.key(0), images)["params"]
+    for layer, leaves in params.items():
+        if layer.startswith("batch_norm"):
+            np.testing.assert_array_equal(leaves["scale"], 1)
+            np.testing.assert_array_equal(leaves["bias"], 0)
+            continue
+        bound = 1 / np.sqrt(np.prod(leaves["kernel"].shape[:-1]))
+        for leaf in leaves.values():
+            assert np.abs(leaf).max() <= bound
+            if leaf.size > 500:  # uniform: standard deviation bound / sqrt(3), and near its ends
+                assert np.std(leaf) == pytest.approx(bound / np.sqrt(3), rel=0.05)
+                assert np.abs(leaf).max() > 0.98 * bound
+            if leaf.size >= 100:  # that none of n is so near an end has a chance of exp(-9)
+                assert np.abs(leaf).max() > (1 - 9 / leaf.size) * bound
+        assert np.abs(leaves["bias"]).max() > 0

@@ -1,12 +1,8 @@
 import functools
-import io
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +11,6 @@ import safetensors.numpy
 
 from jaxcnn.errors import UserError
 from jaxcnn.networks import pytorch
-from jaxcnn.networks.inspect import multiply_adds
-from jaxcnn.recipes import named
-from jaxcnn.train.setup import make_model
 from tests import original
 
 NETWORKS = ["mnist", "cifar10"]
@@ -156,60 +149,12 @@ def test_a_bad_tensor_is_named(change: object, said: str) -> None:
         pytorch.load_state_dict(weights)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", PT, ".npz"])
-def test_a_bad_file_is_named(tmp_path: Path, suffix: str) -> None:
-    if suffix == ".pt":
-        needs("torch")
-    path = tmp_path / f"w{suffix}"
-    with pytest.raises(UserError, match=path.name):
-        pytorch.load_state_dict(path)
-    path.write_bytes(b"no weights")
-    with pytest.raises(UserError, match=path.name):
-        pytorch.load_state_dict(path)
-
-
 def test_the_file_of_a_bad_tensor_is_named(tmp_path: Path) -> None:
     weights = original.weights("mnist")
     weights["fc3.bias"] = weights.pop("fc2.bias")
     safetensors.numpy.save_file(weights, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"w\.safetensors holds fc3\.bias"):
         pytorch.load_state_dict(tmp_path / "w.safetensors")
-
-
-class Torch(ModuleType):
-    """PyTorch's part in reading and writing files, as far as it is called."""
-
-    def __init__(self, content: Any = None) -> None:
-        super().__init__("torch")
-        self.content = content
-
-    def load(self, path: Path, *, map_location: str, weights_only: bool) -> Any:
-        assert (path.suffix, map_location, weights_only) == (".pt", "cpu", True)
-        if isinstance(self.content, Exception):
-            raise self.content
-        return self.content
-
-    def from_numpy(self, array: np.ndarray) -> np.ndarray:
-        return array
-
-    def save(self, content: dict[str, np.ndarray], file: io.BytesIO) -> None:
-        file.write(",".join(content).encode())
-
-
-def test_torch_reads_and_writes_pt_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, weights = tmp_path / "w.pt", original.weights("mnist")
-    monkeypatch.setitem(sys.modules, "torch", Torch(weights))
-    variables = pytorch.load_state_dict(weights)
-    pytorch.save_state_dict(variables, path)
-    assert path.read_text() == ",".join(pytorch.to_state_dict(variables))
-    jax.tree.map(np.testing.assert_array_equal, pytorch.load_state_dict(path), variables)
-    for content, said in (
-        ([1, 2], "holds no state dict"),
-        (ValueError("no"), r"is no whole \.pt file of plain tensors \(ValueError\)"),
-    ):
-        monkeypatch.setitem(sys.modules, "torch", Torch(content))
-        with pytest.raises(UserError, match=rf"w\.pt {said}"):
-            pytorch.load_state_dict(path)
 
 
 class Tensor:
@@ -243,11 +188,6 @@ def test_tensors_become_arrays() -> None:
         pytorch.load_state_dict(tensors)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"w\.safetensors is not there: give the path of a \.pt or"):
-        pytorch.load_state_dict(tmp_path / "w.safetensors")
-
-
 def test_misshapen_variables_are_refused() -> None:
     variables = pytorch.load_state_dict(original.weights("mnist"))
     variables["params"]["fc2"]["bias"] = jnp.zeros(9)
@@ -255,110 +195,11 @@ def test_misshapen_variables_are_refused() -> None:
         pytorch.to_state_dict(variables)
 
 
-@pytest.mark.slow
-def test_a_pickle_is_never_run(tmp_path: Path) -> None:
-    torch = needs("torch")
-
-    class Evil:
-        def __reduce__(self) -> tuple:
-            return (Path.touch, (tmp_path / "ran",))
-
-    torch.save({"conv1.weight": Evil()}, tmp_path / "w.pt")
-    with pytest.raises(UserError, match=r"w\.pt is no whole"):
-        pytorch.load_state_dict(tmp_path / "w.pt")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_safetensors_work_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
-    variables = pytorch.load_state_dict(original.weights("mnist"))
-    pytorch.save_state_dict(variables, tmp_path / "w.safetensors")
-    pytorch.load_state_dict(tmp_path / "w.safetensors")
-    for function in (
-        lambda path: pytorch.save_state_dict(variables, path),
-        pytorch.load_state_dict,
-    ):
-        (tmp_path / "w.pt").write_bytes(b"")
-        with pytest.raises(UserError, match=r"w\.pt needs PyTorch: pip install 'jaxcnn\[torch\]'"):
-            function(tmp_path / "w.pt")
-        assert (tmp_path / "w.pt").read_bytes() == b""
-
-
-@pytest.mark.slow
-def test_safetensors_work_in_a_process_without_torch(tmp_path: Path) -> None:
-    program = """
-import sys
-sys.modules["torch"] = None
-from jaxcnn import errors
-from jaxcnn.networks import pytorch
-from tests import original
-variables = pytorch.load_state_dict(original.weights("mnist"))
-path = sys.argv[1]
-pytorch.save_state_dict(variables, path + "/w.safetensors")
-pytorch.load_state_dict(path + "/w.safetensors")
-try:
-    pytorch.save_state_dict(variables, path + "/w.pt")
-except errors.UserError as error:
-    assert "jaxcnn[torch]" in str(error)
-else:
-    sys.exit("no error")
-"""
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=root)
-    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
-
-
 def test_saving_incomplete_variables_is_refused(tmp_path: Path) -> None:
     variables = pytorch.load_state_dict(original.weights("cifar10"))
     with pytest.raises(UserError, match="lack batch_stats/batch_norm1"):
         pytorch.save_state_dict({"params": variables["params"]}, tmp_path / "w.safetensors")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_reference_starts_as_pytorch_does(network: str) -> None:
-    recipe = named.recipe(network, "reference")
-    assert recipe.initialization == "pytorch"
-    net = make_model(recipe)
-    images = jnp.zeros((1, *original.SHAPES[network]))
-    params = jax.jit(net.init)(jax.random.key(0), images)["params"]
-    for layer, leaves in params.items():
-        if layer.startswith("batch_norm"):
-            np.testing.assert_array_equal(leaves["scale"], 1)
-            np.testing.assert_array_equal(leaves["bias"], 0)
-            continue
-        bound = 1 / np.sqrt(np.prod(leaves["kernel"].shape[:-1]))
-        for leaf in leaves.values():
-            assert np.abs(leaf).max() <= bound
-            if leaf.size > 500:  # uniform: standard deviation bound / sqrt(3), and near its ends
-                assert np.std(leaf) == pytest.approx(bound / np.sqrt(3), rel=0.05)
-                assert np.abs(leaf).max() > 0.98 * bound
-            if leaf.size >= 100:  # that none of n is so near an end has a chance of exp(-9)
-                assert np.abs(leaf).max() > (1 - 9 / leaf.size) * bound
-        assert np.abs(leaves["bias"]).max() > 0
-
-
-@pytest.mark.parametrize(("network", "millions"), [("mnist", "28.56"), ("cifar10", "289.00")])
-def test_multiply_adds_at_batch_64(network: str, millions: str) -> None:
-    images = jnp.zeros((64, *original.SHAPES[network]))
-    count = multiply_adds(original.model(network), images)
-    assert f"{count / 1e6:.2f}" == millions
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("network", NETWORKS)
-def test_multiply_adds_are_those_of_torchinfo(network: str) -> None:
-    torchinfo = needs("torchinfo")
-    from benchmarks.pytorch_networks import NETWORKS as PEERS
-
-    images = jnp.zeros((64, *original.SHAPES[network]))
-    count = multiply_adds(original.model(network), images)
-    size = (64, *np.roll(original.SHAPES[network], 1).tolist())
-    printed = torchinfo.summary(PEERS[network](), size, verbose=0)
-    assert count == printed.total_mult_adds
-    parameters = {"mnist": 207_258, "cifar10": 554_890}[network]
-    assert printed.total_params == parameters
-    assert isinstance(original.model(network), nn.Module)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -389,14 +230,3 @@ def test_weights_of_a_part_of_cifar10_s_network_are_not_mnist_s() -> None:
     tensors = {k: v for k, v in original.weights("cifar10").items() if "batch_norm" not in k}
     with pytest.raises(UserError, match=r"lacks batch_norm1.*which the cifar10 network has"):
         pytorch.load_state_dict(tensors)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_bfloat16_in_a_file(tmp_path: Path, network: str) -> None:
-    from safetensors.flax import save_file
-
-    tensors = {k: jnp.asarray(v, jnp.bfloat16) for k, v in original.weights(network).items()}
-    save_file(tensors, tmp_path / "x.safetensors")
-    found = pytorch.load_state_dict(tmp_path / "x.safetensors")
-    expected = pytorch.load_state_dict(tensors)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -1,8 +1,8 @@
-"""Blocks: pictures as the last axis, cut into tiles.
+"""Blocks: images as the last axis, cut into tiles; `jaxcnn.networks.cpu.stages` works on them.
 
-A block is float[T, T, C, H/T, W/T, N]: N pictures of H x W pixels, cut into tiles of T x T; the
-first two axes are a pixel's row and column in its tile. An array of S slices of a batch has S in
-front. `jaxcnn.networks.cpu.stages` says what for.
+A block is float[T, T, C, H/T, W/T, N]: N images of H x W pixels, cut into tiles of T x T pixels.
+The first two axes are a pixel's row and column in its tile. A batch that is cut into S slices is an
+array of S blocks.
 """
 
 from collections.abc import Sequence
@@ -12,26 +12,42 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Pictures in a slice. Half and twice as many are slower for one of the networks or both.
+# Images per slice. Half and twice as many are slower for one of the networks or both.
 _SLICE = 64
 
 
 def to_slices(images: jax.Array, tile: int) -> jax.Array:
-    """Cuts float[B, H, W, C] images into float[S, tile, tile, C, H/tile, W/tile, N], B = S N."""
+    """Cuts a batch of images into slices, and each slice into a block.
+
+    Args:
+        images: float[B, H, W, C].
+        tile: T, which divides H and W.
+
+    Returns:
+        float[S, T, T, C, H/T, W/T, N] with S N = B.
+    """
     batch, height, width, channels = images.shape
     size = _slice_size(batch)
     tiled = images.reshape(batch // size, size, height // tile, tile, width // tile, tile, channels)
-    return written(tiled.transpose(0, 3, 5, 6, 2, 4, 1))
+    return materialize(tiled.transpose(0, 3, 5, 6, 2, 4, 1))
 
 
 def to_features(x: jax.Array) -> jax.Array:
-    """Flattens float[S, 1, 1, C, H, W, N] to float[S N, H W C], the order of NHWC images."""
+    """Flattens float[S, 1, 1, C, H, W, N] to float[S N, H W C], in the order of NHWC images."""
     slices, _, _, _, _, _, size = x.shape
     return x[:, 0, 0].transpose(0, 4, 2, 3, 1).reshape(slices * size, -1)
 
 
 def retile(x: jax.Array, tile: int) -> jax.Array:
-    """Changes the tiles of a block from 1 to `tile` or back."""
+    """Changes the size of a block's tiles.
+
+    Args:
+        x: float[T', T', C, H/T', W/T', N].
+        tile: T, where one of T and T' is 1.
+
+    Returns:
+        float[T, T, C, H/T, W/T, N].
+    """
     old, _, channels, height, width, size = x.shape
     if old == tile:
         return x
@@ -42,9 +58,17 @@ def retile(x: jax.Array, tile: int) -> jax.Array:
 
 
 def tile_kernel(kernel: jax.Array, tile: int) -> jax.Array:
-    """Spreads float[K, K, Cin, Cout] to float[(T + K - 1)^2 Cin, T^2 Cout].
+    """Returns the matrix that maps the patch of a tile to all its outputs.
 
-    Column (a, b, o) holds the kernel at the place that output (a, b) of a tile looks at.
+    Column (a, b, o) holds the kernel of feature o where output (a, b) of the tile reads the patch,
+    and zeros elsewhere.
+
+    Args:
+        kernel: float[K, K, Cin, Cout].
+        tile: T.
+
+    Returns:
+        float[(T + K - 1)^2 Cin, T^2 Cout].
     """
     size, _, features_in, features_out = kernel.shape
 
@@ -58,19 +82,26 @@ def tile_kernel(kernel: jax.Array, tile: int) -> jax.Array:
 
 
 def patches(x: jax.Array, kernel_size: int) -> jax.Array:
-    """Returns what each tile's outputs look at: float[(T + K - 1)^2 C, H/T W/T N] of a block.
+    """Returns the patch of each tile: all inputs that its outputs depend on.
 
-    Columns are gathered first and rows of the result then, which writes long pieces of memory.
+    Columns are gathered first, then rows of the result, which writes memory in long runs.
+
+    Args:
+        x: float[T, T, C, H/T, W/T, N], padded with zeros here.
+        kernel_size: K, odd.
+
+    Returns:
+        float[(T + K - 1)^2 C, H/T W/T N].
     """
     tile, _, channels, height, width, size = x.shape
     offsets = _offsets(tile, kernel_size)
     edge = -offsets[0][1]
     margins = ((0, 0), (0, 0), (0, 0), (edge, edge), (edge, edge), (0, 0))
-    padded = written(jnp.pad(x, margins))
+    padded = materialize(jnp.pad(x, margins))
     columns = jnp.stack(
         [padded[:, b, :, :, edge + shift : edge + shift + width] for b, shift in offsets]
     )
-    columns = written(columns)
+    columns = materialize(columns)
     rows = jnp.stack(
         [columns[:, a, :, edge + shift : edge + shift + height] for a, shift in offsets]
     )
@@ -80,7 +111,16 @@ def patches(x: jax.Array, kernel_size: int) -> jax.Array:
 def patches_transpose(
     d_patches: jax.Array, block_shape: Sequence[int], kernel_size: int
 ) -> jax.Array:
-    """Adds up the patches' cotangents where they overlap: the transpose of `patches`."""
+    """Adds up the cotangents of patches where they overlap: the transpose of `patches`.
+
+    Args:
+        d_patches: float[(T + K - 1)^2 C, H/T W/T N].
+        block_shape: (T, T, C, H/T, W/T, N).
+        kernel_size: K, odd.
+
+    Returns:
+        float[T, T, C, H/T, W/T, N].
+    """
     tile, _, channels, height, width, size = block_shape
     offsets = _offsets(tile, kernel_size)
     d_patches = d_patches.reshape(len(offsets), len(offsets), channels, height, width, size)
@@ -106,7 +146,14 @@ def patches_transpose(
 
 
 def corners(x: jax.Array) -> list[jax.Array]:
-    """Returns the four corners of all 2 x 2 squares, float[C, H/2, W/2, N] each."""
+    """Returns the four corners of all 2 x 2 squares, from left to right and top to bottom.
+
+    Args:
+        x: float[T, T, C, H/T, W/T, N], T = 1 or 2.
+
+    Returns:
+        Four arrays, float[C, H/2, W/2, N].
+    """
     if x.shape[0] == 2:
         return [x[a, b] for a in (0, 1) for b in (0, 1)]
     _, _, channels, height, width, size = x.shape
@@ -115,7 +162,15 @@ def corners(x: jax.Array) -> list[jax.Array]:
 
 
 def join(corners: list[jax.Array], tile: int) -> jax.Array:
-    """Puts four corners together to a block: the transpose of `corners`."""
+    """Joins four corners to a block: the inverse and the transpose of `corners`.
+
+    Args:
+        corners: four arrays, float[C, H/2, W/2, N].
+        tile: T, 1 or 2.
+
+    Returns:
+        float[T, T, C, H/T, W/T, N].
+    """
     if tile == 2:
         return jnp.stack([jnp.stack(corners[:2]), jnp.stack(corners[2:])])
     channels, height, width, size = corners[0].shape
@@ -124,25 +179,42 @@ def join(corners: list[jax.Array], tile: int) -> jax.Array:
 
 
 def channels(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Shapes float[C] to be broadcast over an array of [..., C, H, W, N]."""
+    """Shapes one value per channel so that it broadcasts.
+
+    Args:
+        x: float[C].
+        like: float[..., C, H, W, N].
+
+    Returns:
+        float[..., C, 1, 1, 1], with as many axes as `like`.
+    """
     return x.reshape((1,) * (like.ndim - 4) + (-1, 1, 1, 1))
 
 
 def normalize(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """Scales and shifts the channels of a block, or of slices of them."""
+    """Scales and shifts each channel.
+
+    Args:
+        x: float[..., C, H, W, N].
+        scale: float[C].
+        shift: float[C].
+
+    Returns:
+        float[..., C, H, W, N].
+    """
     return x * channels(scale, x) + channels(shift, x)
 
 
-def written(x: jax.Array) -> jax.Array:
-    """Keeps the compiler from rewriting a value together with what uses it.
+def materialize(x: jax.Array) -> jax.Array:
+    """Has an array written to memory: a barrier that keeps XLA from fusing it into its consumers.
 
-    Without, it turns the two steps of `patches` into one again.
+    Without it, XLA fuses the two steps of `patches` into one.
     """
     return lax.optimization_barrier(x)
 
 
 def _slice_size(batch: int) -> int:
-    """Returns a divisor of the batch size that is not much larger or smaller than a slice."""
+    """Returns a divisor of the batch size near `_SLICE`, or the batch size if there is none."""
     if batch <= _SLICE:
         return batch
     divisors = [n for n in range(_SLICE, _SLICE // 4, -1) if batch % n == 0]
@@ -150,7 +222,7 @@ def _slice_size(batch: int) -> int:
 
 
 def _offsets(tile: int, kernel_size: int) -> list[tuple[int, int]]:
-    """Returns the rows that a tile's outputs look at, as (row in its tile, tile counted from it).
+    """Returns the rows that a tile's outputs depend on, as (row in its tile, tiles further down).
 
     The same holds for columns.
     """
@@ -159,7 +231,7 @@ def _offsets(tile: int, kernel_size: int) -> list[tuple[int, int]]:
 
 
 def _shift(x: jax.Array, by: int, axis: int) -> jax.Array:
-    """Moves an array along an axis and fills up with zeros."""
+    """Moves an array along an axis, filling with zeros."""
     size = x.shape[axis]
     margins = [(0, 0)] * x.ndim
     margins[axis] = (max(by, 0), max(-by, 0))

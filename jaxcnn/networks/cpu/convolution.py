@@ -1,8 +1,8 @@
-"""How a convolution is computed on each backend.
+"""Convolution as is fastest on each platform, to be passed to `nn.Conv(conv_general_dilated=...)`.
 
-`nn.Conv` calls whatever it is given as `conv_general_dilated`. On GPU and TPU that is XLA's own
-convolution. On CPU it is a matrix product over patches: XLA's convolution there takes about twenty
-times as long inside a loop as a product does, since it falls back to a single-threaded kernel.
+On GPU and TPU it is XLA's own convolution. On CPU it is a matrix product over patches: inside a
+loop, XLA's convolution falls back to a single-threaded kernel there and takes about twenty times as
+long as the product.
 """
 
 import math
@@ -29,22 +29,21 @@ def conv_general_dilated(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> jax.Array:
-    """Convolves images with a kernel the way that is fastest where it runs.
+    """Convolves images with a kernel; its signature is that of `jax.lax.conv_general_dilated`.
 
-    The signature is that of `jax.lax.conv_general_dilated`, so that it can be handed to `nn.Conv`.
-    Convolutions other than undilated, ungrouped ones of stride 1 go to XLA on every backend.
+    Dilated or grouped convolutions and those of another stride than 1 go to XLA on all platforms.
 
     Args:
         lhs: float[B, H, W, Cin], the images.
         rhs: float[KH, KW, Cin, Cout], the kernel.
         window_strides: of the window along H and W.
-        padding: rows and columns of zeros before and after H and W.
+        padding: number of zeros before and after H and W.
         lhs_dilation: of the images.
         rhs_dilation: of the kernel.
         dimension_numbers: which axis is which.
-        feature_group_count: groups of channels.
+        feature_group_count: number of groups of channels.
         precision: of the products, see `jax.lax.Precision`.
-        preferred_element_type: of the result.
+        preferred_element_type: dtype of the result.
 
     Returns:
         float[B, H', W', Cout].
@@ -85,6 +84,7 @@ def _as_matrix_product(
     precision: Any,
     preferred_element_type: Any,
 ) -> jax.Array:
+    """Convolves by a product of patches, float[B, H', W', KH KW Cin], and the flattened kernel."""
     kernel_height, kernel_width, _, features = rhs.shape
     padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
     height = padded.shape[1] - kernel_height + 1

@@ -1,7 +1,7 @@
-"""Pooling over 2 x 2 squares.
+"""Pooling over 2 x 2 squares, for all platforms.
 
-A reduction over a reshaped array beats both `reduce_window`, which `nn.max_pool` uses, and the
-maximum of four strided slices on CPU.
+On CPU a reduction over a reshaped array is faster than both `reduce_window`, which `nn.max_pool`
+uses, and the maximum of four strided slices.
 """
 
 import jax
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 @jax.custom_jvp
 def max_pool(images: jax.Array) -> jax.Array:
-    """Takes the largest of each 2 x 2 square: float[B, H, W, C] -> float[B, H/2, W/2, C].
+    """Takes the largest value of each 2 x 2 square: float[B, H, W, C] -> float[B, H/2, W/2, C].
 
-    The gradient goes to that pixel, or to the first of those that are equal.
+    The gradient goes to that pixel, or to the first of several equal ones.
     """
     return _squares(images).max(axis=(2, 4))
 
@@ -21,9 +21,9 @@ def max_pool(images: jax.Array) -> jax.Array:
 def _max_pool_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    # jax's own derivative of a maximum looks for the values that equal it. XLA may compute them
-    # once more for that, rounded otherwise: where none is equal, the gradient is lost or not a
-    # number. Of two values that are compared with each other, one is always taken.
+    # JAX's derivative of a maximum looks for the values that equal it. XLA may compute them again
+    # for that and round differently: if none is equal, the gradient is lost or NaN. A comparison of
+    # two values with each other always selects one of them.
     x, dx = _squares(primals[0]), _squares(tangents[0])
 
     def larger(one: _Pixels, other: _Pixels) -> _Pixels:

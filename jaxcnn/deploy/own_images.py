@@ -1,0 +1,204 @@
+"""Images of the user's own, converted to such as a network was trained on."""
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+from scipy import ndimage
+
+from jaxcnn.deploy import ink
+from jaxcnn.errors import UserError, as_path
+
+MEDIA_TYPES = {
+    "PNG": ("image/png",),
+    "JPEG": ("image/jpeg",),
+    "BMP": ("image/bmp", "image/x-ms-bmp"),
+    "GIF": ("image/gif",),
+    "WEBP": ("image/webp",),
+    "TIFF": ("image/tiff",),
+    "PPM": ("image/x-portable-pixmap", "image/x-portable-graymap", "image/x-portable-anymap"),
+}
+"""The media types of each file format that can be read, by Pillow's name of the format."""
+
+# Pillow reads these itself; for some other formats it starts external programs.
+_FORMATS = tuple(MEDIA_TYPES)
+FORMATS_TEXT = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
+"""The file formats that can be read, as text."""
+
+_MAX_PIXELS = 50_000_000
+_DIGIT = 28
+# MNIST's digits fill a box of 20 x 20 pixels, with their centre of mass in the middle of 28 x 28
+# (LeCun et al., http://yann.lecun.com/exdb/mnist/): within half a pixel of pixel 14, counted from
+# 0, in its files.
+_BOX = 20
+_MIDDLE = 14
+# Longer side, in pixels, of the image in which the digit is located. It is a multiple of 28, so
+# enlarging an image of MNIST to it and reducing it again changes nothing.
+_WORKING_SIDE = 140
+_SHADES = " .:-=+*#%@"
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image as a network takes it.
+
+    Attributes:
+        image: uint8[28, 28, 1] or uint8[32, 32, 3].
+        steps: how it was converted, in words.
+    """
+
+    image: np.ndarray
+    steps: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Returns the image as lines of text, two characters per pixel, denser where brighter."""
+        grey = self.image.mean(-1)
+        shades = (grey * (len(_SHADES) - 1) / 255).round().astype(int)
+        return ["".join(2 * _SHADES[shade] for shade in row).rstrip() for row in shades]
+
+
+def prepare_image(source: str | os.PathLike[str] | BinaryIO, network: str) -> PreparedImage:
+    """Reads an image and converts it to the form of a network's training images.
+
+    A digit becomes light on dark, with MNIST's size and position. A photograph is cropped to its
+    central square and scaled.
+
+    Args:
+        source: a PNG, JPEG, BMP, GIF, WebP, TIFF or PPM file of any size, colour or grey: its path,
+            or the open file.
+        network: "mnist" or "cifar10".
+
+    Returns:
+        The image and how it was converted.
+
+    Raises:
+        UserError: the file is missing, not an image or too large, or nothing stands out in it.
+    """
+    name = "the image"
+    if isinstance(source, str | os.PathLike):
+        name = str(source)
+        source = as_path(source)
+        if not os.path.isfile(source):  # noqa: PTH113 - false for a name that is too long, too
+            raise UserError(f"{name} is not there: give the path of an image")
+    image = _read(source, name)
+    size = f"{image.width} x {image.height}"
+    return _digit(image, size, name) if network == "mnist" else _photograph(image, size)
+
+
+def _read(source: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
+    """Reads an image as RGB or RGBA, upright, and reports any damage as a `UserError`."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of damage that does not matter, for example in the camera's settings.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source, formats=_FORMATS) as image:
+                if image.width * image.height > _MAX_PIXELS:
+                    raise UserError(
+                        f"{name} has {image.width} x {image.height} pixels: give an image of at "
+                        f"most {_MAX_PIXELS // 10**6} million"
+                    )
+                image.load()
+                upright: Image.Image = ImageOps.exif_transpose(image)
+                return _eight_bit(upright)
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises errors of many kinds for a damaged file
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UserError(
+            f"{name} cannot be read as an image ({reason}): give a complete {FORMATS_TEXT} file"
+        ) from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Returns an image of any mode as RGB, or as RGBA if parts are transparent."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, np.float64)
+        low, high = np.nanmin(values), np.nanmax(values)
+        if not np.isfinite([low, high]).all():
+            raise ValueError("not all of its pixels are numbers")
+        values = (values - low) * 255 / max(high - low, 1e-12)
+        image = Image.fromarray(values.round().astype(np.uint8))
+    transparent = "A" in image.getbands() or "transparency" in image.info
+    return image.convert("RGBA" if transparent else "RGB")
+
+
+def _digit(image: Image.Image, size: str, name: str) -> PreparedImage:
+    """Converts an image of a digit to uint8[28, 28, 1], as MNIST's images were made."""
+    steps = [f"{size} pixels to grey"]
+    found = ink.find_ink(_grey(image))
+    if found is None:
+        raise UserError(f"{name} shows nothing that stands out: give an image of one digit")
+    strokes, dark = found
+    if dark:
+        steps.append("dark on light, so inverted")
+    rows, columns = (np.flatnonzero((strokes > 0.1).any(axis)) for axis in (1, 0))
+    strokes = strokes[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = strokes.shape
+    scale = _BOX / max(height, width)
+    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = np.asarray(
+        Image.fromarray(strokes.astype(np.float32)).resize(target, Image.Resampling.BOX)
+    )
+    small = small / small.max()
+    steps.append(f"the digit scaled to {target[0]} x {target[1]}")
+    steps.append("centre of mass in the middle of 28 x 28")
+    return PreparedImage(_centred(small), tuple(steps))
+
+
+def _centred(digit: np.ndarray) -> np.ndarray:
+    """Puts a digit's centre of mass in the middle: float[h, w] in 0..1 -> uint8[28, 28, 1]."""
+    total = digit.sum()
+    starts = [
+        round(_MIDDLE - float((digit.sum(1 - axis) * np.arange(side)).sum() / total))
+        for axis, side in enumerate(digit.shape)
+    ]
+    top, left = (
+        min(max(start, 0), _DIGIT - side) for start, side in zip(starts, digit.shape, strict=True)
+    )
+    image = np.zeros((_DIGIT, _DIGIT, 1), np.uint8)
+    image[top : top + digit.shape[0], left : left + digit.shape[1], 0] = (digit * 255).round()
+    return image
+
+
+def _grey(image: Image.Image) -> np.ndarray:
+    """Returns luminance, float64[H, W] in 0..255, the longer side about `_WORKING_SIDE`.
+
+    Transparent pixels around a sheet with something on it continue the sheet's edge. In other
+    images the opaque pixels are the ink, and the transparent ones become a contrasting ground.
+    """
+    image.thumbnail((_WORKING_SIDE, _WORKING_SIDE), Image.Resampling.BOX)
+    times = max(1, _WORKING_SIDE // max(image.size))
+    image = image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
+    grey = np.asarray(image.convert("L"), np.float64)
+    if image.mode != "RGBA":
+        return grey
+    alpha = np.asarray(image.getchannel("A"), np.float64) / 255
+    solid = alpha > 0.99
+    if solid.any():
+        rows, columns = (np.flatnonzero(solid.any(axis)) for axis in (1, 0))
+        sheet = solid[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.8
+        if sheet and np.ptp(grey[solid]) >= ink.MIN_CONTRAST:
+            nearest = ndimage.distance_transform_edt(
+                ~solid, return_distances=False, return_indices=True
+            )
+            return grey[tuple(nearest)]
+    shown = (grey * alpha).sum() / max(alpha.sum(), 1e-9)
+    return grey * alpha + (0.0 if shown > 127 else 255.0) * (1 - alpha)
+
+
+def _photograph(image: Image.Image, size: str) -> PreparedImage:
+    """Converts a photograph to uint8[32, 32, 3]; one of that size is left unchanged."""
+    if image.mode == "RGBA":
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(ground, image)
+    image = image.convert("RGB")
+    if image.size == (32, 32):
+        return PreparedImage(np.asarray(image), ("32 x 32: unchanged",))
+    side = min(image.size)
+    square = ImageOps.fit(image, (32, 32), Image.Resampling.LANCZOS)
+    steps = (f"the middle {side} x {side} of {size} pixels", "scaled to 32 x 32")
+    return PreparedImage(np.asarray(square), steps)
