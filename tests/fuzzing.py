@@ -35,7 +35,7 @@ from jaxcnn.cli import tools
 from jaxcnn.cli.console import call_tyro
 from jaxcnn.cli.flags import parse_flags
 from jaxcnn.cli.study import parse_study_flags
-from jaxcnn.data import archives
+from jaxcnn.data import formats
 from jaxcnn.data.cache import Arrays, load
 from jaxcnn.deploy import picture
 from jaxcnn.errors import UserError
@@ -254,7 +254,7 @@ class Targets:
         def sound(array: np.ndarray) -> bool:
             return array.dtype == np.uint8 and array.ndim in (1, 3)
 
-        return self._read(content, ".gz", archives.read_idx, check=sound)
+        return self._read(content, ".gz", formats.read_idx, check=sound)
 
     def try_cifar_archive(self, generator: random.Random) -> bool:
         """CIFAR-10's archive, damaged likewise, or with members that should not be there."""
@@ -267,14 +267,14 @@ class Targets:
             content = mutate(gzip.compress(self.tar, 1), generator)
         before = sorted(self.folder.rglob("*"))
 
-        def sound(archive: archives.CifarArchive) -> bool:
+        def sound(archive: formats.CifarArchive) -> bool:
             batches = [batch for part in archive.batches.values() for batch in part]
             return all(
                 images.shape[1:] == (32, 32, 3) and labels.max(initial=0) < 10
                 for images, labels in batches
             )
 
-        taken = self._read(content, ".tar.gz", archives.read_cifar, check=sound)
+        taken = self._read(content, ".tar.gz", formats.read_cifar, check=sound)
         after = set(self.folder.rglob("*")) - {self.folder / "input.tar.gz"}
         assert after <= set(before), "something was unpacked"
         return taken

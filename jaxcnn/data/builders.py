@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar, mnist
 
-from jaxcnn.data import archives
+from jaxcnn.data import archives, formats
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
 
@@ -41,7 +41,7 @@ class Mnist(mnist.MNIST, skip_registration=True):  # type: ignore[call-arg]
     def _generate_examples(
         self, images_path: os.PathLike[str], labels_path: os.PathLike[str]
     ) -> Examples:
-        images, labels = archives.read_idx(images_path), archives.read_idx(labels_path)
+        images, labels = formats.read_idx(images_path), formats.read_idx(labels_path)
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield index, {"image": _png(image), "label": int(label)}
 
@@ -54,7 +54,7 @@ class Cifar10(cifar.Cifar10, skip_registration=True):  # type: ignore[call-arg]
     urls = ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
-        archive = archives.read_cifar(dl_manager.download(self.urls[0]))
+        archive = formats.read_cifar(dl_manager.download(self.urls[0]))
         self.info.features["label"].names = list(archive.class_names)
         return {
             split: self._generate_examples(split, batches)

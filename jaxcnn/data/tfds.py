@@ -255,7 +255,7 @@ def _prepare(
     with staging(root, f".jaxcnn-{name}-") as stage:
         downloads = stage / "archives"
         downloads.mkdir()
-        archives.gather(builders.official_archives(name), archive_dir, downloads, report)
+        archives.gather_archives(builders.official_archives(name), archive_dir, downloads, report)
         report(f"preparing {name} {prepared.version} in {root}, once")
         builder = builders.BUILDERS[name](data_dir=stage / "data", file_format="array_record")
         config = tfds.download.DownloadConfig(

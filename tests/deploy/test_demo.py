@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from jaxcnn.cli import tools
-from jaxcnn.data import archives, synthetic
+from jaxcnn.data import formats, synthetic
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.deploy import demo, picture, server
 from jaxcnn.recipes import named
@@ -272,8 +272,8 @@ def digits() -> Dataset:
     for split, name, size in (("train", "train", 6_000), ("test", "t10k", 300)):
         folder = REAL_DATA / "archives"
         if folder.is_dir():
-            images = archives.read_idx(folder / f"{name}-images-idx3-ubyte.gz")[:size, ..., None]
-            labels = archives.read_idx(folder / f"{name}-labels-idx1-ubyte.gz")[:size]
+            images = formats.read_idx(folder / f"{name}-images-idx3-ubyte.gz")[:size, ..., None]
+            labels = formats.read_idx(folder / f"{name}-labels-idx1-ubyte.gz")[:size]
         else:
             images, labels = synthetic.draw("mnist", split, size=size)
         splits.append(Split(images, labels.astype(np.int32)))
