@@ -36,7 +36,7 @@ from jaxcnn.cli.console import call_tyro
 from jaxcnn.cli.flags import parse_flags
 from jaxcnn.cli.study import parse_study_flags
 from jaxcnn.data import formats
-from jaxcnn.data.cache import Arrays, load
+from jaxcnn.data.cache import Arrays, load_or_build
 from jaxcnn.deploy import picture
 from jaxcnn.errors import UserError
 from jaxcnn.networks import pytorch
@@ -148,7 +148,7 @@ class Targets:
             for step in (1, 2):
                 store.save(step, self.tree, {"history": [], "seconds": 0.5}, 0.5)
         self.arrays = {"images": np.arange(48, dtype=np.uint8), "labels": np.arange(4)}
-        load(folder / "cache" / "sound", fingerprint={"v": 1}, build=self._build)
+        load_or_build(folder / "cache" / "sound", fingerprint={"v": 1}, build=self._build)
         self.recipe = b'base = "fast"\nepochs = 3\nmean = [0.1]\n[optimizer_args]\nb1 = 0.9\n'
         self.runs = self._runs()
         self.all: dict[str, Case] = {
@@ -307,7 +307,7 @@ class Targets:
         shutil.copytree(self.folder / "cache" / "sound", folder)
         self._damage(folder, generator)
         lines: list[str] = []
-        loaded = load(folder, fingerprint={"v": 1}, build=self._build, report=lines.append)
+        loaded = load_or_build(folder, fingerprint={"v": 1}, build=self._build, report=lines.append)
         for name, array in self.arrays.items():
             np.testing.assert_array_equal(loaded.arrays[name], array)
         assert loaded.class_names == ("a", "b")

@@ -78,7 +78,7 @@ def random_distortion(
         images: uint8[B, H, W, C].
         rotation: largest angle, in degrees.
         scale: largest logarithm of the scale factor along each axis.
-        shear: largest horizontal shift per row of distance from the center, in pixels.
+        shear: largest horizontal shift per row of distance from the centre, in pixels.
         pixels: largest shift along each axis, in pixels.
         elastic: standard deviation of the displacements at the points of the grid, in pixels.
 

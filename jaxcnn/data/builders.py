@@ -1,8 +1,8 @@
-"""TFDS's own builders of MNIST and CIFAR-10, taught to prepare without TensorFlow.
+"""TFDS's builders of MNIST and CIFAR-10, adapted to prepare the data without TensorFlow.
 
-The stock builders extract, parse and encode with TensorFlow. Here the archives are parsed with
-NumPy and the images handed over as PNG bytes, under the same keys, so that what lies on disk
-afterwards is what TFDS itself would have written: the same records in the same order.
+The stock builders extract, parse and encode the archives with TensorFlow. These parse them with
+NumPy and pass the images as PNG bytes under the same keys, so that the files on disk hold what
+TFDS itself would write: the same records in the same order.
 """
 
 import io
@@ -18,10 +18,11 @@ from tensorflow_datasets.image_classification import cifar, mnist
 from jaxcnn.data import archives, formats
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
+"""Pairs of a key, which decides the order on disk, and the features of an example."""
 
 
 class Mnist(mnist.MNIST, skip_registration=True):  # type: ignore[call-arg]
-    """MNIST from the four IDX files."""
+    """MNIST, prepared from its four IDX files."""
 
     name = "mnist"
     url_infos = mnist.MNIST.url_infos
@@ -47,7 +48,7 @@ class Mnist(mnist.MNIST, skip_registration=True):  # type: ignore[call-arg]
 
 
 class Cifar10(cifar.Cifar10, skip_registration=True):  # type: ignore[call-arg]
-    """CIFAR-10 from its binary archive."""
+    """CIFAR-10, prepared from its binary archive."""
 
     name = "cifar10"
     url_infos = cifar.Cifar10.url_infos
@@ -76,7 +77,7 @@ BUILDERS: dict[str, Any] = {"mnist": Mnist, "cifar10": Cifar10}
 
 
 def official_archives(name: str) -> list[archives.Archive]:
-    """Returns the archives of a data set, with the sizes and checksums that TFDS registers."""
+    """Returns the archives of "mnist" or "cifar10", with the sizes and checksums in TFDS."""
     builder = BUILDERS[name]
     return [
         archives.Archive(url, int(builder.url_infos[url].size), builder.url_infos[url].checksum)
@@ -85,6 +86,7 @@ def official_archives(name: str) -> list[archives.Archive]:
 
 
 def _png(image: np.ndarray) -> io.BytesIO:
+    """Encodes uint8[H, W] or uint8[H, W, 3] as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "png")
     file.seek(0)

@@ -71,11 +71,11 @@ def test_a_distortion_of_size_zero_changes_nothing() -> None:
     np.testing.assert_array_equal(same, images)
 
 
-# A disc of radius 3 around a point 6 pixels to the right of the center, and where it may end.
+# A disc of radius 3 around a point 6 pixels to the right of the centre, and where it may end.
 @pytest.mark.parametrize(
     ("change", "check"),
     [
-        # On a circle around the center, up to 30 degrees from its place.
+        # On a circle around the centre, up to 30 degrees from its place.
         ({"rotation": 30.0}, lambda y, x: (abs(np.hypot(y, x) - 6) < 0.2) & (abs(y) < 3.2)),
         ({"scale": 0.3}, lambda y, x: (abs(y) < 0.2) & (x > 4.3) & (x < 8.2)),
         ({"pixels": 2.0}, lambda y, x: (abs(y) < 2.1) & (abs(x - 6) < 2.1)),

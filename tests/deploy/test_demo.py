@@ -275,7 +275,7 @@ def digits() -> Dataset:
             images = formats.read_idx(folder / f"{name}-images-idx3-ubyte.gz")[:size, ..., None]
             labels = formats.read_idx(folder / f"{name}-labels-idx1-ubyte.gz")[:size]
         else:
-            images, labels = synthetic.draw("mnist", split, size=size)
+            images, labels = synthetic.generate_split("mnist", split, size=size)
         splits.append(Split(images, labels.astype(np.int32)))
     return Dataset("mnist", "some", *splits, tuple("0123456789"))
 
