@@ -129,7 +129,7 @@ def tiny_cifar10() -> Dataset:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Saves small images in place of the figures; returns the folders where they were to go."""
+    """Saves small images in place of the figures; returns the folders given."""
     from PIL import Image
 
     from jaxcnn.report import page
@@ -143,7 +143,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             Image.new("L", (130, 260)).save(path)
         return paths
 
-    monkeypatch.setattr("jaxcnn.report.figures.draw", lambda *_: {})
+    monkeypatch.setattr("jaxcnn.report.figures.plot_run", lambda *_: {})
     monkeypatch.setattr("jaxcnn.report.drawing.save", save)
     return folders
 
