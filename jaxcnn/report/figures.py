@@ -233,7 +233,7 @@ def plot_mistakes(analysis: Analysis, dataset: Dataset, count: int = 20) -> Figu
         prediction = names[analysis.predictions[position]]
         label = names[analysis.labels[position]]
         axis.set_title(
-            f"{prediction} {analysis.confidences[position]:.0%}\nlabel: {label}",
+            f"{prediction} ({analysis.confidences[position]:.0%})\nlabel: {label}",
             fontsize=7.5,
             color=_WRONG,
         )

@@ -350,8 +350,8 @@ def test_mistakes() -> None:
     seen = [one for one in figure.axes if one.get_visible()]
     assert len(seen) == 13
     assert seen == figure.axes[:13]
-    assert seen[0].get_title() == "4 96%\nlabel: 3"  # the most confident one
-    assert [one.get_title() for one in seen[1:3]] == ["2 72%\nlabel: 1", "2 70%\nlabel: 1"]
+    assert seen[0].get_title() == "4 (96%)\nlabel: 3"  # the most confident one
+    assert [one.get_title() for one in seen[1:3]] == ["2 (72%)\nlabel: 1", "2 (70%)\nlabel: 1"]
     for one, position in zip(seen, [13, *range(12, 0, -1)], strict=True):
         np.testing.assert_array_equal(_shown(one), split.images[position, ..., 0])
     assert {one.title.get_fontsize() for one in seen} == {7.5}
