@@ -1,10 +1,10 @@
-"""What each technique of the recipe `best` adds: the recipe without it, over several seeds.
+"""Ablation of the recipe `best`: the accuracy with one technique removed or replaced.
 
     python benchmarks/ablation.py cifar10 --epochs 12 --seeds 3 --out benchmarks/results/FILE.json
 
-Trains on the training images but for those held out, scores these at the last epoch, and prints a
-table in Markdown. The test images are not looked at. Given again, the command adds what the file
-lacks.
+Trains the recipe and each variation with each seed on the training images without a held-out part,
+on which the parameters are evaluated after the last epoch; the test images are not used. Prints a
+table in Markdown. Repeating the command runs only what the file lacks.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import accuracy
 import tyro
+from output import write_json
 
 from jaxcnn.data.dataset import load_data
 from jaxcnn.recipes import named
@@ -50,22 +51,26 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Flags:
-    """Trains a recipe and its variations, and writes the accuracies on held-out images."""
+    """Trains a recipe and its variations, and writes their accuracies on held-out images."""
 
     network: Annotated[NetworkName, tyro.conf.Positional]
     out: Path
     """The JSON file to write."""
     epochs: int
-    """Of every run; fewer than the recipe's save time."""
+    """Epochs of each run; the recipe has more."""
     seeds: int = 3
     hold_out: int = 5000
-    """How many of the training images to score instead of training on them."""
+    """Number of training images that are held out for evaluation."""
     data_dir: str = ""
     archive_dir: str = ""
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Returns the runs of each variation as a table in Markdown."""
+    """Returns a table in Markdown.
+
+    Args:
+        rows: the runs of each variation, see `accuracy.measure`; the recipe itself is the first.
+    """
     summaries = {name: accuracy.summary(runs) for name, runs in rows.items()}
     first = next(iter(rows))
     base = summaries[first]["test_accuracy_mean"]
@@ -74,14 +79,14 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
         "| training accuracy | seeds |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, found in summaries.items():
-        mean, spread = found["test_accuracy_mean"], found["test_accuracy_std"]
+    for name, statistics in summaries.items():
+        mean, spread = statistics["test_accuracy_mean"], statistics["test_accuracy_std"]
         cells = [
             name,
             f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f} %" if spread is not None else " %"),
             f"{100 * (mean - base):+.2f}" if name != first else "",
-            f"{100 * found['tta_test_accuracy_mean']:.2f} %",
-            f"{100 * found['train_accuracy_mean']:.2f} %",
+            f"{100 * statistics['tta_test_accuracy_mean']:.2f} %",
+            f"{100 * statistics['train_accuracy_mean']:.2f} %",
             str(len(rows[name])),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -98,11 +103,11 @@ def main(flags: Flags) -> None:
     rest, held = study.hold_out(whole, flags.hold_out)
     dataset = dataclasses.replace(rest, test=held)
     base = json.loads(json.dumps(recipe.asdict())) | {"hold_out": flags.hold_out}
-    there = json.loads(flags.out.read_text()) if flags.out.exists() else {}
-    rows: dict[str, list[dict[str, Any]]] = there["rows"] if there.get("base") == base else {}
+    saved = json.loads(flags.out.read_text()) if flags.out.exists() else {}
+    rows: dict[str, list[dict[str, Any]]] = saved["rows"] if saved.get("base") == base else {}
     changes = {"the recipe": {}, **CHANGES[flags.network]}
     rows = {name: rows.get(name, []) for name in changes}
-    # Seed by seed, so that a benchmark that is cut short leaves something of each.
+    # Seed by seed, so that an interrupted benchmark leaves results for each variation.
     for seed in range(flags.seeds):
         for name, fields in changes.items():
             if any(run["seed"] == seed for run in rows[name]):
@@ -110,7 +115,7 @@ def main(flags: Flags) -> None:
             run = accuracy.measure(recipe.replace(**fields), dataset, seed, None)
             rows[name].append(run)
             content = {"dataset": whole.name, "base": base, "changes": changes, "rows": rows}
-            accuracy.write(flags.out, content)
+            write_json(flags.out, content)
             print(f"seed {seed}, {name}: {run['test_accuracy']:.2%}", flush=True)
     print(table(rows))
 

@@ -2,9 +2,9 @@
 
     python benchmarks/accuracy.py mnist --recipe best --seeds 5 --out benchmarks/results/FILE.json
 
-All images of both splits are scored, at the last epoch; the test images also with test-time
-augmentation, as a figure of its own. Given again, the command adds the seeds that the file lacks,
-and a run that was killed goes on from its last checkpoint.
+Trains one run for each seed and evaluates the parameters after the last epoch on all images of
+both splits, and on the test images also with test-time augmentation. Repeating the command runs
+only the seeds that the file lacks; an interrupted run resumes from its last checkpoint.
 """
 
 import json
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from output import write_json
 
 from jaxcnn.data.dataset import Dataset, load_data
-from jaxcnn.devices import environment
 from jaxcnn.recipes import named
 from jaxcnn.recipes.recipe import NetworkName, Recipe, RecipeName
 from jaxcnn.storage import checkpoint, compilation
@@ -41,7 +41,17 @@ class Flags:
 def measure(
     recipe: Recipe, dataset: Dataset, seed: int, policy: checkpoint.Policy | None
 ) -> dict[str, Any]:
-    """Returns the accuracies and times of one run, as JSON values."""
+    """Trains and evaluates one run.
+
+    Args:
+        recipe: of the run.
+        dataset: the training and test splits.
+        seed: of the run.
+        policy: where checkpoints are saved; None for none.
+
+    Returns:
+        Accuracies in 0..1, times in seconds and the history, as JSON values.
+    """
     result = fit(recipe, dataset, seed=seed, checkpoints=policy)
     variables = result.state.eval_variables
     train_correct, train_total, _ = evaluate(recipe, variables, dataset.train)
@@ -63,7 +73,7 @@ def measure(
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns mean and standard deviation of the accuracies, and the median time."""
+    """Returns mean and standard deviation of the accuracies, and the median training time."""
 
     def over(name: str) -> dict[str, float | None]:
         values = [run[name] for run in runs]
@@ -81,13 +91,6 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON with the versions and the device."""
-    content = {**content, "versions": environment.versions(), "device": environment.device()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def main(flags: Flags) -> None:
     """Runs the benchmark."""
     compilation.enable_cache()
@@ -95,27 +98,27 @@ def main(flags: Flags) -> None:
     dataset = load_data(
         flags.network, data_dir=flags.data_dir or None, archive_dir=flags.archive_dir or None
     )
-    there = json.loads(flags.out.read_text()) if flags.out.exists() else {}
+    saved = json.loads(flags.out.read_text()) if flags.out.exists() else {}
     hyperparameters = json.loads(json.dumps(recipe.asdict()))
-    runs = there["runs"] if there.get("recipe") == hyperparameters else []
+    runs = saved["runs"] if saved.get("recipe") == hyperparameters else []
     for seed in range(flags.seeds):
         if any(run["seed"] == seed for run in runs):
             continue
         folder = flags.out.with_name(f"{flags.out.stem}-{seed}")
         runs.append(measure(recipe, dataset, seed, checkpoint.Policy(folder)))
         content = {"dataset": dataset.name, "recipe": hyperparameters, **summary(runs)}
-        # After every run, so that a benchmark that is cut short leaves what it measured.
-        write(flags.out, {**content, "runs": runs})
+        # After every run, so that an interrupted benchmark leaves its results.
+        write_json(flags.out, {**content, "runs": runs})
         shutil.rmtree(folder)
         print(
             f"seed {seed}: {runs[-1]['test_accuracy']:.2%}, with test-time augmentation "
             f"{runs[-1]['tta_test_accuracy']:.2%}, {runs[-1]['train_seconds']:.0f} s",
             flush=True,
         )
-    found = summary(runs)
+    final = summary(runs)
     print(
-        f"mean {found['test_accuracy_mean']:.2%}, with test-time augmentation "
-        f"{found['tta_test_accuracy_mean']:.2%}, {flags.out}"
+        f"mean {final['test_accuracy_mean']:.2%}, with test-time augmentation "
+        f"{final['tta_test_accuracy_mean']:.2%}, {flags.out}"
     )
 
 

@@ -1,8 +1,8 @@
-"""Everything that is timed against each other: jaxcnn, and PyTorch in every way known to be fast.
+"""The contenders of the speed benchmarks: jaxcnn, and PyTorch in each of its fast configurations.
 
-A contender trains a network for an epoch of `steps` batches: shuffle, normalise, forward, backward,
-SGD with momentum, dropout; the images live on the device as uint8. Needs jax, flax, optax, numpy
-and torch only.
+A contender trains a network for an epoch of `steps` batches: shuffling, normalization, forward and
+backward pass, SGD with momentum, dropout; the images are on the device as uint8. Needs jax, flax,
+optax, numpy and torch only.
 """
 
 from collections.abc import Callable
@@ -33,19 +33,19 @@ MEAN, STD = 0.1307, 0.3081
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 MODELS = {"mnist": MnistCNN, "cifar10": Cifar10CNN}
 
-# Steps in a CUDA graph that holds several; longer epochs are a multiple of it.
+# Steps of a CUDA graph that holds several; the steps of a longer epoch are a multiple of it.
 GRAPH_STEPS = 16
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained.
+    """The training that is timed.
 
     Attributes:
         network: "mnist" or "cifar10".
-        batch_size: images a step.
-        steps: of an epoch.
-        precision: of products and convolutions; everything else is float32, but for bfloat16.
+        batch_size: images per step.
+        steps: steps per epoch.
+        precision: of matrix products and convolutions; with bfloat16, of all activations.
     """
 
     network: str
@@ -54,19 +54,19 @@ class Task:
     precision: Precision = "float32"
 
     def split(self) -> Split:
-        """Draws images and labels; speed does not depend on what they show."""
+        """Generates random images and labels, on whose content the speed does not depend."""
         rng = np.random.default_rng(0)
         size = self.batch_size * self.steps
         images = rng.integers(0, 256, (size, *SHAPES[self.network]), np.uint8)
         return Split(images, rng.integers(0, 10, size, np.int32))
 
 
-# Trains an epoch and returns once the device has finished.
 Epoch = Callable[[], None]
+"""Trains an epoch and returns when the device has finished."""
 
 
 def jaxcnn(task: Task) -> Epoch:
-    """What `fit` of jaxcnn does: many steps in one program."""
+    """Trains as `jaxcnn.fit` does: many steps in one program."""
     dtype = jnp.bfloat16 if task.precision == "bfloat16" else jnp.float32
     model = MODELS[task.network](dtype=dtype)
     tx = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
@@ -93,7 +93,14 @@ def jaxcnn(task: Task) -> Epoch:
 
 
 class _Torch:
-    """A network, its optimizer and its data on the device, and one step of training."""
+    """A network, its optimizer and its data on the device, and one step of training.
+
+    Args:
+        task: the training.
+        channels_last: whether images and weights have the channels-last memory format.
+        fused: whether SGD updates all parameters in one kernel.
+        mode: of `torch.compile`; not compiled if empty.
+    """
 
     def __init__(
         self, task: Task, *, channels_last: bool = False, fused: bool = False, mode: str = ""
@@ -122,20 +129,23 @@ class _Torch:
         return functional.cross_entropy(logits.float(), labels)
 
     def step(self, indices: torch.Tensor) -> None:
+        """Trains on the images at some positions, int64[B]."""
         self.optimizer.zero_grad()
         self.loss(self.images[indices], self.labels[indices]).backward()
         self.optimizer.step()
 
     def order(self) -> torch.Tensor:
+        """Returns a random order of the images, int64[N]."""
         return torch.randperm(len(self.labels), device=self.device)
 
     def wait(self) -> None:
+        """Waits until the device has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
 def pytorch(task: Task, **options: Any) -> Epoch:
-    """PyTorch, a call from Python for every step."""
+    """Trains with PyTorch, each step called from Python; `options` are those of `_Torch`."""
     trainer = _Torch(task, **options)
 
     def epoch() -> None:
@@ -147,7 +157,13 @@ def pytorch(task: Task, **options: Any) -> Epoch:
 
 
 def pytorch_graph(task: Task, steps_a_graph: int = 1, mode: str = "") -> Epoch:
-    """PyTorch with whole steps captured in a CUDA graph, which Python only replays."""
+    """Trains with PyTorch, whole steps captured in a CUDA graph that Python replays.
+
+    Args:
+        task: the training.
+        steps_a_graph: number of steps that a graph holds.
+        mode: of `torch.compile`; not compiled if empty.
+    """
     trainer = _Torch(task, channels_last=True, fused=True, mode=mode)
     steps_a_graph = min(steps_a_graph, task.steps)
     shape = (steps_a_graph, task.batch_size)
@@ -159,7 +175,7 @@ def pytorch_graph(task: Task, steps_a_graph: int = 1, mode: str = "") -> Epoch:
             trainer.loss(trainer.images[row], trainer.labels[row]).backward()
             trainer.optimizer.step()
 
-    # Warmed up on a stream of its own, as capturing demands.
+    # The capture of a graph requires a warm-up on another stream.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -172,7 +188,7 @@ def pytorch_graph(task: Task, steps_a_graph: int = 1, mode: str = "") -> Epoch:
 
     def epoch() -> None:
         order = trainer.order()
-        for rows in order.view(-1, *shape):  # an error where steps would be left over
+        for rows in order.view(-1, *shape):  # an error if steps were left over
             indices.copy_(rows)
             graph.replay()
         trainer.wait()
@@ -181,29 +197,31 @@ def pytorch_graph(task: Task, steps_a_graph: int = 1, mode: str = "") -> Epoch:
 
 
 def variants() -> dict[str, Callable[[Task], Epoch]]:
-    """Returns the ways of PyTorch that this machine can run, by name."""
+    """Returns the configurations of PyTorch that this machine can run, by name."""
 
-    def way(make: Callable[..., Epoch], **options: Any) -> Callable[[Task], Epoch]:
+    def configure(make: Callable[..., Epoch], **options: Any) -> Callable[[Task], Epoch]:
         return lambda task: make(task, **options)
 
-    ways = {
-        "eager": way(pytorch),
-        "channels-last, fused SGD": way(pytorch, channels_last=True, fused=True),
-        "compile default": way(pytorch, fused=True, mode="default"),
-        "compile reduce-overhead": way(pytorch, fused=True, mode="reduce-overhead"),
-        "compile max-autotune": way(pytorch, fused=True, mode="max-autotune"),
-        "compile max-autotune, channels-last": way(
+    configurations = {
+        "eager": configure(pytorch),
+        "channels-last, fused SGD": configure(pytorch, channels_last=True, fused=True),
+        "compile default": configure(pytorch, fused=True, mode="default"),
+        "compile reduce-overhead": configure(pytorch, fused=True, mode="reduce-overhead"),
+        "compile max-autotune": configure(pytorch, fused=True, mode="max-autotune"),
+        "compile max-autotune, channels-last": configure(
             pytorch, channels_last=True, fused=True, mode="max-autotune"
         ),
     }
     if torch.cuda.is_available():
         graph_mode = "max-autotune-no-cudagraphs"
-        ways |= {
-            "CUDA graph": way(pytorch_graph),
-            "CUDA graph, compile": way(pytorch_graph, mode=graph_mode),
-            f"CUDA graph of {GRAPH_STEPS} steps": way(pytorch_graph, steps_a_graph=GRAPH_STEPS),
-            f"CUDA graph of {GRAPH_STEPS} steps, compile": way(
+        configurations |= {
+            "CUDA graph": configure(pytorch_graph),
+            "CUDA graph, compile": configure(pytorch_graph, mode=graph_mode),
+            f"CUDA graph of {GRAPH_STEPS} steps": configure(
+                pytorch_graph, steps_a_graph=GRAPH_STEPS
+            ),
+            f"CUDA graph of {GRAPH_STEPS} steps, compile": configure(
                 pytorch_graph, steps_a_graph=GRAPH_STEPS, mode=graph_mode
             ),
         }
-    return ways
+    return configurations

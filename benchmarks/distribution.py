@@ -1,10 +1,10 @@
-"""Whether jaxcnn and PyTorch reach the same accuracy: many runs of each, and a test of equal means.
+"""Accuracy of jaxcnn and of PyTorch: many runs of each, and Welch's test of equal means.
 
     python benchmarks/distribution.py mnist --seeds 10 --epochs 1 --out FILE.json
     python benchmarks/distribution.py cifar10 --seeds 5 --epochs 3 --batch-size 64 --out FILE.json
 
-Both frameworks train the `reference` recipe from their own random initialisations, in their own
-order and with their own dropout, and are scored on the whole test set after the last epoch.
+Both frameworks train the recipe `reference`, each with its own random initialization, order of the
+images and dropout, and are evaluated on the whole test set after the last epoch.
 """
 
 import json
@@ -12,17 +12,17 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
+from output import write_json
 from pytorch_networks import NETWORKS
 from scipy import stats
 from torch.nn import functional
 
 from jaxcnn.data.dataset import Dataset, Split, load_data
-from jaxcnn.devices import environment
 from jaxcnn.recipes import named
 from jaxcnn.recipes.recipe import NetworkName, Recipe
 from jaxcnn.storage import compilation
@@ -31,7 +31,7 @@ from jaxcnn.train.fit import fit
 
 @dataclass(frozen=True)
 class Flags:
-    """Trains both frameworks with the seeds 0, 1, 2, ... in turn and compares the accuracies."""
+    """Trains with both frameworks and the seeds 0, 1, 2, ... in turn, and compares the results."""
 
     network: Annotated[NetworkName, tyro.conf.Positional]
     out: Path
@@ -44,7 +44,7 @@ class Flags:
 
 
 def train_pytorch(recipe: Recipe, dataset: Dataset, seed: int) -> dict[str, float]:
-    """Trains the PyTorch network and returns its test accuracy and the last epoch's mean loss."""
+    """Trains with PyTorch; returns test accuracy and training loss of the last epoch."""
     torch.manual_seed(seed)
     net = NETWORKS[recipe.network]()
     optimizer = torch.optim.SGD(net.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
@@ -79,11 +79,28 @@ def train_pytorch(recipe: Recipe, dataset: Dataset, seed: int) -> dict[str, floa
 
 
 def train_jaxcnn(recipe: Recipe, dataset: Dataset, seed: int) -> dict[str, float]:
-    """Trains jaxcnn's network and returns the same figures."""
+    """Trains with jaxcnn; returns the same metrics."""
     result = fit(recipe, dataset, seed=seed)
     return {
         "test_accuracy": result.test_accuracy,
         "train_loss": result.history[-1].train_loss,
+    }
+
+
+def compare(runs: dict[str, list[dict[str, float]]], metric: str) -> dict[str, Any]:
+    """Returns the statistics of a metric for each framework, and Welch's t-test of equal means."""
+    values = {name: [run[metric] for run in each] for name, each in runs.items()}
+    means = {name: statistics.mean(each) for name, each in values.items()}
+    # Welch's: it does not assume equal variances.
+    test = stats.ttest_ind(values["jaxcnn"], values["pytorch"], equal_var=False)
+    return {
+        **{
+            name: {"mean": means[name], "std": statistics.stdev(each), "all": each}
+            for name, each in values.items()
+        },
+        "difference_of_means": means["jaxcnn"] - means["pytorch"],
+        "welch_t": float(test.statistic),
+        "welch_p": float(test.pvalue),
     }
 
 
@@ -102,31 +119,12 @@ def main(flags: Flags) -> None:
             began = time.perf_counter()
             runs[name].append(train(recipe, dataset, seed))
             print(name, seed, runs[name][-1], f"{time.perf_counter() - began:.1f} s", flush=True)
-    figures: dict[str, object] = {}
-    for figure in ("test_accuracy", "train_loss"):
-        values = {name: [run[figure] for run in those] for name, those in runs.items()}
-        # Welch's: it does not assume equal variances.
-        test = stats.ttest_ind(values["jaxcnn"], values["pytorch"], equal_var=False)
-        figures[figure] = {
-            name: {"mean": statistics.mean(those), "std": statistics.stdev(those), "all": those}
-            for name, those in values.items()
-        } | {
-            "difference_of_means": statistics.mean(values["jaxcnn"])
-            - statistics.mean(values["pytorch"]),
-            "welch_t": float(test.statistic),
-            "welch_p": float(test.pvalue),
-        }
+    metrics = {metric: compare(runs, metric) for metric in ("test_accuracy", "train_loss")}
     content = {
-        "recipe": vars(recipe),
-        "dataset": dataset.name,
-        "seeds": flags.seeds,
-        **figures,
-        "versions": environment.versions() | {"torch": torch.__version__},
-        "device": environment.device(),
-    }
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
-    flags.out.write_text(json.dumps(content, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+        "recipe": vars(recipe), "dataset": dataset.name, "seeds": flags.seeds, **metrics,
+    }  # fmt: skip
+    write_json(flags.out, content, torch=torch.__version__)
+    print(json.dumps(metrics, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Images a second of many runs in one program, against single runs and PyTorch's `torch.func`.
+"""Images per second of an ensemble, against single runs and against PyTorch's `torch.func`.
 
     python benchmarks/ensemble.py --out FILE.json
     python benchmarks/ensemble.py --networks mnist --members 1 16 256 --chunks 0 16 --out FILE.json
 
-Every member trains at batch 64 with SGD and momentum, from its own seed, in its own order and with
-its own learning rate. Compilation and the first epoch are not timed; what is measured against each
-other runs in turns. A chunk of 0 is what jaxcnn chooses. Needs jax, flax, optax, numpy and torch.
+Every member trains at batch size 64 with SGD and momentum, with its own seed, order of the images
+and learning rate. Compilation and the first epoch are not timed; contenders are measured in turn,
+round after round. A chunk of 0 is jaxcnn's own choice. Needs jax, flax, optax, numpy and torch.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -19,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from contenders import LEARNING_RATE, MOMENTUM, Task
+from output import write_json
 from pytorch_networks import NETWORKS
 from scaling import images_per_second
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.nn import functional
 
 from jaxcnn.data.dataset import Dataset, Split
-from jaxcnn.devices import environment
 from jaxcnn.recipes import named
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.train.fit import fit
@@ -33,12 +32,12 @@ from jaxcnn.train.members import Members
 
 BATCH_SIZE = 64
 
-# Returns images a second of one round.
 Round = Callable[[], float]
+"""Measures a contender once, in images per second."""
 
 
 def setting(task: Task, epochs: int) -> tuple[Recipe, Dataset]:
-    """Returns the recipe and a data set of a task."""
+    """Returns the recipe and a random data set of a task."""
     recipe = named.recipe(task.network, "reference").replace(
         epochs=epochs, batch_size=task.batch_size, learning_rate=LEARNING_RATE, momentum=MOMENTUM
     )
@@ -48,7 +47,7 @@ def setting(task: Task, epochs: int) -> tuple[Recipe, Dataset]:
 
 
 def single(task: Task) -> Round:
-    """One run of `fit`."""
+    """Makes the round of a single run of `fit`."""
 
     def measure() -> float:
         recipe, dataset = setting(task, epochs=3)
@@ -59,7 +58,7 @@ def single(task: Task) -> Round:
 
 
 def jaxcnn(task: Task, count: int, chunk: int) -> Round:
-    """An ensemble."""
+    """Makes the round of an ensemble of `count` members, `chunk` at a time (0: jaxcnn's choice)."""
     recipe, dataset = setting(task, epochs=3)
     rates = np.geomspace(LEARNING_RATE / 10, LEARNING_RATE, count)
     members = Members(np.arange(count), {"learning_rate": rates})
@@ -71,7 +70,7 @@ def jaxcnn(task: Task, count: int, chunk: int) -> Round:
 
 
 def pytorch(task: Task, count: int) -> Round:
-    """The same ensemble with stacked parameters and `vmap` over them."""
+    """Makes the round of the same ensemble in PyTorch, with `vmap` over stacked parameters."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     networks = [NETWORKS[task.network]().to(device) for _ in range(count)]
@@ -111,56 +110,55 @@ def pytorch(task: Task, count: int) -> Round:
     return measure
 
 
+def measure(network: str, count: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures all contenders for ensembles of `count` members and returns a row."""
+    # Longer epochs for few members, which otherwise take too little time.
+    steps = max(arguments.steps, arguments.total_steps // count)
+    task = Task(network, BATCH_SIZE, steps)
+    rounds: dict[str, Round] = {"single": single(task)}
+    for chunk in arguments.chunks:
+        if chunk <= count:
+            rounds[f"ensemble, chunk {chunk or 'chosen'}"] = jaxcnn(task, count, chunk)
+    if count <= arguments.most_pytorch:
+        rounds["PyTorch, torch.func"] = pytorch(task, count)
+    speeds: dict[str, list[float]] = {name: [] for name in rounds}
+    for _ in range(arguments.repeats):
+        for name, measure_once in rounds.items():
+            speeds[name].append(measure_once())
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    return {
+        "network": network,
+        "members": count,
+        "steps_an_epoch": steps,
+        "images_per_second": medians,
+        "all": speeds,
+    }
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--members", nargs="+", type=int, default=[1, 4, 16, 64, 256, 1024])
     parser.add_argument("--chunks", nargs="+", type=int, default=[0])
-    parser.add_argument("--steps", type=int, default=20, help="of an epoch, at least")
-    parser.add_argument("--total-steps", type=int, default=2000, help="of all members, at least")
+    parser.add_argument("--steps", type=int, default=20, help="least steps per epoch")
+    parser.add_argument("--total-steps", type=int, default=2000, help="least steps of all members")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--most-pytorch", type=int, default=1024, help="members in PyTorch")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     rows = []
-    for network in asked.networks:
-        for count in asked.members:
-            # Longer epochs where few members leave little to time.
-            task = Task(network, BATCH_SIZE, max(asked.steps, asked.total_steps // count))
-            rounds: dict[str, Round] = {"single": single(task)}
-            for chunk in asked.chunks:
-                if chunk <= count:
-                    rounds[f"ensemble, chunk {chunk or 'chosen'}"] = jaxcnn(task, count, chunk)
-            if count <= asked.most_pytorch:
-                rounds["PyTorch, torch.func"] = pytorch(task, count)
-            seen: dict[str, list[float]] = {name: [] for name in rounds}
-            for _ in range(asked.repeats):
-                for name, measure in rounds.items():
-                    seen[name].append(measure())
-            medians = {name: statistics.median(values) for name, values in seen.items()}
-            rows.append(
-                {
-                    "network": network,
-                    "members": count,
-                    "steps_an_epoch": task.steps,
-                    "images_per_second": medians,
-                    "all": seen,
-                }
-            )
+    for network in arguments.networks:
+        for count in arguments.members:
+            rows.append(measure(network, count, arguments))
+            medians = rows[-1]["images_per_second"]
             shown = (
                 f"{name} {value:,.0f} ({value / medians['single']:.2f})"
                 for name, value in medians.items()
             )
             print(f"{network}, {count} members: {'; '.join(shown)}", flush=True)
-            content = {
-                "batch_size": BATCH_SIZE,
-                "rows": rows,
-                "device": environment.device(),
-                "versions": environment.versions() | {"torch": torch.__version__},
-            }
-            asked.out.parent.mkdir(parents=True, exist_ok=True)
-            asked.out.write_text(json.dumps(content, indent=1) + "\n")
+            content = {"batch_size": BATCH_SIZE, "rows": rows}
+            write_json(arguments.out, content, torch=torch.__version__)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Seconds to load a data set: prepared and decoded the first time, memory-mapped after.
+"""Seconds to load a data set: prepared and decoded in the first call, then memory-mapped.
 
     python benchmarks/loading.py --archive-dir DIR --data-dir DIR --out FILE.json
 
-MNIST is prepared from its archives in a temporary folder; CIFAR-10 is read from `--data-dir`. The
-cold figures include the first import of TFDS; the warm ones are of a new process each.
+Each load runs in a new process. The first one (cold) prepares MNIST from its archives in a
+temporary folder and decodes CIFAR-10 from `--data-dir`, and includes the import of TFDS; the
+others (warm) verify and map the cache.
 """
 
 import json
@@ -15,14 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from output import write_json
 
-from jaxcnn.devices import environment
-
-# A process of its own for each load: what one start costs a user.
+# The program of each process; the time of a load is what a start costs a user.
 _PROGRAM = """
 import sys, time
 from jaxcnn import load_data
-from jaxcnn.devices import environment
 name, data_dir, archive_dir, cache_dir = sys.argv[1:]
 began = time.perf_counter()
 dataset = load_data(
@@ -63,13 +62,7 @@ def main(flags: Flags) -> None:
                 "warm_median": statistics.median(times[1:]),
                 "warm_all": times[1:],
             }
-    content = {
-        "seconds": seconds,
-        "versions": environment.versions(),
-        "device": environment.device(),
-    }
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
-    flags.out.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(flags.out, {"seconds": seconds})
     print(json.dumps(seconds, indent=2))
 
 

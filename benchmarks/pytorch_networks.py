@@ -1,6 +1,6 @@
-"""The two networks as PyTorch modules, the peers that jaxcnn is compared with.
+"""The two networks as PyTorch modules, with which jaxcnn is compared.
 
-Attribute names are the original's. Images are float32[B, C, H, W].
+Attribute names are those of the original implementation. Images are float32[B, C, H, W].
 """
 
 import torch
@@ -20,7 +20,7 @@ class MnistNet(nn.Module):
         self.dropout = nn.Dropout(dropout_rate)
 
     def feature_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns what both convolutions put out, after relu and before pooling."""
+        """Returns the outputs of both convolutions, after ReLU and before pooling."""
         first = functional.relu(self.conv1(images))
         second = functional.relu(self.conv2(functional.max_pool2d(first, 2)))
         return first, second

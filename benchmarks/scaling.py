@@ -1,17 +1,17 @@
-"""What a step on several devices computes and sends, from the compiled program, and its time.
+"""Data parallelism: operations, communication and time of a training step on several devices.
 
     python benchmarks/scaling.py --out FILE.json                       # all devices of the machine
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/scaling.py --out FILE.json
 
-For every network, batch size and number of devices: operations and bytes of one device as XLA
-counts them, the bytes of a step's all-reduces, read off the program, and seconds a step of a mesh
-of `data`; and images a second of an ensemble on a mesh of `ensemble`. All times are medians of
-rounds in turns. Simulated devices share the cores: with them, times say what a mesh costs, and
-what it gains only up to as many devices as there are cores. Needs jax, flax, optax and numpy.
+For every network, batch size and number of devices: the operations and bytes of one device as
+counted by XLA, the bytes that a step's all-reduces sum (parsed from the compiled program), and the
+seconds per step on a mesh of `data`; then images per second of an ensemble on a mesh of
+`ensemble`. Times are medians over rounds in which all numbers of devices take turns. Simulated
+devices share the cores, so that their times show the cost of a mesh, and its gain only up to the
+number of cores. Needs jax, flax, optax and numpy.
 """
 
 import argparse
-import json
 import math
 import re
 import statistics
@@ -22,9 +22,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from output import write_json
 
 from jaxcnn.data.dataset import Dataset, Split
-from jaxcnn.devices import environment
 from jaxcnn.devices.mesh import Placement, make_mesh
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.recipes import named
@@ -37,12 +37,12 @@ from jaxcnn.train.state import init_state
 
 _BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "f64": 8, "s8": 1, "u8": 1, "pred": 1}
 STEPS = 4
-# What is known before it runs, and what times a round.
 Task = tuple[dict[str, Any], Callable[[], float]]
+"""The known part of a row, and a function that measures a round."""
 
 
 def recipe_of(network: Any, batch_size: int) -> Recipe:
-    """Returns what is trained; pinned, so that the counts do not change with the recipes."""
+    """Returns a recipe whose fields are fixed, so that the counts do not follow the named ones."""
     augment = {"mnist": "shift", "cifar10": "flip-shift"}[network]
     return named.recipe(network, "fast").replace(
         epochs=3,
@@ -55,7 +55,7 @@ def recipe_of(network: Any, batch_size: int) -> Recipe:
 
 
 def all_reduced(text: str) -> list[int]:
-    """Returns the bytes that each all-reduce of a program sums, as its result states them."""
+    """Parses a program in HLO and returns the bytes of the result of each all-reduce."""
     found = []
     for results in re.findall(r"= (.*?) all-reduce(?:-start)?\(", text):
         shapes = re.findall(r"([a-z]+[0-9]*)\[([0-9,]*)\]", results)
@@ -69,10 +69,10 @@ def all_reduced(text: str) -> list[int]:
 
 
 def step(network: Any, batch_size: int, devices: int) -> Task:
-    """A step on a mesh of `data`, in seconds."""
+    """Makes the task of a step on a mesh of `data`, measured in seconds."""
     recipe = recipe_of(network, batch_size)
     placement = Placement(make_mesh({"data": devices}) if devices > 1 else None)
-    # Layer by layer on one device too: the same work.
+    # Layer by layer on a single device too, so that the work is the same.
     model = make_model(recipe).clone(staged=False)
     tx = make_optimizer(recipe, 100)
     train_step = make_recipe_step(recipe, model, tx)
@@ -128,7 +128,7 @@ def images_per_second(recipe: Recipe, dataset: Dataset, members: Members, **opti
 
 
 def members(network: Any, batch_size: int, devices: int, count: int) -> Task:
-    """An ensemble on a mesh of `ensemble`, in images a second of all members."""
+    """Makes the task of an ensemble on a mesh of `ensemble`, in images per second of all."""
     recipe = recipe_of(network, batch_size)
     rng = np.random.default_rng(0)
 
@@ -136,7 +136,7 @@ def members(network: Any, batch_size: int, devices: int, count: int) -> Task:
         images = rng.integers(0, 256, (size, *recipe.image_shape), np.uint8)
         return Split(images, rng.integers(0, 10, size, np.int32))
 
-    # Long epochs, so that what stands between two of them counts for little.
+    # Long epochs, so that the time between two of them is negligible.
     dataset = Dataset(network, "random", split(16 * batch_size), split(10), recipe.class_names)
     runs = Members(np.arange(count))
     mesh = make_mesh({"ensemble": devices}) if devices > 1 else None
@@ -149,13 +149,22 @@ def members(network: Any, batch_size: int, devices: int, count: int) -> Task:
 
 
 def in_turns(tasks: list[Task], repeats: int, name: str) -> list[dict[str, Any]]:
-    """Runs tasks in turns and returns what is known of each with the median round, and all."""
-    seen: list[list[float]] = [[] for _ in tasks]
-    for _ in range(repeats + 1):  # the first one warms up
-        for values, (_, measure) in zip(seen, tasks, strict=True):
+    """Measures tasks in turn.
+
+    Args:
+        tasks: the tasks.
+        repeats: number of timed rounds.
+        name: the key of the median in the rows.
+
+    Returns:
+        A row for each task, with the median and all measurements.
+    """
+    measured: list[list[float]] = [[] for _ in tasks]
+    for _ in range(repeats + 1):  # the first round warms up
+        for values, (_, measure) in zip(measured, tasks, strict=True):
             values.append(measure())
     rows = []
-    for values, (known, _) in zip(seen, tasks, strict=True):
+    for values, (known, _) in zip(measured, tasks, strict=True):
         row = {**known, name: statistics.median(values[1:])}
         print(row, flush=True)
         rows.append({**row, "all": values[1:]})
@@ -168,29 +177,26 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["mnist", "cifar10"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64, 512])
     parser.add_argument("--devices", nargs="+", type=int, default=None)
-    parser.add_argument("--members", type=int, default=8, help="of an ensemble; 0 for none")
+    parser.add_argument("--members", type=int, default=8, help="of the ensemble; 0 for no ensemble")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     compilation.enable_cache()
-    numbers = asked.devices or [2**n for n in range(jax.device_count().bit_length())]
+    numbers = arguments.devices or [2**n for n in range(jax.device_count().bit_length())]
     content: dict[str, Any] = {
         "rows": [],
         "ensembles": [],
         "simulated": jax.default_backend() == "cpu",
-        "device": environment.device(),
-        "versions": environment.versions(),
     }
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    for network in asked.networks:
-        for batch_size in asked.batch_sizes:
+    for network in arguments.networks:
+        for batch_size in arguments.batch_sizes:
             tasks = [step(network, batch_size, devices) for devices in numbers]
-            content["rows"] += in_turns(tasks, asked.repeats, "seconds_a_step")
-            # Enough at one size: nothing is sent, whatever the batch.
-            if asked.members and batch_size == asked.batch_sizes[0]:
-                tasks = [members(network, batch_size, n, asked.members) for n in numbers]
-                content["ensembles"] += in_turns(tasks, asked.repeats, "images_per_second")
-            asked.out.write_text(json.dumps(content, indent=1) + "\n")
+            content["rows"] += in_turns(tasks, arguments.repeats, "seconds_a_step")
+            # One batch size is enough: members do not communicate.
+            if arguments.members and batch_size == arguments.batch_sizes[0]:
+                tasks = [members(network, batch_size, n, arguments.members) for n in numbers]
+                content["ensembles"] += in_turns(tasks, arguments.repeats, "images_per_second")
+            write_json(arguments.out, content)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python benchmarks/startup.py --archive-dir DIR --data-dir DIR --out FILE.json
 
 Each start is a new process that runs an experiment as a user would, with the data set decoded
-before: cold, with an empty compilation cache, and warm. Taken are the moments when the first chunk
-of steps is handed to the device and when it has been trained on.
+before: cold, with an empty compilation cache, and warm. Measured are the moment when the first
+chunk of steps is handed to the device and the moment when it is finished. One repeat takes about a
+minute.
 """
 
 import argparse
@@ -16,11 +17,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jaxcnn.devices import environment
+from output import write_json
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
-# Stands in for the progress bar, which is told of a chunk as soon as the device has it.
+# Replaces the progress bar, which is notified of a chunk when it is handed to the device.
 _PROGRAM = """
 import os, runpy, sys, time
 import jax
@@ -55,7 +56,16 @@ print(between - began, time.perf_counter() - between)
 
 
 def start(network: str, arguments: list[str], variables: dict[str, str]) -> tuple[float, float]:
-    """Starts an experiment and returns the seconds to its first chunk's beginning and end."""
+    """Starts an experiment and measures its first chunk of steps.
+
+    Args:
+        network: "mnist" or "cifar10".
+        arguments: of the command line.
+        variables: the environment.
+
+    Returns:
+        Seconds from the start of the process to the start and to the end of the chunk.
+    """
     with tempfile.TemporaryDirectory() as workdir:
         script = str(EXPERIMENTS / f"{network}.py")
         command = [
@@ -82,7 +92,7 @@ def start(network: str, arguments: list[str], variables: dict[str, str]) -> tupl
 
 
 def summary(starts: list[tuple[float, float]]) -> dict[str, object]:
-    """Returns the medians over starts, and the starts."""
+    """Returns the medians over starts, and all starts."""
     first, last = zip(*starts, strict=True)
     return {
         "first_step_median": statistics.median(first),
@@ -98,24 +108,24 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True, help="a TFDS folder that holds CIFAR-10")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--repeats", type=int, default=7)
-    found = parser.parse_args()
+    options = parser.parse_args()
     seconds: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as folder:
         variables = {**os.environ, "JAXCNN_CACHE_DIR": f"{folder}/cache"}
         for network, arguments in (
-            ("mnist", ["--archive-dir", found.archive_dir, "--data-dir", f"{folder}/tfds"]),
-            ("cifar10", ["--data-dir", found.data_dir]),
+            ("mnist", ["--archive-dir", options.archive_dir, "--data-dir", f"{folder}/tfds"]),
+            ("cifar10", ["--data-dir", options.data_dir]),
         ):
             arguments += ["--data", network]
             start(network, arguments, variables)  # decodes the data
             cold, warm = [], []
-            for repeat in range(found.repeats):
+            for repeat in range(options.repeats):
                 programs = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/{network}-{repeat}"}
                 cold.append(start(network, arguments, variables | programs))
                 warm.append(start(network, arguments, variables | programs))
             seconds[network] = {"cold": summary(cold), "warm": summary(warm)}
         imports = []
-        for _ in range(found.repeats):
+        for _ in range(options.repeats):
             done = subprocess.run(
                 [sys.executable, "-c", _IMPORTS], check=True, capture_output=True, text=True
             )
@@ -126,12 +136,9 @@ def main() -> None:
             "jax": statistics.median(jax for jax, _ in imports),
             "jaxcnn_beyond_jax": statistics.median(ours for _, ours in imports),
         },
-        "versions": environment.versions(),
-        "device": environment.device(),
     }
-    found.out.parent.mkdir(parents=True, exist_ok=True)
-    found.out.write_text(json.dumps(content, indent=2) + "\n")
-    print(json.dumps({key: content[key] for key in list(content)[:2]}, indent=2))
+    write_json(options.out, content)
+    print(json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""Images a second in training: jaxcnn against the best that PyTorch does on the same machine.
+"""Training speed in images per second: jaxcnn against PyTorch's fastest configuration.
 
     python benchmarks/throughput.py --out benchmarks/results/throughput-cpu.json
     python benchmarks/throughput.py --quick
 
-All contenders of a row train the same network on the same images, in turn, round after round, in
-one process; a row's ratio is the median time of PyTorch's fastest variant over jaxcnn's. Its
-interval, 95 %, comes from drawing whole rounds anew (bootstrap). Compilation is left out, and
-stated. Beside the JSON, a table is printed and a picture written. Needs jax, flax, optax, numpy,
-matplotlib and torch.
+All contenders of a row train the same network on the same images in one process, in turn, round
+after round. A row's ratio is the median time of PyTorch's fastest configuration over that of
+jaxcnn, with a 95 % bootstrap interval over rounds. Compilation is not timed, but recorded. Prints a
+table, and writes a figure beside the JSON file. Needs jax, flax, optax, numpy, matplotlib and
+torch.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -24,17 +23,17 @@ import contenders
 import jax
 import numpy as np
 import torch
+from output import write_json
 
 from jaxcnn.devices import environment
 
-# Seconds that a timed epoch of PyTorch's eager variant is to take, and its least and most steps.
-_SECONDS = 1.0
-_LEAST, _MOST = 2, 4096
+_SECONDS = 1.0  # of a timed epoch of PyTorch in eager mode, which decides the number of steps
+_LEAST, _MOST = 2, 4096  # steps of an epoch
 _ROUNDS = 7
-_BOOTSTRAP = 2000
+_RESAMPLES = 2000  # of the bootstrap
 
 
-def flags() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
@@ -54,47 +53,47 @@ def flags() -> argparse.Namespace:
         default=list(contenders.variants()), help="of PyTorch (default: all)",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help="timed, at least 5")
-    parser.add_argument("--seconds", type=float, default=_SECONDS, help="a timed epoch, about")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of a minute")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="of a timed epoch, about")
+    parser.add_argument("--quick", action="store_true", help="a short run of about a minute")
     parser.add_argument("--out", type=Path, default=Path("throughput.json"), metavar="FILE.json")
-    found = parser.parse_args()
-    if found.rounds < 5:
+    arguments = parser.parse_args()
+    if arguments.rounds < 5:
         parser.error("--rounds takes a whole number from 5")
-    if any(size < 1 for size in found.batch_sizes):
+    if any(size < 1 for size in arguments.batch_sizes):
         parser.error("--batch-sizes takes whole numbers from 1")
-    if found.quick:
-        found.seconds = min(found.seconds, 0.2)
-        found.rounds = 5
-        if found.variants == list(contenders.variants()):
-            found.variants = found.variants[:3]
-        if found.batch_sizes == parser.get_default("batch_sizes"):
-            found.batch_sizes = [4, 64]
-    return found
+    if arguments.quick:
+        arguments.seconds = min(arguments.seconds, 0.2)
+        arguments.rounds = 5
+        if arguments.variants == list(contenders.variants()):
+            arguments.variants = arguments.variants[:3]
+        if arguments.batch_sizes == parser.get_default("batch_sizes"):
+            arguments.batch_sizes = [4, 64]
+    return arguments
 
 
-def measure(task: contenders.Task, found: argparse.Namespace) -> dict[str, Any]:
-    """Times all contenders on one task and returns a row."""
-    variants = {name: contenders.variants()[name] for name in found.variants}
+def measure(task: contenders.Task, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Times all contenders of a task and returns a row of the results."""
+    variants = {name: contenders.variants()[name] for name in arguments.variants}
     epochs: dict[str, contenders.Epoch] = {}
     first: dict[str, float] = {}
     failed: dict[str, str] = {}
     for name, make in {"jaxcnn": contenders.jaxcnn, **variants}.items():
         began = time.perf_counter()
         try:
-            torch.compiler.reset()  # or it takes the batch size for dynamic
+            torch.compiler.reset()  # otherwise it compiles for dynamic batch sizes
             epoch = make(task)
             epoch()
             first[name] = time.perf_counter() - began
-            epoch()  # the second still finds some sizes for the first time
+            epoch()  # some shapes occur first in the second epoch
         except Exception as error:
             if name == "jaxcnn":
                 raise
-            # A variant that this machine cannot run, max-autotune without a compiler say.
+            # This machine cannot run it, for example max-autotune without a compiler.
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             continue
         epochs[name] = epoch
     times: dict[str, list[float]] = {name: [] for name in epochs}
-    for _ in range(found.rounds):
+    for _ in range(arguments.rounds):
         for name, epoch in epochs.items():
             began = time.perf_counter()
             epoch()
@@ -132,16 +131,26 @@ def measure(task: contenders.Task, found: argparse.Namespace) -> dict[str, Any]:
 
 
 def interval(theirs: list[float], ours: list[float]) -> tuple[float, float]:
-    """Returns the 95 % bootstrap interval of the ratio of medians, drawing pairs of one round."""
+    """Returns the 95 % bootstrap interval of the ratio of medians, resampling whole rounds."""
     rng = np.random.default_rng(0)
-    rounds = rng.integers(0, len(ours), (_BOOTSTRAP, len(ours)))
+    rounds = rng.integers(0, len(ours), (_RESAMPLES, len(ours)))
     ratios = np.median(np.array(theirs)[rounds], 1) / np.median(np.array(ours)[rounds], 1)
     low, high = np.percentile(ratios, (2.5, 97.5))
     return float(low), float(high)
 
 
 def step_count(network: str, batch_size: int, precision: Any, seconds: float) -> int:
-    """Returns how many eager steps take about so long, at most an epoch of 60,000 images."""
+    """Chooses the steps of an epoch.
+
+    Args:
+        network: "mnist" or "cifar10".
+        batch_size: images per step.
+        precision: see `contenders.Task`.
+        seconds: that PyTorch in eager mode should take for the steps.
+
+    Returns:
+        The number of steps, whose images are at most about 60,000.
+    """
     probe = contenders.Task(network, batch_size, 4, precision)
     epoch = contenders.pytorch(probe)
     epoch()
@@ -168,8 +177,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(rows: list[dict[str, Any]], where: str, path: Path) -> None:
-    """Draws a panel for each network and precision: bars of images/s, by batch size."""
+def plot(rows: list[dict[str, Any]], machine: str, path: Path) -> None:
+    """Writes a figure with a panel for each network and precision: bars of speed by batch size."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -207,7 +216,7 @@ def draw(rows: list[dict[str, Any]], where: str, path: Path) -> None:
         axis.margins(y=0.12)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.suptitle(f"Training speed, images/s over the bars; {where}", fontsize=10)
+    figure.suptitle(f"Training speed, images/s above the bars; {machine}", fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -215,27 +224,24 @@ def draw(rows: list[dict[str, Any]], where: str, path: Path) -> None:
 def main() -> None:
     """Runs the benchmark."""
     warnings.filterwarnings("ignore", module="torch")
-    found = flags()
+    arguments = parse_arguments()
     rows = []
     content = {
         "rows": rows,
-        "rounds": found.rounds,
-        "device": environment.device(),
+        "rounds": arguments.rounds,
         "torch_device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": {"torch": torch.get_num_threads(), "cpus": len(os.sched_getaffinity(0))},
-        "versions": {**environment.versions(), "torch": torch.__version__},
         "flags": {
             "command": " ".join(sys.argv),
             "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", ""),
         },
     }
-    found.out.parent.mkdir(parents=True, exist_ok=True)
-    for precision in found.precisions:
-        for network in found.networks:
-            for batch_size in found.batch_sizes:
-                steps = step_count(network, batch_size, precision, found.seconds)
-                row = measure(contenders.Task(network, batch_size, steps, precision), found)
+    for precision in arguments.precisions:
+        for network in arguments.networks:
+            for batch_size in arguments.batch_sizes:
+                steps = step_count(network, batch_size, precision, arguments.seconds)
+                row = measure(contenders.Task(network, batch_size, steps, precision), arguments)
                 rows.append(row)
                 what = f"{network} {batch_size} {precision}"
                 print(
@@ -245,13 +251,13 @@ def main() -> None:
                 )
                 for name, why in row["failed"].items():
                     print(f"  {name} failed: {why}", file=sys.stderr, flush=True)
-                # After every row, so that a run that is cut short leaves what it measured.
-                found.out.write_text(json.dumps(content, indent=1) + "\n")
+                # After every row, so that an interrupted benchmark leaves its results.
+                write_json(arguments.out, content, torch=torch.__version__)
                 jax.clear_caches()
-    draw(rows, f"{content['device']}, torch {torch.__version__}, jax {jax.__version__}",
-         found.out.with_suffix(".png"))  # fmt: skip
+    plot(rows, f"{environment.device()}, torch {torch.__version__}, jax {jax.__version__}",
+         arguments.out.with_suffix(".png"))  # fmt: skip
     print(table(rows))
-    print(f"\n{found.out}, {found.out.with_suffix('.png')}")
+    print(f"\n{arguments.out}, {arguments.out.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,24 @@
-"""Seconds of training until the whole test set is scored at or above each of some accuracies.
+"""Seconds of training until the accuracy on the whole test set reaches each of several thresholds.
 
     python benchmarks/time_to_accuracy.py mnist --seeds 10 --out FILE.json
     python benchmarks/time_to_accuracy.py cifar10 --arrays FILE.npz --seeds 100 --out FILE.json
 
-Every run trains the recipe's whole number of epochs and is scored after each; none is cut short by
-its accuracy. Only training is timed: loading and scoring are not. "With compilation" adds the
-seconds of compiling all programs, anew for every run. The score with test-time augmentation, after
-the last epoch, is a figure of its own. `--arrays` takes uint8 `train_images` and
+Every run trains all epochs of the recipe and is evaluated after each; none is stopped at a
+threshold. The time is that of training, without loading and evaluation; "with compilation" adds
+the seconds of compiling all programs, which every run does anew. The accuracy with test-time
+augmentation is measured after the last epoch. `--arrays` takes uint8 `train_images` and
 `test_images` [N, H, W, C] and integer `train_labels` and `test_labels`, and needs no TFDS.
 """
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from output import write_json
 
 from jaxcnn.data.dataset import Dataset, Split, load_data
-from jaxcnn.devices import environment
 from jaxcnn.recipes import named
 from jaxcnn.train.evaluate import evaluate
 from jaxcnn.train.fit import fit
@@ -27,22 +26,24 @@ from jaxcnn.train.fit import fit
 THRESHOLDS = {"mnist": (0.97, 0.98, 0.99, 0.993), "cifar10": (0.70, 0.75, 0.7884, 0.82, 0.85)}
 
 
-def load(found: argparse.Namespace) -> Dataset:
-    """Returns the real data set, from arrays or as the experiments do."""
-    if not found.arrays:
+def load_images(arguments: argparse.Namespace) -> Dataset:
+    """Returns the real data set, from the file of arrays or as the experiments do."""
+    if not arguments.arrays:
         return load_data(
-            found.network, data_dir=found.data_dir or None, archive_dir=found.archive_dir or None
+            arguments.network,
+            data_dir=arguments.data_dir or None,
+            archive_dir=arguments.archive_dir or None,
         )
-    with np.load(found.arrays, allow_pickle=False) as arrays:
+    with np.load(arguments.arrays, allow_pickle=False) as arrays:
         train, test = (
             Split(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int32))
             for split in ("train", "test")
         )
-    return Dataset(found.network, "arrays", train, test, tuple(map(str, range(10))))
+    return Dataset(arguments.network, "arrays", train, test, tuple(map(str, range(10))))
 
 
-def reached(runs: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
-    """Returns how many runs reached an accuracy, and the seconds that those took."""
+def time_to(runs: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+    """Returns the number of runs that reach an accuracy, and the quartiles of their seconds."""
     without, including = [], []
     for run in runs:
         for epoch, accuracy in enumerate(run["test_accuracy"]):
@@ -72,25 +73,22 @@ def reached(runs: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
 
 
 def spread(name: str, values: list[float]) -> dict[str, float | None]:
-    """Returns mean and standard deviation under a name."""
+    """Returns mean and standard deviation, with keys that begin with `name`."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return {f"{name}_mean": statistics.mean(values), f"{name}_std": std}
 
 
-def write(found: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Writes what is known so far and returns it."""
+def write_runs(arguments: argparse.Namespace, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Writes the results of the runs so far, and returns them."""
     content = {
-        "network": found.network,
-        "recipe": vars(named.recipe(found.network, found.recipe)),
-        "thresholds": [reached(runs, threshold) for threshold in THRESHOLDS[found.network]],
+        "network": arguments.network,
+        "recipe": vars(named.recipe(arguments.network, arguments.recipe)),
+        "thresholds": [time_to(runs, threshold) for threshold in THRESHOLDS[arguments.network]],
         **spread("final_test_accuracy", [run["test_accuracy"][-1] for run in runs]),
         **spread("tta_test_accuracy", [run["tta_test_accuracy"] for run in runs]),
         "runs": runs,
-        "versions": environment.versions(),
-        "device": environment.device(),
     }
-    found.out.parent.mkdir(parents=True, exist_ok=True)
-    found.out.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(arguments.out, content)
     return content
 
 
@@ -104,12 +102,12 @@ def main() -> None:
     parser.add_argument("--data-dir", default="")
     parser.add_argument("--archive-dir", default="")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
-    found = parser.parse_args()
-    recipe = named.recipe(found.network, found.recipe)
-    dataset = load(found)
+    arguments = parser.parse_args()
+    recipe = named.recipe(arguments.network, arguments.recipe)
+    dataset = load_images(arguments)
     runs: list[dict[str, Any]] = []
     content: dict[str, Any] = {"thresholds": []}
-    for seed in range(found.seeds):
+    for seed in range(arguments.seeds):
         result = fit(recipe, dataset, seed=seed)
         correct, total, _ = evaluate(recipe, result.state.eval_variables, dataset.test, tta=True)
         runs.append(
@@ -123,8 +121,8 @@ def main() -> None:
         )
         accuracy, seconds = runs[-1]["test_accuracy"][-1], sum(runs[-1]["seconds"])
         print(f"seed {seed}: {accuracy:.2%} after {seconds:.1f} s", flush=True)
-        # After every run, so that a benchmark that is cut short leaves what it measured.
-        content = write(found, runs)
+        # After every run, so that an interrupted benchmark leaves its results.
+        content = write_runs(arguments, runs)
     for row in content["thresholds"]:
         shown = "never" if row["seconds"] is None else f"{row['seconds']['median']:.1f} s"
         print(f"{row['accuracy']:.2%}: {shown}, {row['runs_reaching_it']} of {row['runs']} runs")

@@ -104,9 +104,9 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def stand_in(shared_folder: Path) -> str:
-    """A cache folder with the synthetic stand-in for MNIST, which takes long to draw."""
-    folder = str(shared_folder / "stand-in")
+def synthetic_cache(shared_folder: Path) -> str:
+    """A cache folder with the synthetic data set for MNIST, which takes long to generate."""
+    folder = str(shared_folder / "synthetic")
     load_data("mnist", source="synthetic", cache_dir=folder)
     return folder
 
@@ -129,7 +129,7 @@ def tiny_cifar10() -> Dataset:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Saves small images in place of the figures; returns the folders where they were to go."""
+    """Saves small images in place of the figures; returns the folders given."""
     from PIL import Image
 
     from jaxcnn.report import page
@@ -143,7 +143,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             Image.new("L", (130, 260)).save(path)
         return paths
 
-    monkeypatch.setattr("jaxcnn.report.figures.draw", lambda *_: {})
+    monkeypatch.setattr("jaxcnn.report.figures.plot_run", lambda *_: {})
     monkeypatch.setattr("jaxcnn.report.drawing.save", save)
     return folders
 
@@ -199,7 +199,7 @@ def official(
     """Small official archives that the builders take for the real ones."""
     from tensorflow_datasets.core.download.checksums import UrlInfo
 
-    from jaxcnn.data import builders, tfds
+    from jaxcnn.data import builders, decoding
 
     folder, url = server
     dataset = {"mnist": tiny_mnist, "cifar10": tiny_cifar10}[name]
@@ -214,7 +214,8 @@ def official(
     monkeypatch.setattr(builder, "urls", tuple(infos))
     monkeypatch.setattr(builder, "url_infos", infos)
     known = {
-        split: (len(one), tfds.digest(one.images, one.labels)) for split, one in splits.items()
+        split: (len(one), decoding.split_digest(one.images, one.labels))
+        for split, one in splits.items()
     }
-    monkeypatch.setitem(tfds.OFFICIAL, name, known)
+    monkeypatch.setitem(decoding.OFFICIAL, name, known)
     return Official(folder, url, splits, archives)

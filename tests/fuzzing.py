@@ -35,8 +35,8 @@ from jaxcnn.cli import tools
 from jaxcnn.cli.console import call_tyro
 from jaxcnn.cli.flags import parse_flags
 from jaxcnn.cli.study import parse_study_flags
-from jaxcnn.data import archives
-from jaxcnn.data.cache import Arrays, load
+from jaxcnn.data import formats
+from jaxcnn.data.cache import Arrays, load_or_build
 from jaxcnn.deploy import own_images
 from jaxcnn.errors import UserError
 from jaxcnn.networks import pytorch
@@ -149,7 +149,7 @@ class Targets:
             for step in (1, 2):
                 store.save(step, self.tree, {"history": [], "seconds": 0.5}, 0.5)
         self.arrays = {"images": np.arange(48, dtype=np.uint8), "labels": np.arange(4)}
-        load(folder / "cache" / "sound", fingerprint={"v": 1}, build=self._build)
+        load_or_build(folder / "cache" / "sound", fingerprint={"v": 1}, build=self._build)
         self.recipe = b'base = "fast"\nepochs = 3\nmean = [0.1]\n[optimizer_args]\nb1 = 0.9\n'
         self.runs = self._runs()
         self.all: dict[str, Case] = {
@@ -255,7 +255,7 @@ class Targets:
         def sound(array: np.ndarray) -> bool:
             return array.dtype == np.uint8 and array.ndim in (1, 3)
 
-        return self._read(content, ".gz", archives.read_idx, check=sound)
+        return self._read(content, ".gz", formats.read_idx, check=sound)
 
     def try_cifar_archive(self, generator: random.Random) -> bool:
         """CIFAR-10's archive, damaged likewise, or with members that should not be there."""
@@ -268,14 +268,14 @@ class Targets:
             content = mutate(gzip.compress(self.tar, 1), generator)
         before = sorted(self.folder.rglob("*"))
 
-        def sound(archive: archives.CifarArchive) -> bool:
+        def sound(archive: formats.CifarArchive) -> bool:
             batches = [batch for part in archive.batches.values() for batch in part]
             return all(
                 images.shape[1:] == (32, 32, 3) and labels.max(initial=0) < 10
                 for images, labels in batches
             )
 
-        taken = self._read(content, ".tar.gz", archives.read_cifar, check=sound)
+        taken = self._read(content, ".tar.gz", formats.read_cifar, check=sound)
         after = set(self.folder.rglob("*")) - {self.folder / "input.tar.gz"}
         assert after <= set(before), "something was unpacked"
         return taken
@@ -308,7 +308,7 @@ class Targets:
         shutil.copytree(self.folder / "cache" / "sound", folder)
         self._damage(folder, generator)
         lines: list[str] = []
-        loaded = load(folder, fingerprint={"v": 1}, build=self._build, report=lines.append)
+        loaded = load_or_build(folder, fingerprint={"v": 1}, build=self._build, report=lines.append)
         for name, array in self.arrays.items():
             np.testing.assert_array_equal(loaded.arrays[name], array)
         assert loaded.class_names == ("a", "b")

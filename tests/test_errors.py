@@ -14,10 +14,10 @@ from jaxcnn.errors import UserError, WriteError, as_path, writing
         (errno.EDQUOT, "the disk quota is used up"),
         (errno.EFBIG, "the file would exceed the size limit"),
         (errno.EROFS, "the file system is read-only"),
-        (errno.EACCES, "there is no permission"),
-        (errno.EPERM, "there is no permission"),
+        (errno.EACCES, "permission is denied"),
+        (errno.EPERM, "permission is denied"),
         (errno.ENOTDIR, "a part of the path is a file"),
-        (errno.EEXIST, "a file stands where a folder is needed"),
+        (errno.EEXIST, "a file exists where a folder is needed"),
         (errno.EIO, os.strerror(errno.EIO)),
     ],
 )
@@ -60,8 +60,8 @@ def test_a_path_as_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["~nosuchuser/x", "a\0b", "\0", "a/\ud800"])
-def test_what_is_no_path(text: str) -> None:
-    with pytest.raises(UserError, match=r"is no path here .*: give another one") as caught:
+def test_an_invalid_path(text: str) -> None:
+    with pytest.raises(UserError, match=r"is not a valid path \(.*\): give another$") as caught:
         as_path(text)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -69,6 +69,8 @@ def test_what_is_no_path(text: str) -> None:
 @pytest.mark.parametrize("text", ["gs://bucket/data", "s3://x", "https://host/x", "file:///x"])
 def test_an_address_is_no_path(text: str) -> None:
     """It would be a folder called "gs:", with all that is written in it."""
-    with pytest.raises(UserError, match=r"is an address \(.*://\.\.\.\), no path on this machine"):
+    with pytest.raises(
+        UserError, match=r"is an address \(.*://\.\.\.\), not a path on this machine"
+    ):
         as_path(text)
     assert as_path("gs:/x") == Path("gs:/x")

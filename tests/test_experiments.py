@@ -82,7 +82,7 @@ def test_real_cifar10_for_one_epoch(tmp_path: Path, real_data: Path) -> None:
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def begin(workdir: Path, stand_in: str, *argv: str) -> subprocess.Popen[str]:
+def begin(workdir: Path, synthetic_cache: str, *argv: str) -> subprocess.Popen[str]:
     """Starts a long run and waits for its first epoch."""
     script = str(REPOSITORY / "experiments" / "mnist.py")
     process = subprocess.Popen(
@@ -90,7 +90,7 @@ def begin(workdir: Path, stand_in: str, *argv: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "JAXCNN_CACHE_DIR": stand_in},
+        env={**os.environ, "JAXCNN_CACHE_DIR": synthetic_cache},
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -100,11 +100,11 @@ def begin(workdir: Path, stand_in: str, *argv: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, stand_in: str) -> None:
+def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, synthetic_cache: str) -> None:
     workdir = tmp_path / "run"
     steps = []
     for name, status in (("SIGTERM", 143), ("SIGINT", 130)):
-        process = begin(workdir, stand_in, "--checkpoint-every", "0")
+        process = begin(workdir, synthetic_cache, "--checkpoint-every", "0")
         if name == "SIGTERM":
             second = start("mnist", *LONG, "--workdir", str(workdir))
             assert second.returncode == 2
@@ -170,7 +170,7 @@ def scarce(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Pat
 
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
-    scarce: tuple[Path, str], stand_in: str
+    scarce: tuple[Path, str], synthetic_cache: str
 ) -> None:
     workdir, limit = scarce
     argv = ["--epochs", "9", "--optimizer", "adam", "--keep", "9", "--no-compilation-cache"]
@@ -182,7 +182,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
         text=True,
         check=False,
         timeout=HANG,
-        env={**os.environ, "JAXCNN_CACHE_DIR": stand_in},
+        env={**os.environ, "JAXCNN_CACHE_DIR": synthetic_cache},
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

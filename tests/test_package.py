@@ -69,3 +69,57 @@ def test_every_exported_name_is_there() -> None:
         assert package.__doc__
         for exported in package.__all__:
             assert getattr(package, exported) is not None
+
+
+PACKAGE = Path(jaxcnn.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def functions(tree: ast.AST) -> list[ast.FunctionDef]:
+    """All functions and methods of a module, nested ones included."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def public_functions(tree: ast.AST) -> list[ast.FunctionDef]:
+    """The functions of a module and the methods of its classes that have no leading underscore."""
+    scopes = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef)]
+    found = [node for scope in scopes for node in scope.body if isinstance(node, ast.FunctionDef)]
+    return [function for function in found if not function.name.startswith("_")]
+
+
+def parameters(function: ast.FunctionDef) -> set[str]:
+    """The named parameters of a function, without self and cls."""
+    given = function.args
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    return {parameter.arg for parameter in named} - {"self", "cls"}
+
+
+@pytest.mark.xfail(strict=False, reason="some folders are still being documented")
+def test_functions_fit_a_screen_and_files_stay_short() -> None:
+    long = []
+    for path in FILES:
+        text = path.read_text()
+        if text.count("\n") > 350:
+            long.append(f"{path}: {text.count(chr(10))} lines")
+        for function in functions(ast.parse(text)):
+            lines = (function.end_lineno or 0) - function.lineno + 1
+            if lines > 80:
+                long.append(f"{path}:{function.lineno} {function.name}: {lines} lines")
+    assert long == []
+
+
+@pytest.mark.xfail(strict=False, reason="some folders are still being documented")
+def test_public_functions_document_their_parameters() -> None:
+    """Those with two or more; each is named under `Args:`."""
+    undocumented = []
+    for path in FILES:
+        for function in public_functions(ast.parse(path.read_text())):
+            names = parameters(function)
+            _, found, text = (ast.get_docstring(function) or "").partition("Args:\n")
+            documented = (
+                {line.strip().split(":")[0] for line in text.splitlines()} if found else set()
+            )
+            if len(names) >= 2 and not names <= documented:
+                missing = ", ".join(sorted(names - documented))
+                undocumented.append(f"{path}:{function.lineno} {function.name}: {missing}")
+    assert undocumented == []

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from jaxcnn.data import tfds
-from jaxcnn.data.dataset import Name, load_data
+from jaxcnn.data import decoding
+from jaxcnn.data.dataset import DatasetName, load_data
 from tests.official import Official
 
 # Imports every module of the package.
@@ -30,9 +30,9 @@ TRAINING = """
 import json, sys
 from tensorflow_datasets.core.download.checksums import UrlInfo
 from jaxcnn.cli.run import main
-from jaxcnn.data import builders, tfds
+from jaxcnn.data import builders, decoding
 name, workdir = sys.argv[1], sys.argv[3]
-archives, tfds.OFFICIAL[name] = json.loads(sys.argv[2])
+archives, decoding.OFFICIAL[name] = json.loads(sys.argv[2])
 infos = {url: UrlInfo(size, digest, url.rsplit("/", 1)[-1]) for url, size, digest in archives}
 builders.BUILDERS[name].urls = tuple(infos)
 builders.BUILDERS[name].url_infos = infos
@@ -73,7 +73,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 def test_download_prepare_and_decode_without_tensorflow(
-    name: Name, official: Official, monkeypatch: pytest.MonkeyPatch
+    name: DatasetName, official: Official, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finder = Finder()
     monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
@@ -88,7 +88,7 @@ def test_download_prepare_and_train_without_tensorflow(
     tmp_path: Path, name: str, official: Official
 ) -> None:
     archives = [(a.url, a.size, a.sha256) for a in official.archives]
-    known = json.dumps([archives, tfds.OFFICIAL[name]])
+    known = json.dumps([archives, decoding.OFFICIAL[name]])
     run(TRAINING + IMPORTS, name, known, str(tmp_path / "run"))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["dataset"], result["test_total"]) == (name, len(official.splits["test"]))

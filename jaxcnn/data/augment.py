@@ -1,4 +1,4 @@
-"""Random changes to training images, pure, keyed and on the device."""
+"""Augmentation of training images: pure functions of a key and a batch, run on the device."""
 
 import functools
 from collections.abc import Callable
@@ -11,17 +11,21 @@ from jax.scipy.ndimage import map_coordinates
 from jaxcnn.recipes.recipe import AugmentName
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
+"""(key[], images [B, H, W, C]) -> images of the same shape and dtype."""
 
-# Points a side of the noise that bends images.
+# Points along each side of the grid of random displacements, which are interpolated between them.
 _GRID = 6
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirrors each image left to right with probability 1/2.
+    """Flips each image horizontally with probability 1/2.
 
     Args:
         key: PRNG key[].
         images: [B, H, W, C] of any dtype.
+
+    Returns:
+        The images, of the same shape and dtype.
     """
     flips = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
     return jnp.where(flips, images[:, :, ::-1], images)
@@ -30,13 +34,16 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
 def random_shift(
     key: jax.Array, images: jax.Array, pixels: int, mode: Literal["constant", "reflect"]
 ) -> jax.Array:
-    """Moves each image by a whole number of pixels, uniform in +-`pixels` along both axes.
+    """Shifts each image by whole pixels, uniform in -pixels..pixels along each axis.
 
     Args:
         key: PRNG key[].
         images: [B, H, W, C] of any dtype.
-        pixels: the largest shift.
-        mode: what comes in at the edge, as in `jnp.pad`: zeros or the image's reflection.
+        pixels: the largest shift, in pixels.
+        mode: the padding at the edge, as in `jnp.pad`: zeros or the image's reflection.
+
+    Returns:
+        The images, of the same shape and dtype.
     """
     batch, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode=mode)
@@ -59,34 +66,38 @@ def random_distortion(
     pixels: float,
     elastic: float,
 ) -> jax.Array:
-    """Turns, stretches, slants, moves and bends each image, over zeros.
+    """Applies a random affine map and an elastic distortion to each image, padded with zeros.
 
-    All changes are of the coordinates, so that an image is sampled once, bilinearly. The bending
-    follows Simard, Steinkraus and Platt (2003), whose displacements are smoothed noise; here the
-    noise has a coarse grid and is interpolated cubically.
+    Both change the coordinates, so that every image is resampled once, bilinearly. The affine
+    parameters are uniform in -largest..largest. The elastic distortion follows Simard, Steinkraus
+    and Platt, Best Practices for Convolutional Neural Networks, 2003, whose displacements are
+    smoothed noise; here the noise lies on a coarse grid and is interpolated cubically.
 
     Args:
         key: PRNG key[].
         images: uint8[B, H, W, C].
-        rotation: the largest angle, in degrees.
-        scale: the largest logarithm of the factor along each axis.
-        shear: the largest horizontal shift, in pixels, a row away from the middle.
-        pixels: the largest shift along each axis.
-        elastic: standard deviation, in pixels, of what bends the image at the points of the grid.
+        rotation: largest angle, in degrees.
+        scale: largest logarithm of the scale factor along each axis.
+        shear: largest horizontal shift per row of distance from the centre, in pixels.
+        pixels: largest shift along each axis, in pixels.
+        elastic: standard deviation of the displacements at the points of the grid, in pixels.
+
+    Returns:
+        uint8[B, H, W, C].
     """
     batch, height, width, _ = images.shape
     affine_key, elastic_key = jax.random.split(key)
     largest = jnp.array([rotation * jnp.pi / 180, scale, scale, shear, pixels, pixels])
-    drawn = largest[:, None] * jax.random.uniform(affine_key, (6, batch), minval=-1, maxval=1)
-    angle, log_scale_y, log_scale_x, slant, down, right = drawn[:, :, None, None]
+    affine = largest[:, None] * jax.random.uniform(affine_key, (6, batch), minval=-1, maxval=1)
+    angle, log_scale_y, log_scale_x, slant, down, right = affine[:, :, None, None]
     y = (jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2)[None, :, None]
     x = (jnp.arange(width, dtype=jnp.float32) - (width - 1) / 2)[None, None, :]
     rows = jnp.exp(log_scale_y) * (jnp.sin(angle) * x + jnp.cos(angle) * y)
     columns = jnp.exp(log_scale_x) * (jnp.cos(angle) * x - jnp.sin(angle) * y) + slant * y
-    bend = elastic * jax.random.normal(elastic_key, (2, batch, _GRID, _GRID))
-    bend = jax.image.resize(bend, (2, batch, height, width), "cubic")
-    rows += (height - 1) / 2 + down + bend[0]
-    columns += (width - 1) / 2 + right + bend[1]
+    displacement = elastic * jax.random.normal(elastic_key, (2, batch, _GRID, _GRID))
+    displacement = jax.image.resize(displacement, (2, batch, height, width), "cubic")
+    rows += (height - 1) / 2 + down + displacement[0]
+    columns += (width - 1) / 2 + right + displacement[1]
 
     def sample(channel: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         return map_coordinates(channel, [rows, columns], order=1, mode="constant")
@@ -98,11 +109,18 @@ def random_distortion(
 
 
 def make_augment(name: AugmentName) -> Augment | None:
-    """Returns the augmentation of that name, or None for "none".
+    """Returns the augmentation of a recipe.
 
-    "shift" moves by up to 2 pixels over zeros and "distort" also turns, stretches, slants and
-    bends, for digits; "flip-shift" mirrors and moves by up to 4 pixels over the reflection, for
-    photographs.
+    Args:
+        name: "shift" (for digits): shifts of up to 2 pixels, padded with zeros.
+            "distort" (for digits): rotation of up to 8 degrees, scaling by up to 8 %, shear, shifts
+            of up to 1.5 pixels and an elastic distortion with standard deviation 0.4 px.
+            "flip-shift" (for photographs): horizontal flips, and shifts of up to 4 pixels, padded
+            by reflection.
+            "none": no augmentation.
+
+    Returns:
+        The augmentation, or None for "none".
     """
     if name == "none":
         return None
@@ -123,7 +141,15 @@ def make_augment(name: AugmentName) -> Augment | None:
 def make_normalize(
     mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[jax.Array], jax.Array]:
-    """Returns uint8[..., C] -> float32[..., C], (x / 255 - mean) / std, one number or C of them."""
+    """Returns the normalization (x / 255 - mean) / std of uint8[..., C] to float32[..., C].
+
+    Args:
+        mean: one value for all channels, or C values, in 0..1.
+        std: one value for all channels, or C values, positive.
+
+    Returns:
+        A function of the images.
+    """
 
     def normalize(images: jax.Array) -> jax.Array:
         x = images.astype(jnp.float32) / 255.0

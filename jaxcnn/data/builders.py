@@ -1,8 +1,8 @@
-"""TFDS's own builders of MNIST and CIFAR-10, taught to prepare without TensorFlow.
+"""TFDS's builders of MNIST and CIFAR-10, adapted to prepare the data without TensorFlow.
 
-The stock builders extract, parse and encode with TensorFlow. Here the archives are parsed with
-NumPy and the images handed over as PNG bytes, under the same keys, so that what lies on disk
-afterwards is what TFDS itself would have written: the same records in the same order.
+The stock builders extract, parse and encode the archives with TensorFlow. These parse them with
+NumPy and pass the images as PNG bytes under the same keys, so that the files on disk hold what
+TFDS itself would write: the same records in the same order.
 """
 
 import io
@@ -15,13 +15,14 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar, mnist
 
-from jaxcnn.data import archives
+from jaxcnn.data import archives, formats
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
+"""Pairs of a key, which decides the order on disk, and the features of an example."""
 
 
 class Mnist(mnist.MNIST, skip_registration=True):  # type: ignore[call-arg]
-    """MNIST from the four IDX files."""
+    """MNIST, prepared from its four IDX files."""
 
     name = "mnist"
     url_infos = mnist.MNIST.url_infos
@@ -41,20 +42,20 @@ class Mnist(mnist.MNIST, skip_registration=True):  # type: ignore[call-arg]
     def _generate_examples(
         self, images_path: os.PathLike[str], labels_path: os.PathLike[str]
     ) -> Examples:
-        images, labels = archives.read_idx(images_path), archives.read_idx(labels_path)
+        images, labels = formats.read_idx(images_path), formats.read_idx(labels_path)
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield index, {"image": _png(image), "label": int(label)}
 
 
 class Cifar10(cifar.Cifar10, skip_registration=True):  # type: ignore[call-arg]
-    """CIFAR-10 from its binary archive."""
+    """CIFAR-10, prepared from its binary archive."""
 
     name = "cifar10"
     url_infos = cifar.Cifar10.url_infos
     urls = ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
-        archive = archives.read_cifar(dl_manager.download(self.urls[0]))
+        archive = formats.read_cifar(dl_manager.download(self.urls[0]))
         self.info.features["label"].names = list(archive.class_names)
         return {
             split: self._generate_examples(split, batches)
@@ -76,7 +77,7 @@ BUILDERS: dict[str, Any] = {"mnist": Mnist, "cifar10": Cifar10}
 
 
 def official_archives(name: str) -> list[archives.Archive]:
-    """Returns the archives of a data set, with the sizes and checksums that TFDS registers."""
+    """Returns the archives of "mnist" or "cifar10", with the sizes and checksums in TFDS."""
     builder = BUILDERS[name]
     return [
         archives.Archive(url, int(builder.url_infos[url].size), builder.url_infos[url].checksum)
@@ -85,6 +86,7 @@ def official_archives(name: str) -> list[archives.Archive]:
 
 
 def _png(image: np.ndarray) -> io.BytesIO:
+    """Encodes uint8[H, W] or uint8[H, W, 3] as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "png")
     file.seek(0)

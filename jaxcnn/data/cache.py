@@ -1,4 +1,4 @@
-"""A cache of decoded arrays: written once, verified at every start, memory-mapped after."""
+"""A cache of decoded arrays: written once, verified at every start, then memory-mapped."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,43 +11,49 @@ from jaxcnn.errors import DataError, writing
 from jaxcnn.storage import document, manifest
 from jaxcnn.storage.atomic import locked, replacing
 
-# Part of every manifest: raised when the layout changes, so that older caches are rebuilt.
+# Part of every manifest. Increased when the layout changes, so that older caches are rebuilt.
 _FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Named arrays and the class names that belong to them."""
+    """The decoded arrays of a data set.
+
+    Attributes:
+        arrays: by name, for example "train_images".
+        class_names: by label.
+    """
 
     arrays: dict[str, np.ndarray]
     class_names: tuple[str, ...]
 
 
-def load(
+def load_or_build(
     folder: Path,
     *,
     fingerprint: dict[str, Any],
     build: Callable[[], Arrays],
     report: Callable[[str], None] = lambda line: None,
 ) -> Arrays:
-    """Opens the cache in `folder`, or builds it where it is absent, stale or damaged.
+    """Opens the cache in `folder`, or builds it if it is absent, stale or damaged.
 
-    A cache counts only if every byte of it has the SHA-256 that its manifest states and the
-    manifest has this very `fingerprint`. Processes that start together build it once: one holds
-    the lock, and a finished cache appears under its name in one step.
+    A cache is valid if its manifest has the same `fingerprint` and every file has the SHA-256 that
+    the manifest states. Of processes that start together one holds the lock and builds the cache,
+    which appears under its name in a single rename; the others wait for it.
 
     Args:
-        folder: of this cache.
-        fingerprint: what the arrays were made from, as JSON values; another one means stale.
+        folder: the folder of this cache.
+        fingerprint: identifies the source of the arrays, as JSON values. A cache with another
+            fingerprint is stale.
         build: makes the arrays.
-        report: called with a line of text when a cache is thrown away.
+        report: called with a line of text when a cache is discarded.
 
     Returns:
         The arrays, memory-mapped and read-only.
 
     Raises:
         WriteError: the folder cannot be written.
-        DataError: what was written does not read back.
+        DataError: the cache differs from what was just written.
     """
     arrays, _ = _open(folder, fingerprint)
     if arrays is not None:
@@ -65,18 +71,18 @@ def load(
     arrays, defect = _open(folder, fingerprint)
     if arrays is None:
         raise DataError(
-            f"the cache {folder} does not read back as written ({defect}): "
-            "check the disk, or set JAXCNN_CACHE_DIR to another one"
+            f"the cache {folder} does not read back as written ({defect}): check the disk, or set "
+            "JAXCNN_CACHE_DIR to a folder on another one"
         )
     return arrays
 
 
 def _open(folder: Path, fingerprint: dict[str, Any]) -> tuple[Arrays | None, str]:
-    """Returns the verified arrays, or None and what is wrong with them (empty: nothing there)."""
+    """Returns the verified arrays, or None and the defect (empty if there is no cache)."""
     try:
         content = manifest.read(folder)
         if content.get("format") != _FORMAT or content.get("fingerprint") != fingerprint:
-            return None, "it was made from another version of the data"
+            return None, "it was built from another version of the data"
         manifest.verify(folder)
         document.check(content["class_names"], [str], "class_names")
         arrays = {
@@ -91,8 +97,9 @@ def _open(folder: Path, fingerprint: dict[str, Any]) -> tuple[Arrays | None, str
 
 
 def _write(folder: Path, fingerprint: dict[str, Any], built: Arrays) -> None:
+    """Writes a new cache, each array as a .npy file, and its manifest."""
     for name, array in built.arrays.items():
-        # Not np.save: it reports a full disk without saying so.
+        # Not np.save, whose error for a full disk does not name the cause.
         with (folder / f"{name}.npy").open("wb") as file:
             header = np.lib.format.header_data_from_array_1_0(array)
             np.lib.format.write_array_header_1_0(file, header)

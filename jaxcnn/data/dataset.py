@@ -1,4 +1,4 @@
-"""The data set that the networks train on, and `load`, which gets it from wherever it is."""
+"""A data set in memory, and `load_data`, which prepares, caches or generates it."""
 
 import os
 from collections.abc import Callable
@@ -13,13 +13,11 @@ from jaxcnn.errors import DataError, DataUnavailableError
 if TYPE_CHECKING:
     from jaxcnn.data.cache import Arrays
 
-
-Name = Literal["mnist", "cifar10"]
-Source = Literal["auto", "real", "synthetic"]
-
+DatasetName = Literal["mnist", "cifar10"]
+SourceName = Literal["auto", "real", "synthetic"]
 
 CLASSES = 10
-"""That the networks tell apart."""
+"""Number of classes of both data sets."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +38,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits of a data set and what they are.
+    """Both splits of a data set.
 
-    What can only mean one thing is taken: images and labels of any integer type, images [N, H, W],
-    labels [N, 1] or in a list; see `checked`.
+    Unambiguous variants of the arrays are converted: images and labels of any integer type, images
+    [N, H, W], labels [N, 1] or in a list; see `validate_split`.
 
     Attributes:
-        name: what the pictures really are: "mnist", "cifar10", "synthetic-mnist" or
-            "synthetic-cifar10".
-        version: of the data set.
+        name: "mnist", "cifar10", "synthetic-mnist", "synthetic-cifar10" or a user's own name.
+        version: the version of the data set.
         train: the training split.
         test: the test split.
-        class_names: the name of each label; those that are missing are called by their number.
-        notice: why a stand-in is used, for the user to read; empty for the real data.
+        class_names: ten names, by label; a missing one is replaced by its label.
+        notice: why the synthetic data set is used, as text for the user; empty for real data.
 
     Raises:
-        DataError: a split is no such thing.
+        DataError: a split is invalid, or the splits or class names do not fit together.
     """
 
     name: str
@@ -66,10 +63,8 @@ class Dataset:
     notice: str = ""
 
     def __post_init__(self) -> None:
-        train, test = (
-            checked(split, f"the {name} split")
-            for name, split in (("training", self.train), ("test", self.test))
-        )
+        train = validate_split(self.train, "the training split")
+        test = validate_split(self.test, "the test split")
         if train.images.shape[1:] != test.images.shape[1:]:
             shapes = f"{list(train.images.shape)} and {list(test.images.shape)}"
             raise DataError(
@@ -80,65 +75,72 @@ class Dataset:
         if len(names) > CLASSES:
             raise DataError(f"there are {len(names)} class names: give at most {CLASSES}")
         names += tuple(map(str, range(len(names), CLASSES)))
-        changed = {"train": train, "test": test, "class_names": names}
-        for name, value in changed.items():
+        converted = {"train": train, "test": test, "class_names": names}
+        for name, value in converted.items():
             object.__setattr__(self, name, value)
 
     @property
     def is_real(self) -> bool:
-        """Whether these are the real pictures and not the synthetic stand-in."""
+        """Whether the images are not those of a synthetic data set."""
         return not self.name.startswith("synthetic-")
 
 
-def checked(split: Split, where: str) -> Split:
-    """Returns a split as it is documented: uint8[N, H, W, C] images and int32[N] labels.
+def validate_split(split: Split, where: str) -> Split:
+    """Converts a split to its documented form, if that is possible without ambiguity.
 
     Args:
-        split: what has been given as one.
-        where: what to call it.
+        split: images and labels as given by a user.
+        where: what error messages call the split.
+
+    Returns:
+        The split with images uint8[N, H, W, C] and labels int32[N].
 
     Raises:
-        DataError: its images or labels could mean several things, or nothing.
+        DataError: the images or labels are ambiguous or invalid.
     """
-    images = checked_images(split.images, f"the images of {where}")
+    images = validate_images(split.images, f"the images of {where}")
     labels = np.asanyarray(split.labels)
     what = f"the labels of {where} are {labels.dtype}{list(labels.shape)}"
     if labels.ndim == 2 and labels.shape[1] > 1:
-        raise DataError(f"{what}: give one number for each image, labels.argmax(-1) say")
+        raise DataError(f"{what}: give one number for each image, for example labels.argmax(-1)")
     if labels.dtype.kind not in "iu" and labels.size:
         raise DataError(f"{what}, the first {labels.flat[0]!r}: give integers")
     if labels.shape not in ((labels.size,), (labels.size, 1)):
         raise DataError(f"{what}: give one number for each image")
     labels = labels.reshape(-1)
     if len(labels) != len(images):
-        raise DataError(f"{where} has {len(images)} images and {len(labels)} labels: give as many")
+        raise DataError(
+            f"{where} has {len(images)} images and {len(labels)} labels: give one label for each "
+            "image"
+        )
     if labels.size and not 0 <= labels.min() <= labels.max() < CLASSES:
         first = int(np.flatnonzero((labels < 0) | (labels >= CLASSES))[0])
         raise DataError(
-            f"{where} has a label {labels[first]}, at position {first}: give labels from 0 to "
-            f"{CLASSES - 1}, the classes that the networks tell apart"
+            f"{where} has the label {labels[first]} at position {first}: give labels from 0 to "
+            f"{CLASSES - 1}"
         )
     return Split(images, labels.astype(np.int32, copy=False))
 
 
-def checked_images(images: np.ndarray, what: str) -> np.ndarray:
-    """Returns images as uint8[N, H, W, C].
+def validate_images(images: np.ndarray, what: str) -> np.ndarray:
+    """Converts images to uint8[N, H, W, C], if that is possible without ambiguity.
 
     Args:
-        images: of any integer type; without the last axis they have one channel.
-        what: to call them.
+        images: [N, H, W, C], or [N, H, W] for one channel, of any integer type, 0..255.
+        what: what error messages call the images.
+
+    Returns:
+        uint8[N, H, W, C], without a copy if they have that type.
 
     Raises:
-        DataError: they could mean several things, or nothing.
+        DataError: the images are ambiguous or invalid.
     """
     images = np.asanyarray(images)
     what = f"{what} are {images.dtype}{list(images.shape)}"
     if images.dtype.kind not in "iu":
-        first = (
-            f", the greatest {images.max()!s}" if images.size and images.dtype.kind == "f" else ""
-        )
+        largest = f" up to {images.max()!s}" if images.size and images.dtype.kind == "f" else ""
         raise DataError(
-            f"{what}{first}: give integers from 0 to 255; of floats from 0 to 1 that is "
+            f"{what}{largest}: give integers from 0 to 255; floats from 0 to 1 are converted by "
             "(255 * images).round().astype(numpy.uint8)"
         )
     if images.ndim == 3:
@@ -149,97 +151,107 @@ def checked_images(images: np.ndarray, what: str) -> np.ndarray:
         raise DataError(f"{what}: the channels come last, give images.transpose(0, 2, 3, 1)")
     if images.dtype != np.uint8:
         if images.size and not 0 <= images.min() <= images.max() <= 255:
-            raise DataError(f"{what}, {images.min()} to {images.max()}: give levels from 0 to 255")
+            raise DataError(f"{what}, {images.min()} to {images.max()}: give values from 0 to 255")
         images = images.astype(np.uint8)
     return images
 
 
 def load_data(
-    name: Name,
+    name: DatasetName,
     *,
-    source: Source = "real",
+    source: SourceName = "real",
     data_dir: str | os.PathLike[str] | None = None,
     archive_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
-    """Loads a data set as memory-mapped arrays, preparing and decoding it the first time.
+    """Loads a data set as memory-mapped arrays; the first call prepares and decodes it.
 
     Args:
         name: "mnist" or "cifar10".
-        source: "real" takes the real data or fails; "synthetic" draws the stand-in; "auto" takes
-            the real data where it can be had and the stand-in otherwise.
-        data_dir: where TFDS keeps prepared data sets. Default: `TFDS_DATA_DIR`, then
+        source: "real": the real data, or an error; "synthetic": the synthetic data set of the same
+            form; "auto": the real data if it is available, otherwise the synthetic data set.
+        data_dir: the folder of TFDS's prepared data sets. Default: `TFDS_DATA_DIR`, then
             `~/tensorflow_datasets`.
         archive_dir: a folder that holds the official archives, used instead of a download.
             Default: `JAXCNN_ARCHIVE_DIR`.
-        cache_dir: where decoded arrays are kept. Default: `JAXCNN_CACHE_DIR`, then the user's
+        cache_dir: the folder of decoded arrays. Default: `JAXCNN_CACHE_DIR`, then the user's
             cache folder.
-        seed: of the synthetic stand-in; the real data ignores it.
-        report: called with a line of text whenever something slow begins.
+        seed: the seed of the synthetic data set; ignored for real data.
+        report: called with a line of text before each slow operation.
 
     Returns:
-        The data set, train and test as uint8[N, H, W, C] images and int32[N] labels.
+        The data set, with images uint8[N, H, W, C] and labels int32[N].
 
     Raises:
-        ValueError: `name` or `source` is none of those listed.
-        DataError: the data cannot be had or read; the message says what to do.
-        WriteError: it cannot be prepared or cached where it should be.
+        ValueError: `name` or `source` is not one of those listed.
+        DataError: the data is unavailable or cannot be read; the message states the remedy.
+        WriteError: the data cannot be prepared or cached in its folder.
     """
-    if name not in get_args(Name):
-        raise ValueError(f"name must be one of {', '.join(get_args(Name))}, got {name!r}")
-    if source not in get_args(Source):
-        raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
-    # Imported here: who brings arrays of their own needs none of what loading needs.
-    from jaxcnn.data import cache, tfds
+    if name not in get_args(DatasetName):
+        raise ValueError(f"name must be one of {', '.join(get_args(DatasetName))}, got {name!r}")
+    if source not in get_args(SourceName):
+        raise ValueError(f"source must be one of {', '.join(get_args(SourceName))}, got {source!r}")
+    # Imported here: a data set of the user's own arrays needs none of these.
+    from jaxcnn.data import cache, decoding, tfds
     from jaxcnn.storage import atomic
     from jaxcnn.storage.manifest import short_digest
 
     cache_root = atomic.cache_root(cache_dir)
     if source == "synthetic":
-        notice = "the synthetic stand-in was asked for"
+        notice = "the synthetic data set was requested"
         return _load_synthetic(name, seed, cache_root, notice, report)
     try:
-        prepared = tfds.locate_or_prepare(name, data_dir, archive_dir, report)
+        prepared = tfds.find_or_prepare(name, data_dir, archive_dir, report)
     except DataUnavailableError as error:
         if source != "auto":
             raise
         return _load_synthetic(name, seed, cache_root, str(error), report)
-    arrays = cache.load(
+    arrays = cache.load_or_build(
         cache_root / f"{name}-{prepared.version}-{short_digest(str(prepared.folder))}",
         fingerprint=prepared.fingerprint(),
-        build=lambda: tfds.decode(prepared, report),
+        build=lambda: decoding.decode_prepared(prepared, report),
         report=report,
     )
-    return _dataset(name, prepared.version, arrays)
+    return _from_arrays(name, prepared.version, arrays)
 
 
 def _load_synthetic(
-    name: Name, seed: int, cache_root: Path, notice: str, report: Callable[[str], None]
+    name: DatasetName, seed: int, cache_root: Path, notice: str, report: Callable[[str], None]
 ) -> Dataset:
-    # Imported here: drawing needs SciPy, which the real data does not.
+    """Loads the synthetic data set from its cache; the first call for a seed generates it.
+
+    Args:
+        name: of the real data set whose form it has.
+        seed: a non-negative integer.
+        cache_root: the folder of all caches.
+        notice: why it is used, see `Dataset`.
+        report: called with a line of text before it is generated.
+    """
+    # Imported here: the generator needs SciPy, the real data does not.
     from jaxcnn.data import cache, synthetic
     from jaxcnn.data.cache import Arrays
 
     def build() -> Arrays:
-        report(f"drawing the synthetic stand-in for {name}, once")
+        report(f"generating the synthetic data set for {name}, once")
         arrays: dict[str, np.ndarray] = {}
         for split in ("train", "test"):
-            images, labels = synthetic.draw(name, split, seed=seed)
+            images, labels = synthetic.generate_split(name, split, seed=seed)
             arrays |= {f"{split}_images": images, f"{split}_labels": labels}
         return Arrays(arrays, synthetic.CLASS_NAMES[name])
 
-    arrays = cache.load(
+    arrays = cache.load_or_build(
         cache_root / f"synthetic-{name}-{synthetic.VERSION}-{seed}",
         fingerprint={"generator": synthetic.VERSION, "seed": seed},
         build=build,
         report=report,
     )
-    return _dataset(f"synthetic-{name}", synthetic.VERSION, arrays, notice)
+    return _from_arrays(f"synthetic-{name}", synthetic.VERSION, arrays, notice)
 
 
-def _dataset(name: str, version: str, arrays: "Arrays", notice: str = "") -> Dataset:
+def _from_arrays(name: str, version: str, arrays: "Arrays", notice: str = "") -> Dataset:
+    """Returns the data set of decoded arrays; the other arguments are its attributes."""
     train, test = (
         Split(arrays.arrays[f"{split}_images"], arrays.arrays[f"{split}_labels"])
         for split in ("train", "test")

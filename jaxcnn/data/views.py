@@ -1,4 +1,4 @@
-"""Views of an image whose answers are averaged: test-time augmentation."""
+"""Test-time augmentation: views of an image, over which the predictions are averaged."""
 
 from collections.abc import Callable
 
@@ -8,16 +8,22 @@ import jax.numpy as jnp
 from jaxcnn.recipes.recipe import NetworkName
 
 Views = Callable[[jax.Array], jax.Array]
+"""uint8[B, H, W, C] -> uint8[V, B, H, W, C]."""
 
-# Rows down and columns to the right.
+# Pixels down and to the right.
 _SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
 
 
 def make_views(network: NetworkName) -> Views:
-    """Returns uint8[B, H, W, C] -> uint8[V, B, H, W, C], the image itself the first view.
+    """Returns the function that makes the V views of each image; the first is the image itself.
 
-    Digits are seen at their place and one pixel off in each direction, over zeros (V = 5);
-    photographs likewise over their reflection, and all of that mirrored (V = 10).
+    Args:
+        network: "mnist": the image and its shifts by one pixel in each direction, padded with
+            zeros (V = 5). "cifar10": the same shifts, padded by reflection, and their horizontal
+            flips (V = 10).
+
+    Returns:
+        uint8[B, H, W, C] -> uint8[V, B, H, W, C].
     """
 
     def shifted(images: jax.Array, mode: str) -> list[jax.Array]:

@@ -1,6 +1,6 @@
-"""Matplotlib for the project's pictures: without pyplot, and with settings of the project's own.
+"""Matplotlib for reports and studies: without pyplot, in matplotlib's default settings.
 
-Pyplot's figures and backend are the user's, who may work in a notebook.
+Pyplot's figures, its backend and the settings are the user's, who may work in a notebook.
 """
 
 import contextlib
@@ -11,21 +11,21 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxcnn.storage import atomic
 
 
 def _import_matplotlib() -> None:
-    """Imports it, if need be without what the environment says of its backend and its folders.
+    """Imports matplotlib, if necessary without the variables for its backend and its folder.
 
-    That may be of another environment's notebook, or a path that cannot be; the pictures need
+    They may belong to another environment's notebook or name an impossible path; the figures need
     neither.
     """
     try:
         importlib.import_module("matplotlib").get_cachedir()
     except (ValueError, RuntimeError, OSError):
-        if "matplotlib" not in sys.modules:  # then parts of it are
+        if "matplotlib" not in sys.modules:  # the import failed and left parts of it
             for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
                 del sys.modules[name]
         names = ("MPLBACKEND", "MPLCONFIGDIR")
@@ -33,7 +33,7 @@ def _import_matplotlib() -> None:
         with tempfile.TemporaryDirectory(prefix="matplotlib-") as folder:
             os.environ["MPLCONFIGDIR"] = folder
             try:
-                # It remembers its folder, and is content with one that is not there any more.
+                # Matplotlib caches the folder's name, and works when the folder is gone.
                 importlib.import_module("matplotlib").get_cachedir()
                 importlib.import_module("matplotlib.font_manager")
             finally:
@@ -55,6 +55,7 @@ from matplotlib.ticker import (  # noqa: E402
 )
 
 __all__ = [
+    "DPI",
     "Axes",
     "ConstrainedLayoutEngine",
     "Figure",
@@ -64,13 +65,18 @@ __all__ = [
     "NullFormatter",
     "own_settings",
     "save",
+    "style_axes",
     "subplots",
+    "use_log_scale",
 ]
+
+DPI = 130
+"""Pixels per inch of the saved figures."""
 
 
 @contextlib.contextmanager
 def own_settings() -> Iterator[None]:
-    """Draws as matplotlib does by itself, and puts the settings of the user back."""
+    """Applies matplotlib's default settings in a block, and restores the user's after it."""
     with mpl.rc_context():
         mpl.rcdefaults()
         yield
@@ -84,24 +90,59 @@ def subplots(
     layout: Any = "constrained",
     squeeze: bool = True,
 ) -> tuple[Figure, Any]:
-    """Returns a figure that pyplot does not know, and its axes, as pyplot's `subplots` does."""
+    """Makes a figure that is unknown to pyplot, and its axes, as `pyplot.subplots` does.
+
+    Args:
+        rows: number of rows of axes.
+        columns: number of columns of axes.
+        figsize: width and height, in inches.
+        layout: see `matplotlib.figure.Figure`.
+        squeeze: whether dimensions of size one are removed from the array of axes.
+
+    Returns:
+        The figure and its axes, a single one or an array.
+    """
     figure = Figure(figsize=figsize, layout=layout)
     return figure, figure.subplots(rows, columns, squeeze=squeeze)
 
 
+def style_axes(axes: Axes, grid: Literal["none", "y", "both"] = "none") -> None:
+    """Applies the style of the project: no frame above and to the right, a faint grid.
+
+    Args:
+        axes: the axes.
+        grid: the axis whose ticks have grid lines.
+    """
+    axes.spines[["top", "right"]].set_visible(False)
+    if grid != "none":
+        axes.grid(axis=grid, alpha=0.3)
+
+
+def use_log_scale(axes: Axes) -> None:
+    """Makes the y axis logarithmic, with plain numbers at 1, 2, 3 and 5 times powers of ten."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def save(figures: dict[str, Figure], folder: Path) -> dict[str, Path]:
-    """Writes figures as PNG files, each whole or not at all.
+    """Writes figures as PNG files of 130 pixels per inch, each atomically.
+
+    Args:
+        figures: by name.
+        folder: where the files `<name>.png` are written.
 
     Returns:
-        Their paths by name.
+        The paths of the files, by name.
 
     Raises:
-        WriteError: one cannot be written.
+        WriteError: a file cannot be written.
     """
     paths = {}
     for name, figure in figures.items():
         paths[name] = folder / f"{name}.png"
         content = io.BytesIO()
-        figure.savefig(content, dpi=130, format="png")
+        figure.savefig(content, dpi=DPI, format="png")
         atomic.write(paths[name], content.getvalue())
     return paths

@@ -1,6 +1,6 @@
-"""The pictures of a run: what the network saw, how it learned, and what it gets wrong."""
+"""The figures of a run: images, learning curves, the network, its predictions and mistakes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,55 +8,63 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.data.augment import make_augment
-from jaxcnn.data.dataset import Dataset
+from jaxcnn.data.dataset import CLASSES, Dataset
 from jaxcnn.report.analysis import Analysis
 from jaxcnn.report.drawing import (
     Axes,
     ConstrainedLayoutEngine,
     Figure,
     FixedLocator,
-    LogLocator,
     MaxNLocator,
-    NullFormatter,
+    style_axes,
     subplots,
+    use_log_scale,
 )
 from jaxcnn.train.result import EpochRecord
 from jaxcnn.train.trained import Trained
 
-# Told apart by the colour-blind too.
+# Blue and vermilion of Okabe and Ito's palette, which colour-blind readers can distinguish.
 _TRAIN, _TEST, _WRONG = "#0072B2", "#D55E00", "#B22222"
-_CONVOLUTIONS_SHOWN = 16
-# In percent: where an accuracy of 100 % lies on a logarithmic axis of errors.
+_MOST_MAPS = 16  # feature maps shown of a layer
+# In percent: the error at which an accuracy of 100 % is shown on the logarithmic axis of errors.
 _LEAST_ERROR = 0.02
 _ACCURACY_TICKS = (0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 100)
 
 
-def draw(
-    network: Trained, dataset: Dataset, history: Sequence[EpochRecord], found: Analysis
+def plot_run(
+    network: Trained, dataset: Dataset, history: Sequence[EpochRecord], analysis: Analysis
 ) -> dict[str, Figure]:
-    """Draws the pictures of a run, by their names.
+    """Plots all figures of a run.
 
     Args:
-        network: as trained.
-        dataset: that it was trained on.
-        history: of the epochs.
-        found: its answers to the test images.
+        network: the trained network.
+        dataset: the data set it was trained on.
+        history: a record for each epoch.
+        analysis: the network's predictions on the test images.
+
+    Returns:
+        The figures by name, which is also the name of the file.
     """
-    pictures: dict[str, Callable[[], Figure]] = {
-        "samples": lambda: samples(network, dataset),
-        "learning-curves": lambda: learning_curves(history),
-        "feature-maps": lambda: maps(network, dataset),
-        "kernels": lambda: kernels(network),
-        "confusion": lambda: confusion(found, dataset.class_names),
-        "mistakes": lambda: mistakes(found, dataset),
-        "reliability": lambda: reliability(found),
-        "classes": lambda: classes(found, dataset.class_names),
+    return {
+        "samples": plot_samples(network, dataset),
+        "learning-curves": plot_learning_curves(history),
+        "feature-maps": plot_feature_maps(network, dataset),
+        "kernels": plot_kernels(network),
+        "confusion": plot_confusion(analysis, dataset.class_names),
+        "mistakes": plot_mistakes(analysis, dataset),
+        "reliability": plot_reliability(analysis),
+        "classes": plot_class_accuracy(analysis, dataset.class_names),
     }
-    return {name: make() for name, make in pictures.items()}
 
 
-def samples(network: Trained, dataset: Dataset, columns: int = 10) -> Figure:
-    """A training image of each class, and below it three augmented versions."""
+def plot_samples(network: Trained, dataset: Dataset, columns: int = 10) -> Figure:
+    """Plots a training image of each class, and below it three augmented versions.
+
+    Args:
+        network: its recipe states the augmentation.
+        dataset: the data set it was trained on.
+        columns: number of classes to show, at most.
+    """
     labels = np.unique(dataset.train.labels)[:columns]
     positions = [int(np.flatnonzero(dataset.train.labels == label)[0]) for label in labels]
     images = np.asarray(dataset.train.images[positions])
@@ -65,17 +73,17 @@ def samples(network: Trained, dataset: Dataset, columns: int = 10) -> Figure:
     if augment is not None:
         keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), 3)
         rows += [np.asarray(augment(key, jnp.asarray(images))) for key in keys]
-    figure, axes = _grid(len(rows), len(images), 1.05)
+    figure, axes = _make_grid(len(rows), len(images), 1.05)
     for row, shown in zip(axes, rows, strict=True):
         for axis, image in zip(row, shown, strict=True):
-            _image(axis, image)
+            _show_image(axis, image)
     for axis, label in zip(axes[0], labels, strict=True):
         axis.set_title(dataset.class_names[label], fontsize=9)
     return figure
 
 
-def learning_curves(history: Sequence[EpochRecord]) -> Figure:
-    """Loss and accuracy by epoch, on training images (in training mode) and test images."""
+def plot_learning_curves(history: Sequence[EpochRecord]) -> Figure:
+    """Plots loss and accuracy by epoch, on training images (in training mode) and test images."""
     figure, axes = subplots(1, 2, figsize=(9, 3.6))
     epochs = [record.epoch for record in history]
     for axis, name, scale in ((axes[0], "loss", 1), (axes[1], "accuracy", 100)):
@@ -84,18 +92,14 @@ def learning_curves(history: Sequence[EpochRecord]) -> Figure:
             axis.plot(epochs, values, style, marker="o", ms=3, color=colour, label=split)
         axis.set(xlabel="epoch", ylabel="loss, nats" if scale == 1 else "accuracy, %")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axis.grid(axis="y", alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
+        style_axes(axis, grid="y")
     least, most = axes[0].dataLim.intervaly
     if most > 5 * least:
-        axes[0].set_yscale("log")
-        axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes[0].yaxis.set_major_formatter("{x:g}")
-        axes[0].yaxis.set_minor_formatter(NullFormatter())
+        use_log_scale(axes[0])
     least, most = axes[1].dataLim.intervaly
     if 100 - least > 10 * (100 - most):
-        # By the logarithm of the error: else all but the first epochs lie on one line.
-        axes[1].set_yscale("function", functions=(_by_error, _percent_at))
+        # By the logarithm of the error: otherwise all but the first epochs coincide.
+        axes[1].set_yscale("function", functions=(_to_log_error, _to_percent))
         axes[1].yaxis.set_major_locator(FixedLocator(_ACCURACY_TICKS))
         axes[1].yaxis.set_major_formatter("{x:g}")
         axes[1].set_ylabel("accuracy, % (log scale of errors)")
@@ -103,48 +107,63 @@ def learning_curves(history: Sequence[EpochRecord]) -> Figure:
     return figure
 
 
-def _by_error(percent: np.ndarray) -> np.ndarray:
+def _to_log_error(percent: np.ndarray) -> np.ndarray:
+    """Maps an accuracy in percent to its position on the axis, minus the log of the error."""
     return -np.log10(np.maximum(100 + _LEAST_ERROR - percent, _LEAST_ERROR))
 
 
-def _percent_at(place: np.ndarray) -> np.ndarray:
-    return 100 + _LEAST_ERROR - 10.0**-place
+def _to_percent(position: np.ndarray) -> np.ndarray:
+    """Inverts `_to_log_error`."""
+    return 100 + _LEAST_ERROR - 10.0**-position
 
 
-def maps(network: Trained, dataset: Dataset, count: int = 3) -> Figure:
-    """The feature maps of every convolution for some test images, a column for each layer."""
+def plot_feature_maps(network: Trained, dataset: Dataset, count: int = 3) -> Figure:
+    """Plots the feature maps of test images, a row for each image and a column for each layer.
+
+    Args:
+        network: the trained network.
+        dataset: the data set it was trained on.
+        count: number of test images, at most.
+    """
     images = np.asarray(dataset.test.images[:count])
     layers = network.feature_maps(images)
-    figure, axes = _grid(len(images), 1 + len(layers), 1.5)
+    figure, axes = _make_grid(len(images), 1 + len(layers), 1.5)
     for row, image in zip(axes, images, strict=True):
-        _image(row[0], image)
+        _show_image(row[0], image)
     for column, (name, values) in enumerate(layers.items(), start=1):
         axes[0][column].set_title(f"{name}: {values.shape[-1]} maps", fontsize=9)
-        for row, own in zip(axes, values, strict=True):
-            shown = own[..., :_CONVOLUTIONS_SHOWN]
-            row[column].imshow(_mosaic(shown), cmap="magma", interpolation="nearest")
+        for row, maps in zip(axes, values, strict=True):
+            shown = maps[..., :_MOST_MAPS]
+            row[column].imshow(_arrange_maps(shown), cmap="magma", interpolation="nearest")
     axes[0][0].set_title("image", fontsize=9)
     return figure
 
 
-def _mosaic(values: np.ndarray) -> np.ndarray:
-    """Arranges [H, W, C] as a square of C pictures, each from its own minimum to its maximum."""
+def _arrange_maps(values: np.ndarray) -> np.ndarray:
+    """Arranges C feature maps in a square, each scaled from its minimum (0) to its maximum (1).
+
+    Args:
+        values: float[H, W, C].
+
+    Returns:
+        float[H', W'], NaN between and after the maps.
+    """
     height, width, count = values.shape
     side = int(np.ceil(count**0.5))
     canvas = np.full((side * (height + 1) - 1, side * (width + 1) - 1), np.nan)
     for index in range(count):
-        one = values[..., index]
+        map_ = values[..., index]
         top, left = index // side * (height + 1), index % side * (width + 1)
-        spread = max(float(np.ptp(one)), 1e-9)
-        canvas[top : top + height, left : left + width] = (one - one.min()) / spread
+        spread = max(float(np.ptp(map_)), 1e-9)
+        canvas[top : top + height, left : left + width] = (map_ - map_.min()) / spread
     return canvas
 
 
-def kernels(network: Trained) -> Figure:
-    """The kernels of the first convolution: of each filter, one picture for each input channel."""
+def plot_kernels(network: Trained) -> Figure:
+    """Plots the first convolution's kernels, a column for each filter, a row for each channel."""
     kernel = np.asarray(network.variables["params"]["conv1"]["kernel"])
     _, _, channels, filters = kernel.shape
-    figure, axes = _grid(channels, filters, 1.3)
+    figure, axes = _make_grid(channels, filters, 1.3)
     limit = float(np.abs(kernel).max())
     names = ("red", "green", "blue") if channels == 3 else ("",)
     for channel, row in enumerate(axes):
@@ -157,52 +176,64 @@ def kernels(network: Trained) -> Figure:
     return figure
 
 
-def confusion(found: Analysis, names: Sequence[str]) -> Figure:
-    """Pictures by label and answer; the colour is of the mistakes."""
+def plot_confusion(analysis: Analysis, names: Sequence[str]) -> Figure:
+    """Plots the number of images by label and prediction; the colour shows the mistakes.
+
+    Args:
+        analysis: the predictions.
+        names: the class names.
+    """
     figure, axis = subplots(figsize=(6.4, 5.6))
-    counts = found.confusion
-    wrong = np.where(np.eye(10, dtype=bool), np.nan, counts.astype(float))
-    highest = max(float(np.nanmax(wrong)), 1.0)
-    axis.imshow(wrong, cmap="Oranges", vmin=0, vmax=highest)
-    for label, answer in np.ndindex(10, 10):
-        count = int(counts[label, answer])
+    counts = analysis.confusion
+    mistakes = np.where(np.eye(CLASSES, dtype=bool), np.nan, counts.astype(float))
+    highest = max(float(np.nanmax(mistakes)), 1.0)
+    axis.imshow(mistakes, cmap="Oranges", vmin=0, vmax=highest)
+    for label, prediction in np.ndindex(CLASSES, CLASSES):
+        count = int(counts[label, prediction])
         if count:
-            right = label == answer
-            dark = not right and count > 0.6 * highest
+            correct = label == prediction
+            on_dark = not correct and count > 0.6 * highest
             axis.text(
-                answer,
+                prediction,
                 label,
                 str(count),
                 ha="center",
                 va="center",
                 fontsize=8,
-                color="white" if dark else "#444444" if right else "black",
-                fontweight="bold" if right else "normal",
+                color="white" if on_dark else "#444444" if correct else "black",
+                fontweight="bold" if correct else "normal",
             )
-    turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 2 else {}
-    axis.set_xticks(range(10), names, **turned)
-    axis.set_yticks(range(10), names)
-    axis.set(xlabel="answer", ylabel="label")
+    rotated = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 2 else {}
+    axis.set_xticks(range(CLASSES), names, **rotated)
+    axis.set_yticks(range(CLASSES), names)
+    axis.set(xlabel="prediction", ylabel="label")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     return figure
 
 
-def mistakes(found: Analysis, dataset: Dataset, count: int = 20) -> Figure:
-    """The wrong answers with the highest confidence."""
-    positions = found.mistakes(count)
+def plot_mistakes(analysis: Analysis, dataset: Dataset, count: int = 20) -> Figure:
+    """Plots the wrong predictions with the highest confidence.
+
+    Args:
+        analysis: the predictions on the test images.
+        dataset: the data set.
+        count: number of images, at most.
+    """
+    names = dataset.class_names
+    positions = analysis.mistakes(count)
     columns = 10
     rows = max(1, -(-len(positions) // columns))
-    figure, axes = _grid(rows, columns, 1.05, extra=0.35)
+    figure, axes = _make_grid(rows, columns, 1.05, extra=0.35)
     for axis in axes.flat:
         axis.set_visible(False)
     for axis, position in zip(axes.flat, positions, strict=False):
         axis.set_visible(True)
-        _image(axis, np.asarray(dataset.test.images[position]))
-        label, answer = found.labels[position], found.answers[position]
-        names = dataset.class_names
+        _show_image(axis, np.asarray(dataset.test.images[position]))
+        prediction = names[analysis.predictions[position]]
+        label = names[analysis.labels[position]]
         axis.set_title(
-            f"{names[answer]} {found.confidences[position]:.0%}\nis {names[label]}",
+            f"{prediction} ({analysis.confidences[position]:.0%})\nlabel: {label}",
             fontsize=7.5,
             color=_WRONG,
         )
@@ -211,47 +242,60 @@ def mistakes(found: Analysis, dataset: Dataset, count: int = 20) -> Figure:
     return figure
 
 
-def reliability(found: Analysis) -> Figure:
-    """Accuracy by confidence, and the expected calibration error."""
-    share, confidence, accuracy = found.reliability
+def plot_reliability(analysis: Analysis) -> Figure:
+    """Plots accuracy against confidence, with the expected calibration error."""
+    share, confidence, accuracy = analysis.reliability
     figure, axis = subplots(figsize=(4.8, 4.4))
     axis.plot([0, 1], [0, 1], "--", color="grey", lw=1, label="perfectly calibrated")
-    sizes = 20 + 400 * share
-    there = share > 0
-    axis.plot(confidence[there], accuracy[there], color=_TRAIN, lw=1)
-    here = confidence[there], accuracy[there], sizes[there]
-    axis.scatter(*here, color=_TRAIN, alpha=0.8, label="area: pictures")
+    bins = share > 0
+    confidence, accuracy, areas = confidence[bins], accuracy[bins], 20 + 400 * share[bins]
+    axis.plot(confidence, accuracy, color=_TRAIN, lw=1)
+    axis.scatter(confidence, accuracy, areas, color=_TRAIN, alpha=0.8, label="area: images")
     axis.set(xlim=(0, 1.08), ylim=(0, 1.08), xlabel="confidence", ylabel="accuracy")
-    axis.set_title(f"expected calibration error {found.calibration_error:.2%}", fontsize=10)
-    axis.legend(frameon=False, loc="upper left")
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(f"expected calibration error {analysis.calibration_error:.2%}", fontsize=10)
+    axis.legend(frameon=False)
+    style_axes(axis, grid="both")
     return figure
 
 
-def classes(found: Analysis, names: Sequence[str]) -> Figure:
-    """Accuracy by class."""
+def plot_class_accuracy(analysis: Analysis, names: Sequence[str]) -> Figure:
+    """Plots the per-class accuracy.
+
+    Args:
+        analysis: the predictions.
+        names: the class names.
+    """
     figure, axis = subplots(figsize=(6.4, 3.8))
-    values = 100 * found.accuracy_by_class
-    axis.barh(range(10), np.nan_to_num(values), color=_TRAIN, height=0.7)
-    low = np.nanmin(values) if not np.isnan(values).all() else 0.0
-    left = max(0.0, np.floor((low - 5) / 5) * 5)
-    for position, value in enumerate(values):
-        inside: dict[str, Any] = {"va": "center", "fontsize": 8}
+    percent = 100 * analysis.class_accuracy
+    axis.barh(range(CLASSES), np.nan_to_num(percent), color=_TRAIN, height=0.7)
+    lowest = np.nanmin(percent) if not np.isnan(percent).all() else 0.0
+    left = max(0.0, np.floor((lowest - 5) / 5) * 5)
+    style: dict[str, Any] = {"va": "center", "fontsize": 8}
+    for position, value in enumerate(percent):
         if np.isnan(value):
-            axis.text(left, position, " no pictures", **inside)
+            axis.text(left, position, " no images", **style)
         else:
-            axis.text(value, position, f"{value:.1f} ", ha="right", color="white", **inside)
-    axis.axvline(100 * found.accuracy, color="black", lw=1, ls=":")
-    axis.set_yticks(range(10), names)
+            axis.text(value, position, f"{value:.1f} ", ha="right", color="white", **style)
+    axis.axvline(100 * analysis.accuracy, color="black", lw=1, ls=":")
+    axis.set_yticks(range(CLASSES), names)
     axis.invert_yaxis()
-    axis.set(xlim=(left, 100), xlabel="accuracy, % (dotted: of all)")
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.set(xlim=(left, 100), xlabel="accuracy, % (dotted line: all classes)")
+    style_axes(axis)
     return figure
 
 
-def _grid(rows: int, columns: int, size: float, extra: float = 0.0) -> tuple[Figure, Any]:
-    """Returns a figure of bare axes, always [rows, columns] of them."""
+def _make_grid(rows: int, columns: int, size: float, extra: float = 0.0) -> tuple[Figure, Any]:
+    """Makes a grid of axes without ticks and frames.
+
+    Args:
+        rows: number of rows.
+        columns: number of columns.
+        size: width of a column and height of a row, in inches.
+        extra: additional height of a row, in inches, for example for titles.
+
+    Returns:
+        The figure and its axes, an array [rows, columns].
+    """
     figure, axes = subplots(
         rows,
         columns,
@@ -266,7 +310,7 @@ def _grid(rows: int, columns: int, size: float, extra: float = 0.0) -> tuple[Fig
     return figure, axes
 
 
-def _image(axis: Axes, image: np.ndarray) -> None:
-    """Shows uint8[H, W, C]."""
+def _show_image(axis: Axes, image: np.ndarray) -> None:
+    """Shows an image uint8[H, W, C] of one or three channels."""
     shown = image[..., 0] if image.shape[-1] == 1 else image
     axis.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -1,4 +1,4 @@
-"""The report of a run: one page that needs no network, and its pictures as files."""
+"""The report of a run: a page that needs no network, and its figures as files."""
 
 import base64
 import struct
@@ -12,33 +12,45 @@ import numpy as np
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import WORKDIR_REMEDY, writing
 from jaxcnn.networks.inspect import count_parameters
-from jaxcnn.report import analysis, drawing, figures
+from jaxcnn.report import drawing, figures
+from jaxcnn.report.analysis import Analysis
 from jaxcnn.storage import atomic
 from jaxcnn.train import doctor
-from jaxcnn.train.result import EpochRecord
 from jaxcnn.train.trained import Trained
 
 REPORT = "report.html"
 
-# Title, and what is to be seen, by the name of the picture; a row of the page in each line.
+# The name and title of each figure, by rows of the page.
 _ROWS = (
-    (("samples", "What the network sees"),),
+    (("samples", "Training images"),),
     (("learning-curves", "Learning curves"),),
     (("feature-maps", "Feature maps"),),
     (("kernels", "Kernels of the first convolution"),),
-    (("confusion", "Confusion"), ("reliability", "Calibration")),
+    (("confusion", "Confusion matrix"), ("reliability", "Calibration")),
     (("mistakes", "Most confident mistakes"),),
-    (("classes", "Accuracy by class"),),
+    (("classes", "Per-class accuracy"),),
 )
+_CSS_PIXELS = 96  # per inch
+_BATCH = 500  # images in one call of the network
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A picture on the page, embedded; width and height in CSS pixels."""
+class _Section:
+    """A figure on the page with its title and caption.
+
+    Attributes:
+        name: of the figure, and the section's id.
+        title: heading of the section.
+        caption: text below the heading.
+        alt: description of the figure for screen readers.
+        data: the PNG file, in base64.
+        width: in CSS pixels.
+        height: in CSS pixels.
+    """
 
     name: str
     title: str
-    text: str
+    caption: str
     alt: str
     data: str
     width: int
@@ -48,13 +60,14 @@ class _Shown:
 def write_report(
     network: Trained, dataset: Dataset, folder: Path, result: Mapping[str, Any] = {}
 ) -> Path:
-    """Writes `report.html` and the pictures as PNG files.
+    """Writes `report.html` and its figures as PNG files.
 
     Args:
-        network: as trained.
-        dataset: that it was trained on.
-        folder: where they go.
-        result: of the run, see `jaxcnn.train.records`; nothing where it has not come to its end.
+        network: the trained network.
+        dataset: the data set it was trained on.
+        folder: where the files are written; created if it does not exist.
+        result: the content of the run's result.json, see `jaxcnn.train.records`; empty if the run
+            is not finished.
 
     Returns:
         The path of the page.
@@ -62,95 +75,125 @@ def write_report(
     Raises:
         WriteError: the folder cannot be written.
     """
-    history = network.progress.history
     probabilities = [
-        network.probabilities(np.asarray(dataset.test.images[start : start + 500]))
-        for start in range(0, len(dataset.test), 500)
+        network.probabilities(np.asarray(dataset.test.images[start : start + _BATCH]))
+        for start in range(0, len(dataset.test), _BATCH)
     ]
-    found = analysis.analyse(np.concatenate(probabilities), dataset.test)
+    analysis = Analysis(
+        np.asarray(dataset.test.labels), np.concatenate(probabilities).astype(float)
+    )
     with writing(folder, WORKDIR_REMEDY):
         folder.mkdir(parents=True, exist_ok=True)
         with drawing.own_settings():
-            paths = drawing.save(figures.draw(network, dataset, history, found), folder)
-        shown = {name: path.read_bytes() for name, path in paths.items()}
-    page = _page(network, dataset, history, found, shown, result)
+            plotted = figures.plot_run(network, dataset, network.progress.history, analysis)
+            paths = drawing.save(plotted, folder)
+        images = {name: path.read_bytes() for name, path in paths.items()}
     path = folder / REPORT
-    atomic.write(path, page.encode())
+    atomic.write(path, _render(network, dataset, analysis, images, result).encode())
     return path
 
 
-def _page(
+def _render(
     network: Trained,
     dataset: Dataset,
-    history: list[EpochRecord],
-    found: analysis.Analysis,
-    pictures: dict[str, bytes],
+    analysis: Analysis,
+    images: Mapping[str, bytes],
     result: Mapping[str, Any],
 ) -> str:
+    """Renders page.html.
+
+    Args:
+        network: the trained network.
+        dataset: the data set it was trained on.
+        analysis: the predictions on the test images.
+        images: the PNG file of each figure, by name.
+        result: as in `write_report`.
+
+    Returns:
+        The text of the page.
+    """
     # Imported here: only a report needs it.
     import jinja2
 
-    right, total = int((found.answers == found.labels).sum()), len(found.labels)
-    texts = _texts(network, found)
+    captions = _captions(network, analysis)
     rows = [
-        [_shown(name, title, texts[name], pictures[name]) for name, title in row] for row in _ROWS
+        [_section(name, title, captions[name], images[name]) for name, title in row]
+        for row in _ROWS
     ]
-    network_name, progress = network.recipe.title, network.progress
-    ended = bool(result)
-    figures_ = [
-        ("test accuracy", f"{right / total:.2%}"),
-        ("right answers", f"{right:,}/{total:,}"),
-        ("parameters", f"{count_parameters(network.variables['params']):,}"),
-        ("training", _seconds(progress.train_seconds)),
-        ("steps", f"{network.checkpoint.step:,}"),
-    ]
-    if "tta_test_accuracy" in result:
-        figures_.insert(1, ("with test-time augmentation", f"{result['tta_test_accuracy']:.2%}"))
-    recipe, command = network.recipe.asdict(), str(result.get("command", "not recorded"))
-    settings = {"seed": network.run["seed"], "dtype": network.run["dtype"]}
-    data = {
-        "data set": f"{dataset.name} {dataset.version}",
-        "training images": f"{len(dataset.train):,}",
-        "test images": f"{len(dataset.test):,}",
-        "expected calibration error": f"{found.calibration_error:.2%}",
-        "compiled in": _seconds(progress.compile_seconds),
-        "evaluated in": _seconds(progress.eval_seconds),
-        "device": progress.device,
-        "doctor": doctor.outcome(),
-        **progress.versions,
-    }
+    title, command = network.recipe.title, str(result.get("command", "not recorded"))
     template = jinja2.Template(
         Path(__file__).with_suffix(".html").read_text(), autoescape=True, trim_blocks=True
     )
     return template.render(
-        title=f"{network_name}: {right / total:.2%} of the test images",
-        subtitle=(
-            f"recipe {network.recipe.name}, {len(history)} of {network.recipe.epochs} epochs with "
-            f"{network.recipe.optimizer}, seed {network.run['seed']}"
-            + ("" if ended else "; the run has not come to its end")
-        ),
+        title=f"{title}: {analysis.accuracy:.2%} test accuracy",
+        subtitle=_subtitle(network, finished=bool(result)),
         warning=(
             ""
             if dataset.is_real
-            else f"{dataset.name} is a drawn stand-in: this says nothing about {network_name}."
+            else f"Trained on {dataset.name}, a synthetic data set: nothing on this page holds for "
+            f"{title}."
         ),
-        figures=figures_,
+        metrics=_metrics(network, analysis, result),
         rows=rows,
-        history=history,
+        history=network.progress.history,
         layers=_layers(network),
         command=command if command.isprintable() else "not recorded",
-        tables=[
-            ("Recipe", [(k, _value(v)) for k, v in {**recipe, **settings}.items()]),
-            ("Data, device and versions", list(data.items())),
-        ],
+        tables={
+            "Recipe": _settings(network),
+            "Data, device and versions": _environment(network, dataset, analysis),
+        },
     )
 
 
+def _subtitle(network: Trained, finished: bool) -> str:
+    """Describes the run in one line."""
+    recipe, epochs = network.recipe, len(network.progress.history)
+    return (
+        f"recipe {recipe.name}, {epochs} of {recipe.epochs} epochs with {recipe.optimizer}, seed "
+        f"{network.run['seed']}" + ("" if finished else "; the run is not finished")
+    )
+
+
+def _metrics(network: Trained, analysis: Analysis, result: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the metrics at the top of the page, by name."""
+    metrics = {"test accuracy": f"{analysis.accuracy:.2%}"}
+    if "tta_test_accuracy" in result:
+        metrics["with test-time augmentation"] = f"{result['tta_test_accuracy']:.2%}"
+    return metrics | {
+        "correct predictions": f"{analysis.correct.sum():,}/{len(analysis.labels):,}",
+        "parameters": f"{count_parameters(network.variables['params']):,}",
+        "training time": _seconds(network.progress.train_seconds),
+        "steps": f"{network.checkpoint.step:,}",
+    }
+
+
+def _settings(network: Trained) -> dict[str, str]:
+    """Returns everything that determines the run, by name."""
+    run = {"seed": network.run["seed"], "dtype": network.run["dtype"]}
+    return {name: _value(value) for name, value in {**network.recipe.asdict(), **run}.items()}
+
+
+def _environment(network: Trained, dataset: Dataset, analysis: Analysis) -> dict[str, str]:
+    """Returns the facts about data, device and versions, by name."""
+    progress = network.progress
+    return {
+        "data set": f"{dataset.name} {dataset.version}",
+        "training images": f"{len(dataset.train):,}",
+        "test images": f"{len(dataset.test):,}",
+        "expected calibration error": f"{analysis.calibration_error:.2%}",
+        "compilation time": _seconds(progress.compile_seconds),
+        "evaluation time": _seconds(progress.eval_seconds),
+        "device": progress.device,
+        "doctor": doctor.outcome(),
+        **progress.versions,
+    }
+
+
 def _layers(network: Trained) -> list[tuple[str, str, str]]:
-    """Returns name, shapes and number of every layer's parameters."""
+    """Returns the name, the parameters' shapes and their number of every layer, and the total."""
     layers = network.variables["params"]
     rows = []
-    # In their order, conv1, batch_norm1, conv2, ..., fc2; the tree has them in alphabetical order.
+    # In the network's order, conv1, batch_norm1, conv2, ..., fc2; the pytree's is alphabetical.
     order = sorted(layers, key=lambda name: (name[:2] == "fc", name[-1], name[:4] != "conv"))
     for name in order:
         leaves = layers[name]
@@ -158,49 +201,52 @@ def _layers(network: Trained) -> list[tuple[str, str, str]]:
             f"{leaf} {' x '.join(map(str, array.shape))}" for leaf, array in leaves.items()
         )
         rows.append((name, shapes, f"{count_parameters(leaves):,}"))
-    return [*rows, ("all", "", f"{count_parameters(layers):,}")]
+    return [*rows, ("total", "", f"{count_parameters(layers):,}")]
 
 
-def _texts(network: Trained, found: analysis.Analysis) -> dict[str, str]:
-    augment = network.recipe.augment
+def _captions(network: Trained, analysis: Analysis) -> dict[str, str]:
+    """Returns the caption of each figure, by name."""
+    augmented = network.recipe.augment != "none"
     return {
         "samples": "A training image of each class"
         + (
-            ", as it is and three times after augmentation."
-            if augment != "none"
-            else "; there is no augmentation."
+            ", as it is and with three random augmentations."
+            if augmented
+            else "; the recipe has no augmentation."
         ),
-        "learning-curves": "Training is measured in training mode, with dropout and augmentation, "
-        "while the network changes; testing after each epoch.",
-        "feature-maps": "What each convolution puts out for test images, after its relu, each map "
-        "from its darkest to its brightest value.",
-        "kernels": "Red is positive, blue negative.",
-        "confusion": "Rows are labels, columns answers; the colour is of the mistakes.",
-        "reliability": "How often an answer of some confidence is right.",
-        "mistakes": "The answer with its probability, and what it should have been.",
-        "classes": f"Of all test images {found.accuracy:.2%} are answered right.",
+        "learning-curves": "Training metrics are measured in training mode, with dropout and "
+        "augmentation, while the parameters change; test metrics after each epoch.",
+        "feature-maps": "The output of each convolution for test images, after its ReLU; each map "
+        "is scaled from its minimum (dark) to its maximum (bright).",
+        "kernels": "Positive weights are red, negative weights are blue.",
+        "confusion": "Rows are labels, columns are predictions; the colour shows the mistakes.",
+        "reliability": "Accuracy of the predictions against their confidence, in 15 bins.",
+        "mistakes": "The prediction with its probability, and the label.",
+        "classes": f"Over all test images, {analysis.accuracy:.2%} of the predictions are correct.",
     }
 
 
-def _shown(name: str, title: str, text: str, content: bytes) -> _Shown:
-    width, height = struct.unpack(">II", content[16:24])  # where every PNG file has them
-    # Drawn at 130 pixels an inch, shown at the 96 of CSS.
-    return _Shown(
+def _section(name: str, title: str, caption: str, content: bytes) -> _Section:
+    """Returns the section of a figure; `content` is its PNG file."""
+    width, height = struct.unpack(">II", content[16:24])  # of the header chunk, which comes first
+    return _Section(
         name=name,
         title=title,
-        text=text,
-        alt=f"{title}. {text}",
+        caption=caption,
+        alt=f"{title}. {caption}",
         data=base64.b64encode(content).decode(),
-        width=round(width * 96 / 130),
-        height=round(height * 96 / 130),
+        width=round(width * _CSS_PIXELS / drawing.DPI),
+        height=round(height * _CSS_PIXELS / drawing.DPI),
     )
 
 
 def _seconds(value: float) -> str:
+    """Formats seconds, or minutes from 120 s."""
     return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
 
 
 def _value(value: Any) -> str:
+    """Formats the value of a recipe's field."""
     if isinstance(value, dict):
         return ", ".join(f"{key}={entry}" for key, entry in value.items()) or "none"
     if isinstance(value, list | tuple):

@@ -195,7 +195,7 @@ def _programs() -> Finding:
 def _data(name: str, data_dir: str, archive_dir: str) -> Finding:
     what = f"data, {name}"
     try:
-        prepared = tfds.locate(name, data_dir)
+        prepared = tfds.find_prepared(name, data_dir)
     except UserError as error:
         return Finding(what, False, str(error))
     if prepared:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn.data.dataset import Dataset, Split, checked
+from jaxcnn.data.dataset import Dataset, Split, validate_split
 from jaxcnn.devices import processes
 from jaxcnn.devices.mesh import Placement
 from jaxcnn.errors import UserError
@@ -147,7 +147,7 @@ def fit_chunks(
         )
     image_shape, size = dataset.train.images.shape[1:], len(dataset.train)
     requested = checked_model(recipe, model, image_shape)
-    split = checked(evaluate_on or dataset.test, "the split to evaluate on")
+    split = validate_split(evaluate_on or dataset.test, "the split to evaluate on")
     batches = eval_batches(split, EVAL_BATCH_SIZE, placement)
     member = Member(recipe, image_shape, size, placement.model(requested), tx, placement)
     program = compile_ensemble(member, dataset, batches, members, chunk)

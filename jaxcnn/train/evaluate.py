@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jaxcnn.data.augment import make_normalize
-from jaxcnn.data.dataset import Split, checked
+from jaxcnn.data.dataset import Split, validate_split
 from jaxcnn.data.views import make_views
 from jaxcnn.devices.mesh import ONE_DEVICE, Placement
 from jaxcnn.recipes.recipe import Recipe
@@ -34,7 +34,7 @@ def evaluate(
     Raises:
         DataError: the arrays are not those of a split.
     """
-    split = checked(split, "the split")
+    split = validate_split(split, "the split")
     normalize = make_normalize(recipe.mean, recipe.std)
     views = make_views(recipe.network) if tta else None
     eval_step = steps.make_eval_step(setup.make_model(recipe), normalize=normalize, views=views)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.data.augment import make_normalize
-from jaxcnn.data.dataset import checked_images
+from jaxcnn.data.dataset import validate_images
 from jaxcnn.errors import DataError, UserError, as_path
 from jaxcnn.networks import inspect
 from jaxcnn.recipes.recipe import Recipe, recipe_from_dict
@@ -66,7 +66,7 @@ class Trained:
         return {name: np.asarray(values) for name, values in maps.items()}
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
-        images = checked_images(images, "the images")
+        images = validate_images(images, "the images")
         if images.shape[1:] != self.recipe.image_shape:
             height, width, channels = self.recipe.image_shape
             raise DataError(

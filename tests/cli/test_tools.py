@@ -319,7 +319,7 @@ def test_a_trained_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     splits = [
-        Split(*synthetic.draw("mnist", split, size=size))
+        Split(*synthetic.generate_split("mnist", split, size=size))
         for split, size in (("train", 2000), ("test", 500))
     ]
     dataset = Dataset("mnist", "drawn", *splits, tuple("0123456789"))

@@ -14,13 +14,13 @@ def images() -> jax.Array:
     return jnp.asarray(np.random.RandomState(0).randint(1, 256, (64, 12, 12, 3)).astype(np.uint8))
 
 
-def test_flip_gives_each_image_or_its_mirror(images: jax.Array) -> None:
-    flipped = np.array(jax.jit(augment.random_flip)(jax.random.key(1), images))
+def test_flip_gives_each_image_or_its_flip(images: jax.Array) -> None:
+    result = np.array(jax.jit(augment.random_flip)(jax.random.key(1), images))
     images = np.array(images)
-    same = (flipped == images).all((1, 2, 3))
-    mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
-    assert (same ^ mirrored).all()
-    assert 15 < same.sum() < 49  # four standard deviations; the key draws the same bits everywhere
+    same = (result == images).all((1, 2, 3))
+    flipped = (result == images[:, :, ::-1]).all((1, 2, 3))
+    assert (same ^ flipped).all()
+    assert 15 < same.sum() < 49  # four standard deviations; a key gives the same bits everywhere
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
@@ -39,22 +39,22 @@ def test_shift_gives_windows_of_the_padded_image(images: jax.Array, mode: str) -
         ]
         assert len(matches) == 1
         seen += matches
-    # Each place of seven is drawn for nine images of the 64, give or take four times 2.8.
-    for drawn in np.transpose(seen):
-        counts = np.bincount(drawn, minlength=7)
+    # Each of seven shifts is sampled for nine of the 64 images, give or take four times 2.8.
+    for shifts in np.transpose(seen):
+        counts = np.bincount(shifts, minlength=7)
         assert len(counts) == 7
         assert counts.min() > 0
         assert counts.max() <= 20
-    assert any(row != column for row, column in seen)  # drawn independently
+    assert any(row != column for row, column in seen)  # sampled independently
 
 
-def test_every_shift_is_drawn_as_often() -> None:
+def test_every_shift_is_equally_likely() -> None:
     dot = np.zeros((9, 9, 1), np.uint8)
     dot[4, 4] = 1
     images = jnp.asarray(np.broadcast_to(dot, (4900, 9, 9, 1)))
     shifted = augment.random_shift(jax.random.key(1), images, 3, "constant")
-    for drawn in np.nonzero(shifted)[1:3]:
-        counts = np.bincount(drawn - 1, minlength=7)
+    for places in np.nonzero(shifted)[1:3]:
+        counts = np.bincount(places - 1, minlength=7)
         # 700 each; four standard deviations are 98.
         np.testing.assert_allclose(counts, 7 * [700], atol=98)
 
@@ -63,7 +63,7 @@ distort = jax.jit(augment.random_distortion)
 STILL = {"rotation": 0.0, "scale": 0.0, "shear": 0.0, "pixels": 0.0, "elastic": 0.0}
 
 
-def test_a_distortion_by_nothing_changes_nothing() -> None:
+def test_a_distortion_of_size_zero_changes_nothing() -> None:
     random = np.random.RandomState(0)
     images = jnp.asarray(random.randint(0, 256, (200, 29, 29, 1)).astype(np.uint8))
     same = distort(jax.random.key(1), images, **STILL)
@@ -71,18 +71,18 @@ def test_a_distortion_by_nothing_changes_nothing() -> None:
     np.testing.assert_array_equal(same, images)
 
 
-# A disc of radius 3 around a point 6 pixels to the right of the middle, and what becomes of it.
+# A disc of radius 3 around a point 6 pixels to the right of the centre, and where it may end.
 @pytest.mark.parametrize(
     ("change", "check"),
     [
-        # On a circle around the middle, up to 30 degrees from where it was.
+        # On a circle around the centre, up to 30 degrees from its place.
         ({"rotation": 30.0}, lambda y, x: (abs(np.hypot(y, x) - 6) < 0.2) & (abs(y) < 3.2)),
         ({"scale": 0.3}, lambda y, x: (abs(y) < 0.2) & (x > 4.3) & (x < 8.2)),
         ({"pixels": 2.0}, lambda y, x: (abs(y) < 2.1) & (abs(x - 6) < 2.1)),
         ({"elastic": 0.5}, lambda y, x: (abs(y) < 2.5) & (abs(x - 6) < 2.5)),
     ],
 )
-def test_a_distortion_moves_things_as_far_as_it_says(
+def test_each_distortion_has_its_size(
     change: dict[str, float], check: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> None:
     y, x = np.mgrid[-14:15, -14:15].astype(np.float32)
@@ -107,12 +107,12 @@ def test_a_rotation_is_in_degrees() -> None:
     key = jax.random.key(2)
     turned = np.array(distort(key, images, **STILL | {"rotation": 90.0}))[..., 0]
     rows, columns = ((turned * axis).sum((1, 2)) / turned.sum((1, 2)) for axis in (y, x))
-    drawn = jax.random.uniform(jax.random.split(key)[0], (6, 200), minval=-1, maxval=1)[0]
-    # Where a disc is, its pixels say to a twentieth of a pixel: 0.3 degrees at 9 pixels.
-    np.testing.assert_allclose(np.degrees(np.arctan2(-rows, columns)), 90 * drawn, atol=0.3)
+    angles = jax.random.uniform(jax.random.split(key)[0], (6, 200), minval=-1, maxval=1)[0]
+    # The pixels locate a disc to a twentieth of a pixel: 0.3 degrees at 9 pixels.
+    np.testing.assert_allclose(np.degrees(np.arctan2(-rows, columns)), 90 * angles, atol=0.3)
 
 
-def test_a_slant_moves_rows_by_their_height() -> None:
+def test_a_shear_shifts_rows_in_proportion_to_their_height() -> None:
     line = np.zeros((200, 29, 29, 1), np.uint8)
     line[:, :, 14] = 255
     slanted = np.array(distort(jax.random.key(3), jnp.array(line), **STILL | {"shear": 0.5}))[
@@ -137,7 +137,7 @@ def test_augmentation_is_a_function_of_its_key(images: jax.Array, name: str) -> 
     assert (change(jax.random.key(4), images) != once).any()
 
 
-def test_how_far_augmentation_goes(images: jax.Array) -> None:
+def test_sizes_of_the_augmentations(images: jax.Array) -> None:
     def flip_shift(key: jax.Array, images: jax.Array) -> jax.Array:
         flip_key, shift_key = jax.random.split(key)
         return augment.random_shift(shift_key, augment.random_flip(flip_key, images), 4, "reflect")
@@ -152,14 +152,14 @@ def test_how_far_augmentation_goes(images: jax.Array) -> None:
     key = jax.random.key(5)
     for name, change in expected.items():
         found = jax.jit(augment.make_augment(name))(key, images)
-        np.testing.assert_array_equal(found, jax.jit(change)(key, images))  # by the same operations
+        np.testing.assert_array_equal(found, jax.jit(change)(key, images))  # of the same operations
 
 
 def test_none() -> None:
     assert augment.make_augment("none") is None
 
 
-def test_normalize_with_one_number_and_with_one_a_channel(images: jax.Array) -> None:
+def test_normalize_with_one_value_and_with_one_per_channel(images: jax.Array) -> None:
     x = np.array(images) / 255
     # A few roundings of 6e-8 each, of numbers up to 1.
     one = jax.jit(augment.make_normalize((0.1307,), (0.3081,)))(images)

@@ -9,7 +9,8 @@ from PIL import Image
 from tensorflow_datasets.image_classification import cifar, mnist
 
 from jaxcnn.data import builders
-from jaxcnn.data.tfds import IMAGE_SHAPES, VERSIONS
+from jaxcnn.data.decoding import IMAGE_SHAPES
+from jaxcnn.data.tfds import VERSIONS
 from tests.official import Official
 
 STOCK = {"mnist": mnist.MNIST, "cifar10": cifar.Cifar10}
@@ -51,7 +52,7 @@ def test_examples_are_those_of_the_archives(tmp_path: Path, name: str, official:
 
 
 @pytest.mark.parametrize("name", ["mnist"])
-def test_as_many_labels_as_images_are_needed(tmp_path: Path, official: Official) -> None:
+def test_every_image_needs_a_label(tmp_path: Path, official: Official) -> None:
     train_labels, test_images = (
         official.folder / url.rsplit("/", 1)[1] for url in builders.Mnist.urls[1:3]
     )

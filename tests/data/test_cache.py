@@ -40,7 +40,7 @@ def load(folder: Path, fingerprint: object = FINGERPRINT) -> tuple[Arrays, int, 
         builds.append(1)
         return arrays()
 
-    loaded = cache.load(folder, fingerprint=fingerprint, build=build, report=lines.append)  # type: ignore[arg-type]
+    loaded = cache.load_or_build(folder, fingerprint=fingerprint, build=build, report=lines.append)  # type: ignore[arg-type]
     return loaded, len(builds), lines
 
 
@@ -51,7 +51,7 @@ def assert_sound(loaded: Arrays) -> None:
         assert loaded.arrays[name].dtype == array.dtype
 
 
-def test_built_once_then_memory_mapped(tmp_path: Path) -> None:
+def test_a_cache_is_built_once_then_memory_mapped(tmp_path: Path) -> None:
     loaded, builds, _ = load(tmp_path / "c")
     assert_sound(loaded)
     assert builds == 1
@@ -105,7 +105,7 @@ def edit_manifest(change: Callable[[dict], None]) -> Callable[[Path], None]:
     ],
     ids=["bit", "cut", "no-labels", "no-manifest", "half-json", "list", "names", "format"],
 )
-def test_damage_is_noticed_and_mended(
+def test_damage_is_detected_and_repaired(
     tmp_path: Path, damage: Callable[[Path], None], said: str
 ) -> None:
     load(tmp_path / "c")
@@ -128,7 +128,7 @@ def test_a_cache_of_another_form_is_rebuilt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [5, ["a", 1], ["a\x1b"]])
-def test_names_that_are_none_are_made_anew(names: Any, tmp_path: Path) -> None:
+def test_invalid_class_names_are_rebuilt(names: Any, tmp_path: Path) -> None:
     """Though the manifest has the right digest."""
     load(tmp_path / "c")
     forge(lambda content: content.update(class_names=names))(tmp_path / "c")
@@ -137,7 +137,9 @@ def test_names_that_are_none_are_made_anew(names: Any, tmp_path: Path) -> None:
     assert_sound(loaded)
 
 
-def test_what_does_not_read_back_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_does_not_read_back_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seal = manifest.seal
 
     def seal_and_damage(folder: Path, content: dict[str, object]) -> None:
@@ -163,7 +165,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache.load(tmp_path / "new" / "c", fingerprint=FINGERPRINT, build=build)
+        cache.load_or_build(tmp_path / "new" / "c", fingerprint=FINGERPRINT, build=build)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -180,10 +182,8 @@ def test_a_failed_write_is_one_sentence_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_taken_back_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a process that held the lock before and failed."""
+def test_a_removed_folder_is_created_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a process that held the lock before and failed."""
     folder = tmp_path / "new" / "folder"
 
     class Lock(filelock.FileLock):
@@ -203,14 +203,16 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         load(tmp_path / "file" / "c")
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".c-killed.staging").mkdir()
     (tmp_path / ".c-killed.staging" / "half.npy").touch()
     load(tmp_path / "c")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".c.lock", "c"]
 
 
-def test_who_comes_while_it_is_built_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_process_waits_while_the_cache_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = threading.Semaphore(0)
     open_cache = cache._open
 
@@ -231,7 +233,7 @@ def test_who_comes_while_it_is_built_waits(tmp_path: Path, monkeypatch: pytest.M
         return arrays()
 
     def load_here() -> None:
-        loaded.append(cache.load(tmp_path / "c", fingerprint=FINGERPRINT, build=build))
+        loaded.append(cache.load_or_build(tmp_path / "c", fingerprint=FINGERPRINT, build=build))
 
     loaded: list[Arrays] = []
     late = threading.Thread(target=load_here, daemon=True)
@@ -249,7 +251,7 @@ def _load_and_log(together: Barrier, folder: str, log: str) -> None:
         return arrays()
 
     together.wait(timeout=300)
-    assert_sound(cache.load(Path(folder), fingerprint=FINGERPRINT, build=build))
+    assert_sound(cache.load_or_build(Path(folder), fingerprint=FINGERPRINT, build=build))
 
 
 @pytest.mark.slow

@@ -12,13 +12,13 @@ from tests.official import Official
 
 
 @pytest.fixture
-def small_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws 40 and 20 pictures only."""
-    draw = synthetic.draw
+def small_synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generates 40 training and 20 test images only."""
+    generate = synthetic.generate_split
     sizes = {"train": 40, "test": 20}
     monkeypatch.setattr(
-        "jaxcnn.data.synthetic.draw",
-        lambda name, split, seed=0: draw(name, split, seed=seed, size=sizes[split]),
+        "jaxcnn.data.synthetic.generate_split",
+        lambda name, split, seed=0: generate(name, split, seed=seed, size=sizes[split]),
     )
 
 
@@ -55,12 +55,12 @@ def test_a_changed_data_set_is_decoded_again(tmp_path: Path, name: str, official
     assert any("decoding" in line for line in lines)
 
 
-@pytest.mark.usefixtures("small_stand_in")
-def test_auto_takes_the_real_data_where_it_can_be_had(name: str, official: Official) -> None:
+@pytest.mark.usefixtures("small_synthetic")
+def test_auto_takes_the_real_data_where_it_is_available(name: str, official: Official) -> None:
     assert load_data(name, source="auto", archive_dir=official.folder).name == name
 
 
-@pytest.mark.usefixtures("small_stand_in")
+@pytest.mark.usefixtures("small_synthetic")
 def test_auto_falls_back_and_says_why(name: str, official: Official) -> None:
     missing = official.archives[0].filename
     (official.folder / missing).unlink()
@@ -71,7 +71,7 @@ def test_auto_falls_back_and_says_why(name: str, official: Official) -> None:
     assert missing in dataset.notice
 
 
-def test_auto_does_not_paper_over_damage(name: str, official: Official) -> None:
+def test_auto_does_not_hide_damage(name: str, official: Official) -> None:
     path = official.folder / official.archives[0].filename
     path.write_bytes(b"x" + path.read_bytes())
     with pytest.raises(DataError, match="wrong checksum"):
@@ -84,11 +84,14 @@ def test_real_never_falls_back(name: str, official: Official) -> None:
         load_data(name, archive_dir=official.folder)
 
 
-@pytest.mark.usefixtures("small_stand_in")
+@pytest.mark.usefixtures("small_synthetic")
 def test_synthetic_is_cached_by_seed(name: str, official: Official) -> None:
-    first = load_data(name, source="synthetic", archive_dir=official.folder)
-    assert first.name == f"synthetic-{name}"
     lines: list[str] = []
+    first = load_data(name, source="synthetic", archive_dir=official.folder, report=lines.append)
+    assert lines == [f"generating the synthetic data set for {name}, once"]
+    assert first.name == f"synthetic-{name}"
+    assert first.notice == "the synthetic data set was requested"
+    lines.clear()
     load_data(name, source="synthetic", report=lines.append)
     assert lines == []
     other = load_data(name, source="synthetic", seed=1, report=lines.append)
@@ -108,7 +111,7 @@ LABELS = np.array([3, 1, 4, 1, 5, 9], np.int32)
 
 
 def made(images: Any = IMAGES, labels: Any = LABELS, names: tuple[str, ...] = ()) -> Dataset:
-    """Makes a data set of one's own arrays, with others to test on."""
+    """Makes a data set of given training arrays, with others to test on."""
     return Dataset("mnist", "mine", Split(images, labels), Split(IMAGES, LABELS), names)
 
 
@@ -133,7 +136,7 @@ def test_integers_of_any_type(kind: str) -> None:
     ],
     ids=["no channel", "column", "list", "lists", "jax"],
 )
-def test_what_can_mean_one_thing_is_taken(images: Any, labels: Any) -> None:
+def test_unambiguous_arrays_are_converted(images: Any, labels: Any) -> None:
     dataset = made(images, labels)
     np.testing.assert_array_equal(dataset.train.images, IMAGES)
     np.testing.assert_array_equal(dataset.train.labels, LABELS)
@@ -143,18 +146,30 @@ def test_what_can_mean_one_thing_is_taken(images: Any, labels: Any) -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "said"),
     [
-        (IMAGES / 255, LABELS, r"training split are float64\[6, 28, 28, 1\], the greatest 1\.0:"),
-        (IMAGES.astype(np.float32), LABELS, r"float32.*greatest 255\.0.*255 \* images"),
+        (
+            IMAGES / 255,
+            LABELS,
+            r"training split are float64\[6, 28, 28, 1\] up to 1\.0: give integers",
+        ),
+        (IMAGES.astype(np.float32), LABELS, r"float32.* up to 255\.0.*255 \* images"),
         (IMAGES > 9, LABELS, r"training split are bool\[6, 28, 28, 1\]"),
-        (IMAGES.astype(np.int64) - 1, LABELS, r"int64.*, -1 to 254: give levels from 0 to 255"),
-        (IMAGES.astype(np.int64) + 1, LABELS, r"int64.*, 1 to 256: give levels from 0 to 255"),
+        (IMAGES.astype(np.int64) - 1, LABELS, r"int64.*, -1 to 254: give values from 0 to 255"),
+        (IMAGES.astype(np.int64) + 1, LABELS, r"int64.*, 1 to 256: give values from 0 to 255"),
         (np.moveaxis(IMAGES, 3, 1), LABELS, r"\[6, 1, 28, 28\]: the channels come last"),
         (IMAGES.reshape(6, -1), LABELS, r"uint8\[6, 784\]: give them as \[N, H, W, C\]"),
-        (IMAGES[:5], LABELS, r"the training split has 5 images and 6 labels"),
+        (IMAGES[:5], LABELS, r"the training split has 5 images and 6 labels: give one label"),
         (IMAGES, LABELS[:5], r"the training split has 6 images and 5 labels"),
-        (IMAGES, LABELS + 1, r"the training split has a label 10, at position 5: give labels from"),
-        (IMAGES, LABELS - 2, r"the training split has a label -1, at position 1: give labels from"),
-        (IMAGES, np.arange(6, dtype=np.uint8) + 250, r"has a label 250, at position 0"),
+        (
+            IMAGES,
+            LABELS + 1,
+            r"the training split has the label 10 at position 5: give labels from",
+        ),
+        (
+            IMAGES,
+            LABELS - 2,
+            r"the training split has the label -1 at position 1: give labels from",
+        ),
+        (IMAGES, np.arange(6, dtype=np.uint8) + 250, r"has the label 250 at position 0"),
         (IMAGES, np.eye(10)[LABELS], r"float64\[6, 10\]: .* labels\.argmax\(-1\)"),
         (IMAGES, np.eye(10, dtype=int)[LABELS], r"int64\[6, 10\]: .* labels\.argmax\(-1\)"),
         (IMAGES, LABELS + 0.0, r"the labels of the training split are float64\[6\], the first .*3"),
@@ -164,15 +179,15 @@ def test_what_can_mean_one_thing_is_taken(images: Any, labels: Any) -> None:
         (IMAGES[:, :20], LABELS, r"\[6, 20, 28, 1\] and \[6, 28, 28, 1\]: give them the same"),
     ],
 )
-def test_what_is_no_data_set(images: Any, labels: Any, said: str) -> None:
-    """It is refused where it is made, with the split, shape, dtype and value."""
+def test_invalid_arrays(images: Any, labels: Any, said: str) -> None:
+    """They are refused where the data set is made, with the split, shape, dtype and value."""
     with pytest.raises(DataError, match=said):
         made(images, labels)
 
 
 def test_the_test_split_as_well() -> None:
     split = Split(IMAGES, LABELS)
-    with pytest.raises(DataError, match=r"the test split has a label 10, at position 5"):
+    with pytest.raises(DataError, match=r"the test split has the label 10 at position 5"):
         Dataset("mnist", "mine", split, Split(IMAGES, LABELS + 1), ())
     with pytest.raises(DataError, match=r"the images of the test split are float32"):
         Dataset("mnist", "mine", split, Split(IMAGES.astype(np.float32), LABELS), ())

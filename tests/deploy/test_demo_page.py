@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn.data import archives, synthetic
+from jaxcnn.data import formats, synthetic
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.deploy import demo, own_images, server
 from jaxcnn.recipes import named
@@ -40,10 +40,10 @@ def digits() -> Dataset:
     for split, name, size in (("train", "train", 6_000), ("test", "t10k", 300)):
         folder = REAL_DATA / "archives"
         if folder.is_dir():
-            images = archives.read_idx(folder / f"{name}-images-idx3-ubyte.gz")[:size, ..., None]
-            labels = archives.read_idx(folder / f"{name}-labels-idx1-ubyte.gz")[:size]
+            images = formats.read_idx(folder / f"{name}-images-idx3-ubyte.gz")[:size, ..., None]
+            labels = formats.read_idx(folder / f"{name}-labels-idx1-ubyte.gz")[:size]
         else:
-            images, labels = synthetic.draw("mnist", split, size=size)
+            images, labels = synthetic.generate_split("mnist", split, size=size)
         splits.append(Split(images, labels.astype(np.int32)))
     return Dataset("mnist", "some", *splits, tuple("0123456789"))
 

@@ -105,7 +105,7 @@ def scaled(image: Image.Image, times: float, how: Image.Resampling) -> Image.Ima
 
 @pytest.mark.parametrize("label", range(10))
 def test_the_same_digit_at_any_size_place_and_polarity(tmp_path: Path, label: int) -> None:
-    images, labels = synthetic.draw("mnist", "test", size=100)
+    images, labels = synthetic.generate_split("mnist", "test", size=100)
     image = images[labels == label][0, ..., 0]
     # Noise would not be the same at another size; such as is drawn, in three levels.
     image = (image > 60).astype(np.uint8) * 100 + (image > 120).astype(np.uint8) * 155

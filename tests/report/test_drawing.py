@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pytest
@@ -31,17 +32,17 @@ def test_saved_whole(tmp_path: Path) -> None:
 
 
 def test_own_settings(tmp_path: Path) -> None:
-    """Whatever is set, the picture is the same, and the settings stay."""
-    pictures = []
+    """The figure does not depend on the user's settings, and these stay."""
+    files = []
     for number, settings in enumerate(({}, {"text.usetex": True, "font.size": 30.0})):
         with mpl.rc_context(settings):
             before = dict(mpl.rcParams)
             with drawing.own_settings():
                 figure, axes = drawing.subplots(figsize=(2, 1))
                 axes.set_title("%&$")
-                pictures.append(drawing.save({str(number): figure}, tmp_path)[str(number)])
+                files.append(drawing.save({str(number): figure}, tmp_path)[str(number)])
             assert dict(mpl.rcParams) == before
-    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_pyplot_is_left_to_the_user() -> None:
@@ -69,7 +70,7 @@ def test_pyplot_is_left_to_the_user() -> None:
     ],
     ids=lambda variables: " ".join(variables) or "none",
 )
-def test_an_environment_that_is_not_for_it(tmp_path: Path, variables: dict[str, str]) -> None:
+def test_an_environment_made_for_another_program(tmp_path: Path, variables: dict[str, str]) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: nbagg\n")
     given = {name: text.format(folder=tmp_path) for name, text in variables.items()}
@@ -82,3 +83,25 @@ def test_an_environment_that_is_not_for_it(tmp_path: Path, variables: dict[str, 
     )
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "x.png").stat().st_size > 500
+
+
+@pytest.mark.parametrize("grid", ["none", "y", "both"])
+def test_style(grid: Any) -> None:
+    _, axes = drawing.subplots()
+    drawing.style_axes(axes, grid)
+    visible = [side for side, spine in axes.spines.items() if spine.get_visible()]
+    assert sorted(visible) == ["bottom", "left"]
+    assert axes.get_xgridlines()[0].get_visible() == (grid == "both")
+    assert axes.get_ygridlines()[0].get_visible() == (grid in ("y", "both"))
+
+
+def test_log_scale() -> None:
+    figure, axes = drawing.subplots()
+    axes.set_ylim(0.9, 40)
+    drawing.use_log_scale(axes)
+    figure.draw_without_rendering()
+    ticks = [tick for tick in axes.get_yticks() if 0.9 <= tick <= 40]
+    assert ticks == pytest.approx([1, 2, 3, 5, 10, 20, 30])
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert {"1", "2", "3", "5", "10", "20", "30"} <= set(labels)
+    assert not any(label.get_text() for label in axes.get_yticklabels(minor=True))

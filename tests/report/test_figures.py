@@ -1,4 +1,4 @@
-"""The figures of a run, beyond what test_report sees of them on the page."""
+"""The figures of a run, beyond what test_page finds of them on the page."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +33,9 @@ def _record(epoch: int, accuracy: float, loss: float = 0.5) -> EpochRecord:
 
 def _places(accuracies: list[float]) -> list[float]:
     """How high the test accuracies lie, as shares of the figure's height."""
-    figure = figures.learning_curves([_record(i, a) for i, a in enumerate(accuracies, start=1)])
+    figure = figures.plot_learning_curves(
+        [_record(i, a) for i, a in enumerate(accuracies, start=1)]
+    )
     figure.draw_without_rendering()
     axes = figure.axes[1]
     heights = [axes.transData.transform((1, 100 * accuracy))[1] for accuracy in accuracies]
@@ -56,7 +58,7 @@ def test_no_error_at_all_is_in_the_figure() -> None:
 
 
 def test_a_single_epoch_has_a_single_tick() -> None:
-    figure = figures.learning_curves([_record(1, 0.5)])
+    figure = figures.plot_learning_curves([_record(1, 0.5)])
     low, high = figure.axes[0].get_xlim()
     assert [tick for tick in figure.axes[0].get_xticks() if low <= tick <= high] == [1]
 
@@ -94,7 +96,7 @@ def _shown(axes: Axes) -> np.ndarray:
 
 def test_learning_curves() -> None:
     history = [_record(1, 0.2, loss=4.0), _record(2, 0.4, loss=2.0), _record(3, 0.5, loss=1.0)]
-    figure = figures.learning_curves(history)
+    figure = figures.plot_learning_curves(history)
     assert _size(figure) == [9, 3.6]
     assert _grid(figure) == (1, 2)
     losses, accuracies = figure.axes
@@ -131,12 +133,12 @@ def test_learning_curves() -> None:
 
 def test_curves_that_change_little_have_even_axes() -> None:
     """A factor of five in the loss, of ten in the errors."""
-    figure = figures.learning_curves([_record(1, 0.0, loss=2.5), _record(2, 0.9, loss=1.0)])
+    figure = figures.plot_learning_curves([_record(1, 0.0, loss=2.5), _record(2, 0.9, loss=1.0)])
     losses, accuracies = figure.axes
     assert losses.get_yscale() == "linear"
     assert accuracies.get_yscale() == "linear"
     assert accuracies.get_ylabel() == "accuracy, %"
-    figure = figures.learning_curves([_record(1, 0.0, loss=2.52), _record(2, 0.901, loss=1.0)])
+    figure = figures.plot_learning_curves([_record(1, 0.0, loss=2.52), _record(2, 0.901, loss=1.0)])
     losses, accuracies = figure.axes
     assert losses.get_yscale() == "log"
     assert accuracies.get_yscale() == "function"
@@ -148,7 +150,7 @@ def test_curves_that_change_little_have_even_axes() -> None:
 
 
 def test_the_scale_of_errors() -> None:
-    figure = figures.learning_curves([_record(1, 0.0), _record(2, 1.0)])
+    figure = figures.plot_learning_curves([_record(1, 0.0), _record(2, 1.0)])
     axes = figure.axes[1]
     ticks = [0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 100]
     assert [float(tick) for tick in axes.get_yticks()] == ticks
@@ -168,7 +170,7 @@ def _split(labels: list[int], shape: tuple[int, int, int] = (28, 28, 1)) -> Spli
 
 
 def _network(**rest: Any) -> Any:
-    """What the figures ask of a network."""
+    """The parts of a network that the figures use."""
     return SimpleNamespace(**rest)
 
 
@@ -183,7 +185,7 @@ def test_samples(monkeypatch: pytest.MonkeyPatch) -> None:
             "flip": lambda key, images: keys.append(key) or jnp.asarray(images)[:, :, ::-1],
         }[name],
     )
-    figure = figures.samples(_network(recipe=SimpleNamespace(augment="flip")), dataset)
+    figure = figures.plot_samples(_network(recipe=SimpleNamespace(augment="flip")), dataset)
     assert _grid(figure) == (4, 3)
     assert len({str(key) for key in keys}) == 3
     axes = np.array(figure.axes).reshape(4, 3)
@@ -197,7 +199,9 @@ def test_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(one.get_title() for one in axes[1:].flat)
     assert all(_bare(one) for one in axes.flat)
     assert _size(figure) == pytest.approx([1.05 * 3 + 0.2, 1.05 * 4 + 0.3])
-    plain = figures.samples(_network(recipe=SimpleNamespace(augment="none")), dataset, columns=2)
+    plain = figures.plot_samples(
+        _network(recipe=SimpleNamespace(augment="none")), dataset, columns=2
+    )
     assert _grid(plain) == (1, 2)
     engine: Any = plain.get_layout_engine()
     assert (engine.get()["w_pad"], engine.get()["h_pad"]) == (0.05, 0.05)
@@ -206,7 +210,7 @@ def test_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_samples_of_ten_classes() -> None:
     split = _split(list(range(10)))
     dataset = Dataset("mnist", "x", split, split, DIGITS)
-    figure = figures.samples(_network(recipe=SimpleNamespace(augment="none")), dataset)
+    figure = figures.plot_samples(_network(recipe=SimpleNamespace(augment="none")), dataset)
     assert [one.get_title() for one in figure.axes] == list(DIGITS)
     (image,) = figure.axes[3].images
     np.testing.assert_array_equal(_shown(figure.axes[3]), split.images[3, ..., 0])
@@ -224,7 +228,7 @@ def test_feature_maps() -> None:
     }
     asked: list[np.ndarray] = []
     network = _network(feature_maps=lambda images: asked.append(images) or layers)
-    figure = figures.maps(network, dataset)
+    figure = figures.plot_feature_maps(network, dataset)
     np.testing.assert_array_equal(asked[0], split.images[:3])
     assert _grid(figure) == (3, 3)
     assert _size(figure) == pytest.approx([1.5 * 3 + 0.2, 1.5 * 3 + 0.3])
@@ -250,14 +254,14 @@ def test_feature_maps() -> None:
 
 
 def test_a_map_of_one_value_is_dark() -> None:
-    assert not figures._mosaic(np.full((2, 3, 1), 7.0)).any()
+    assert not figures._arrange_maps(np.full((2, 3, 1), 7.0)).any()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_kernels(channels: int) -> None:
     kernel = np.random.default_rng(0).normal(size=(3, 3, channels, 2)).astype(np.float32)
     network = _network(variables={"params": {"conv1": {"kernel": kernel}}})
-    figure = figures.kernels(network)
+    figure = figures.plot_kernels(network)
     assert _grid(figure) == (channels, 2)
     assert _size(figure) == pytest.approx([1.3 * 2 + 0.2, 1.3 * channels + 0.3])
     axes = np.array(figure.axes).reshape(channels, 2)
@@ -281,9 +285,9 @@ def _analysis(pairs: list[tuple[int, int]], confidences: list[float] | None = No
     """The analysis of labels with their predictions."""
     confidences = confidences or len(pairs) * [0.9]
     rows = np.zeros((len(pairs), 10))
-    for row, (_, answer), confidence in zip(rows, pairs, confidences, strict=True):
+    for row, (_, prediction), confidence in zip(rows, pairs, confidences, strict=True):
         row[:] = (1 - confidence) / 9
-        row[answer] = confidence
+        row[prediction] = confidence
     return Analysis(np.array([label for label, _ in pairs]), rows)
 
 
@@ -293,7 +297,7 @@ def _texts(axes: Axes) -> dict[tuple[float, float], Any]:
 
 def test_confusion() -> None:
     pairs = 30 * [(1, 1)] + 10 * [(2, 3)] + 6 * [(4, 5)] + 7 * [(5, 6)]
-    figure = figures.confusion(_analysis(pairs), CIFAR_NAMES)
+    figure = figures.plot_confusion(_analysis(pairs), CIFAR_NAMES)
     assert _size(figure) == [6.4, 5.6]
     (axes,) = figure.axes
     shown = _shown(axes)
@@ -319,19 +323,19 @@ def test_confusion() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == list(CIFAR_NAMES)
     assert list(axes.get_xticks()) == list(axes.get_yticks()) == list(range(10))
     assert {label.get_rotation() for label in axes.get_xticklabels()} == {45}
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("answer", "label")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("prediction", "label")
     assert not any(spine.get_visible() for spine in axes.spines.values())
     assert {tick.tick1line.get_markersize() for tick in axes.xaxis.get_major_ticks()} == {0}
 
 
 def test_confusion_without_mistakes_and_with_short_names() -> None:
-    figure = figures.confusion(_analysis([(1, 1)]), DIGITS)
+    figure = figures.plot_confusion(_analysis([(1, 1)]), DIGITS)
     (axes,) = figure.axes
     assert axes.images[0].get_clim() == (0, 1)
     assert {label.get_rotation() for label in axes.get_xticklabels()} == {0}
     for longest, rotation in (("10", 0), ("ten", 45)):
         names = (longest, *DIGITS[1:])
-        (axes,) = figures.confusion(_analysis([(1, 1)]), names).axes
+        (axes,) = figures.plot_confusion(_analysis([(1, 1)]), names).axes
         assert {label.get_rotation() for label in axes.get_xticklabels()} == {rotation}
 
 
@@ -340,31 +344,31 @@ def test_mistakes() -> None:
     found = _analysis(pairs, [0.99, *np.linspace(0.5, 0.72, 12), 0.955])
     split = _split([label for label, _ in pairs])
     dataset = Dataset("mnist", "x", split, split, DIGITS)
-    figure = figures.mistakes(found, dataset)
+    figure = figures.plot_mistakes(found, dataset)
     assert _grid(figure) == (2, 10)
     assert _size(figure) == pytest.approx([1.05 * 10 + 0.2, (1.05 + 0.35) * 2 + 0.3])
     seen = [one for one in figure.axes if one.get_visible()]
     assert len(seen) == 13
     assert seen == figure.axes[:13]
-    assert seen[0].get_title() == "4 96%\nis 3"  # the most confident one
-    assert [one.get_title() for one in seen[1:3]] == ["2 72%\nis 1", "2 70%\nis 1"]
+    assert seen[0].get_title() == "4 (96%)\nlabel: 3"  # the most confident one
+    assert [one.get_title() for one in seen[1:3]] == ["2 (72%)\nlabel: 1", "2 (70%)\nlabel: 1"]
     for one, position in zip(seen, [13, *range(12, 0, -1)], strict=True):
         np.testing.assert_array_equal(_shown(one), split.images[position, ..., 0])
     assert {one.title.get_fontsize() for one in seen} == {7.5}
     assert {one.title.get_color() for one in seen} == {"#B22222"}
     assert figure.get_suptitle() == ""
-    one_row = figures.mistakes(found, dataset, count=10)
+    one_row = figures.plot_mistakes(found, dataset, count=10)
     assert _grid(one_row) == (1, 10)
     many = _analysis(30 * [(1, 2)])
     split = _split(30 * [1])
-    figure = figures.mistakes(many, Dataset("mnist", "x", split, split, DIGITS))
+    figure = figures.plot_mistakes(many, Dataset("mnist", "x", split, split, DIGITS))
     assert len([one for one in figure.axes if one.get_visible()]) == 20
 
 
 def test_no_mistakes() -> None:
     split = _split([1])
     dataset = Dataset("mnist", "x", split, split, DIGITS)
-    figure = figures.mistakes(_analysis([(1, 1)]), dataset)
+    figure = figures.plot_mistakes(_analysis([(1, 1)]), dataset)
     assert figure.get_suptitle() == "no mistakes"
     assert not any(one.get_visible() for one in figure.axes)
     assert _grid(figure) == (1, 10)
@@ -372,7 +376,7 @@ def test_no_mistakes() -> None:
 
 def test_reliability() -> None:
     found = _analysis([(0, 0), (1, 1), (2, 3), (4, 4)], [0.95, 0.95, 0.95, 0.55])
-    figure = figures.reliability(found)
+    figure = figures.plot_reliability(found)
     assert _size(figure) == [4.8, 4.4]
     (axes,) = figure.axes
     perfect, line = axes.lines
@@ -392,7 +396,7 @@ def test_reliability() -> None:
     assert axes.title.get_fontsize() == 10
     assert not axes.get_legend().get_frame_on()
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert texts == ["perfectly calibrated", "area: pictures"]
+    assert texts == ["perfectly calibrated", "area: images"]
     assert axes.get_ygridlines()[0].get_alpha() == 0.3
     assert axes.get_ygridlines()[0].get_visible()
     assert _open_above(axes)
@@ -401,7 +405,7 @@ def test_reliability() -> None:
 def test_classes() -> None:
     pairs = [(label, label) for label in range(9) for _ in range(4)]
     pairs[0] = (0, 5)  # class 0: three of four
-    figure = figures.classes(_analysis(pairs), CIFAR_NAMES)
+    figure = figures.plot_class_accuracy(_analysis(pairs), CIFAR_NAMES)
     assert _size(figure) == [6.4, 3.8]
     (axes,) = figure.axes
     bars: Any = axes.patches
@@ -413,7 +417,7 @@ def test_classes() -> None:
     assert axes.yaxis_inverted()  # the first class on top
     assert [label.get_text() for label in axes.get_yticklabels()] == list(CIFAR_NAMES)
     texts = [text.get_text() for text in axes.texts]
-    assert texts == ["75.0 ", *(8 * ["100.0 "]), " no pictures"]
+    assert texts == ["75.0 ", *(8 * ["100.0 "]), " no images"]
     assert [text.get_position() for text in axes.texts[::9]] == [(75, 0), (70, 9)]
     for text in axes.texts:
         assert (text.get_va(), text.get_fontsize()) == ("center", 8)
@@ -421,15 +425,15 @@ def test_classes() -> None:
     (line,) = axes.lines
     assert list(line.get_xdata()) == pytest.approx(2 * [100 * 35 / 36])  # type: ignore[arg-type]
     assert (line.get_linewidth(), line.get_linestyle()) == (1, ":")
-    assert axes.get_xlabel() == "accuracy, % (dotted: of all)"
+    assert axes.get_xlabel() == "accuracy, % (dotted line: all classes)"
     assert _open_above(axes)
 
 
 def test_classes_that_are_all_wrong() -> None:
-    (axes,) = figures.classes(_analysis([(0, 1)]), DIGITS).axes
+    (axes,) = figures.plot_class_accuracy(_analysis([(0, 1)]), DIGITS).axes
     assert axes.get_xlim() == (0, 100)
-    nothing: Any = SimpleNamespace(accuracy_by_class=np.full(10, np.nan), accuracy=0.0)
-    (axes,) = figures.classes(nothing, DIGITS).axes
+    nothing: Any = SimpleNamespace(class_accuracy=np.full(10, np.nan), accuracy=0.0)
+    (axes,) = figures.plot_class_accuracy(nothing, DIGITS).axes
     assert axes.get_xlim() == (0, 100)
 
 
@@ -442,21 +446,21 @@ def test_colours_differ_for_the_colour_blind() -> None:
 
 
 def test_all_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = "samples learning_curves maps kernels confusion mistakes reliability classes".split()
-    for function in names:
-        monkeypatch.setattr(figures, function, lambda *args, name=function: (name, args))
+    plots = "samples learning_curves feature_maps kernels confusion mistakes reliability"
+    for plot in (*plots.split(), "class_accuracy"):
+        monkeypatch.setattr(figures, f"plot_{plot}", lambda *args, plot=plot: (plot, args))
     network, history, found = _network(), [_record(1, 0.5)], _analysis([(1, 1)])
     split = _split([1])
     dataset = Dataset("mnist", "x", split, split, DIGITS)
-    assert figures.draw(network, dataset, history, found) == {
+    assert figures.plot_run(network, dataset, history, found) == {
         "samples": ("samples", (network, dataset)),
         "learning-curves": ("learning_curves", (history,)),
-        "feature-maps": ("maps", (network, dataset)),
+        "feature-maps": ("feature_maps", (network, dataset)),
         "kernels": ("kernels", (network,)),
         "confusion": ("confusion", (found, DIGITS)),
         "mistakes": ("mistakes", (found, dataset)),
         "reliability": ("reliability", (found,)),
-        "classes": ("classes", (found, DIGITS)),
+        "classes": ("class_accuracy", (found, DIGITS)),
     }
 
 
@@ -464,5 +468,7 @@ def test_all_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_feature_maps_of_fewer_images(count: int) -> None:
     split = _split([0, 1][:count])
     network = _network(feature_maps=lambda images: {"conv1": np.zeros((len(images), 4, 6, 3))})
-    figure = figures.maps(network, Dataset("mnist", "x", split, split, ("a", "b", "c")))
+    figure = figures.plot_feature_maps(
+        network, Dataset("mnist", "x", split, split, ("a", "b", "c"))
+    )
     assert _grid(figure) == (count, 2)

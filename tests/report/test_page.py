@@ -25,7 +25,7 @@ from tests.page import Page, fetched
 # AdamW of optax mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
 
-PICTURES = (
+FIGURES = (
     "samples learning-curves feature-maps kernels confusion mistakes reliability classes".split()
 )
 PARAMETERS = {"mnist": "207,258", "cifar10": "554,890"}
@@ -72,7 +72,7 @@ def test_the_page_needs_nothing_else(run: tuple[Path, Dataset]) -> None:
     page = Page(text)
     assert page.open == []
     images = page.all("img")
-    assert len(images) == len(PICTURES)
+    assert len(images) == len(FIGURES)
     assert all(len(image.attributes["alt"]) > 10 for image in images)
     for part in (dataset.name, "expected calibration error", "Recipe", "jaxlib"):
         assert part in text
@@ -82,7 +82,7 @@ def test_the_page_needs_nothing_else(run: tuple[Path, Dataset]) -> None:
 def test_every_image_shows_something_in_its_size(run: tuple[Path, Dataset]) -> None:
     folder, _ = run
     page = Page((folder / "report.html").read_text())
-    for name in PICTURES:
+    for name in FIGURES:
         path = folder / f"{name}.png"
         image = np.asarray(Image.open(path).convert("L"))
         assert min(image.shape) > 100
@@ -96,13 +96,13 @@ def test_every_image_shows_something_in_its_size(run: tuple[Path, Dataset]) -> N
 
 
 @pytest.mark.slow
-def test_one_command_draws_them_again(
+def test_one_command_writes_it_again(
     run: tuple[Path, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, dataset = run
     monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **_: dataset)
     tools.main(["report", str(folder), "--out", str(tmp_path)])
-    assert {f"{name}.png" for name in PICTURES} <= {path.name for path in tmp_path.iterdir()}
+    assert {f"{name}.png" for name in FIGURES} <= {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "report.html").read_text() == (folder / "report.html").read_text()
 
 
@@ -116,19 +116,19 @@ def rows(page: Page, name: str) -> list[list[str]]:
 
 
 def facts(page: Page) -> dict[str, str]:
-    """What the page says in its tables of two columns."""
+    """The page's tables of two columns."""
     tables = [one for one in page.all("table") if one.attributes.get("class") == "facts"]
     cells = [one.text for table in tables for one in table.inside if one.tag == "td"]
     return dict(zip(cells[::2], cells[1::2], strict=True))
 
 
 def summary(page: Page) -> dict[str, str]:
-    """The figures at the top of the page."""
+    """The metrics at the top of the page."""
     names, values = page.all("dt"), page.all("dd")
     return {name.text: value.text for name, value in zip(names, values, strict=True)}
 
 
-def test_what_the_page_says(
+def test_content_of_the_page(
     unseen: tuple[Path, Trained, Dataset], undrawn: list[Path], tmp_path: Path
 ) -> None:
     _, network, dataset = unseen
@@ -137,22 +137,25 @@ def test_what_the_page_says(
     assert undrawn == [path.parent]
     page = Page(path.read_text())
     labels = dataset.test.labels
-    right = int((np.arange(len(labels)) % 10 == labels).sum())
-    share = f"{right / len(labels):.2%}"
+    correct = int((np.arange(len(labels)) % 10 == labels).sum())
+    share = f"{correct / len(labels):.2%}"
     title = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[dataset.name]
-    assert [one.text for one in page.all("h1")] == [f"{title}: {share} of the test images"]
+    assert [one.text for one in page.all("h1")] == [f"{title}: {share} test accuracy"]
     assert summary(page) == {
         "test accuracy": share,
-        "right answers": f"{right}/{len(labels)}",
+        "correct predictions": f"{correct}/{len(labels)}",
         "parameters": PARAMETERS[dataset.name],
-        "training": "34.5 s",
+        "training time": "34.5 s",
         "steps": "21",
     }
     assert (
-        "recipe fast, 3 of 3 epochs with sgd, seed 0; the run has not come to its end"
+        "recipe fast, 3 of 3 epochs with sgd, seed 0; the run is not finished"
         in page.all("header")[0].text
     )
-    assert f"Of all test images {share} are answered right." in page.by_id("classes").text
+    assert (
+        f"Over all test images, {share} of the predictions are correct."
+        in page.by_id("classes").text
+    )
     assert page.by_id("command").text.split() == ["Command", "not", "recorded"]
     names = "epoch|step|learning rate|train loss|train accuracy|test loss|test accuracy|seconds"
     assert rows(page, "epochs") == [
@@ -168,9 +171,9 @@ def test_what_the_page_says(
         "data set": f"{dataset.name} tiny",
         "training images": f"{len(dataset.train)}",
         "test images": f"{len(dataset.test)}",
-        "expected calibration error": f"{confidence - right / len(labels):.2%}",
-        "compiled in": "2.0 s",
-        "evaluated in": "2.0 min",
+        "expected calibration error": f"{confidence - correct / len(labels):.2%}",
+        "compilation time": "2.0 s",
+        "evaluation time": "2.0 min",
         "device": "cpu (of a test)",
         "optimizer": "sgd",
         "optimizer_args": "none",
@@ -199,8 +202,8 @@ def test_layers(unseen: tuple[Path, Trained, Dataset], tmp_path: Path) -> None:
     head, *layers, total = rows(
         Page(write_report(network, dataset, tmp_path).read_text()), "layers"
     )
-    assert head == ["layer", "parameters", "numbers"]
-    assert total == ["all", "", PARAMETERS[dataset.name]]
+    assert head == ["layer", "shapes", "parameters"]
+    assert total == ["total", "", PARAMETERS[dataset.name]]
     if dataset.name == "mnist":
         assert [layer[0] for layer in layers] == ["conv1", "conv2", "fc1", "fc2"]
         assert layers[2] == ["fc1", "bias 512, kernel 392 x 512", "201,216"]
@@ -212,7 +215,9 @@ def test_layers(unseen: tuple[Path, Trained, Dataset], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unseen", ["mnist"], indirect=True)
 @pytest.mark.usefixtures("undrawn")
-def test_what_changes_the_page(unseen: tuple[Path, Trained, Dataset], tmp_path: Path) -> None:
+def test_the_page_follows_its_arguments(
+    unseen: tuple[Path, Trained, Dataset], tmp_path: Path
+) -> None:
     _, network, dataset = unseen
 
     def write(
@@ -224,19 +229,22 @@ def test_what_changes_the_page(unseen: tuple[Path, Trained, Dataset], tmp_path: 
 
     text = write()
     assert write() == text
-    assert "is a drawn stand-in" not in text
-    assert "as it is and three times after augmentation" in text
-    assert "there is no augmentation" not in text
+    assert "a synthetic data set" not in text
+    assert "as it is and with three random augmentations" in text
+    assert "the recipe has no augmentation" not in text
     text = write(dataset=dataclasses.replace(dataset, name=f"synthetic-{dataset.name}"))
-    assert "synthetic-mnist is a drawn stand-in: this says nothing about MNIST." in text
+    assert (
+        "Trained on synthetic-mnist, a synthetic data set: nothing on this page holds for MNIST."
+        in text
+    )
     recipe = network.recipe.replace(augment="none", optimizer_args={"b1": 0.8, "nesterov": True})
     text = write(network=dataclasses.replace(network, recipe=recipe))
-    assert "three times after augmentation" not in text
-    assert "there is no augmentation" in text
+    assert "three random augmentations" not in text
+    assert "the recipe has no augmentation" in text
     assert facts(Page(text))["optimizer_args"] == "b1=0.8, nesterov=True"
-    assert "the run has not come to its end" in text
+    assert "the run is not finished" in text
     text = write(result={"command": "python x.py --flag <b>"})
-    assert "the run has not come to its end" not in text
+    assert "the run is not finished" not in text
     assert Page(text).by_id("command").text.split()[1:] == "python x.py --flag <b>".split()
 
 
@@ -267,7 +275,7 @@ ARGV = "--epochs 3 --batch-size 50 --optimizer sgd --no-compilation-cache --work
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_experiment_writes_one_unless_told_not_to(
+def test_an_experiment_writes_one_by_default(
     tiny_mnist: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -295,7 +303,7 @@ def test_an_experiment_writes_one_unless_told_not_to(
     assert f"report: {tmp_path / 'with' / 'report.html'}" in capsys.readouterr().out
     text = (tmp_path / "with" / "report.html").read_text()
     assert "not recorded" not in text  # the command
-    assert "has not come to its end" not in text
+    assert "is not finished" not in text
     result = json.loads((tmp_path / "with" / "result.json").read_text())
     names = list(summary(Page(text)))
     assert names[:2] == ["test accuracy", "with test-time augmentation"]
@@ -318,7 +326,7 @@ def test_a_trained_network_has_one(
     assert f"report: {tmp_path / 'with' / 'report.html'}" in capsys.readouterr().out
     text = (tmp_path / "with" / "report.html").read_text()
     assert "not recorded" not in text  # the command
-    assert "has not come to its end" not in text
+    assert "is not finished" not in text
     assert "with test-time augmentation" in text
     main("mnist", [*argv, str(tmp_path / "without"), "--report", "never"])
     assert not list((tmp_path / "without").glob("*.[hp][tn][mg]*"))
@@ -358,5 +366,5 @@ def test_a_browser_shows_it(run: tuple[Path, Dataset], tmp_path: Path, width: in
         check=True,
         timeout=600,
     )
-    count = len(PICTURES)
+    count = len(FIGURES)
     assert f"<title>shown {count} of {count}, too wide false</title>" in done.stdout

@@ -135,6 +135,6 @@ def test_what_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ReadError, match=f"cannot read {tmp_path}: Input/output error; nothing was"):
         document.with_retries(tmp_path, fail(errno.EIO, 4))
     waited.clear()
-    with pytest.raises(ReadError, match="there is no permission; nothing was changed"):
+    with pytest.raises(ReadError, match="permission is denied; nothing was changed"):
         document.with_retries(tmp_path, fail(errno.EACCES, 1))
     assert waited == []

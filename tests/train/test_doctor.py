@@ -128,7 +128,7 @@ def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             raise DataError("is damaged: remove it")
         return SimpleNamespace(folder="there") if data_dir == "full" else None
 
-    monkeypatch.setattr("jaxcnn.data.tfds.locate", locate)
+    monkeypatch.setattr("jaxcnn.data.tfds.find_prepared", locate)
     what = "data, mnist"
     assert doctor._data("mnist", "full", "") == doctor.Finding(what, True, "prepared in there")
     damaged = doctor.Finding(what, False, "is damaged: remove it")
