@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from jaxcnn.optim.extra_args import SlowParamsState, with_plain_params
+from jaxcnn.optim.extra_args import Normalized, SlowParamsState, normalize
 
 
 class AverageState(NamedTuple):
@@ -18,14 +18,14 @@ class AverageState(NamedTuple):
     weight: jax.Array
 
 
-def averaged(tx: optax.GradientTransformation, decay: Any) -> optax.GradientTransformation:
+def averaged(tx: optax.GradientTransformation, decay: Any) -> Normalized:
     """Returns an optimizer that is evaluated at an exponential moving average of its parameters.
 
     Args:
         tx: what trains.
         decay: of the average in a step, 0..1.
     """
-    tx = optax.with_extra_args_support(with_plain_params(tx))
+    tx = normalize(tx)
 
     def init(params: Any) -> AverageState:
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -42,7 +42,7 @@ def averaged(tx: optax.GradientTransformation, decay: Any) -> optax.GradientTran
         )
         return updates, AverageState(inner, total, (1.0 - rest) * state.weight + rest)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Normalized(init, update)
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:
