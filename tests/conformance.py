@@ -211,7 +211,7 @@ def table(findings: list[Finding]) -> str:
             f"{defaults.learning_rate:g}",
             f"{defaults.weight_decay:g}",
             ", ".join(f"`{name}`" for name in found.needs) or "none",
-            "evaluation parameters" if found.averages else "trained parameters",
+            "averaged parameters" if found.averages else "trained parameters",
             f"{found.losses[0]:.2f}, {found.losses[-1]:.2f}",
         )
         rows.append(f"| {' | '.join(cells)} |")

@@ -40,16 +40,16 @@ def make_optimizer(
 ) -> Normalized:
     """Returns the recipe's optimizer with its schedule, weight decay, clipping and averaging.
 
-    Weight decay leaves biases and BatchNorm's parameters alone. It is as the optimizer defines it
-    where it has a weight decay of its own, decoupled for most of those; else it is coupled, added
-    to the gradient, as PyTorch does for sgd and adam.
+    Weight decay applies to kernels, not to biases and BatchNorm's parameters. An optimizer with a
+    parameter for it applies its own, which is decoupled for most of them; else it is coupled, added
+    to the gradient, as in PyTorch's sgd and adam.
 
     Args:
         recipe: with `optimizer` and its hyperparameters.
         total_steps: of the whole run.
         key: PRNG key[], for optimizers that draw random numbers.
-        hyperparameters: values, traced perhaps, that replace those of the recipe: of
-            `HYPERPARAMETERS` and of the optimizer's own numeric arguments, float32[] each.
+        hyperparameters: values that replace those of the recipe, float32[] each, which may be
+            traced: of `HYPERPARAMETERS` and of the optimizer's own numeric arguments.
 
     Returns:
         The optimizer; its `update` accepts every extra argument of a training step.
@@ -63,7 +63,7 @@ def make_optimizer(
     parameters = signature(name, factory)
     check_args(name, parameters, args)
     if "momentum" in args and not _is_on(args["momentum"]):
-        # None is no momentum, and less to keep, where it is the default.
+        # Where None is the default, it means no momentum, and nothing is kept for it.
         args["momentum"] = None if parameters["momentum"].default is None else 0.0
     key = jax.random.key(0) if key is None else key
     if "key" in parameters:
@@ -76,7 +76,7 @@ def make_optimizer(
     before, make = _give_weight_decay(name, parameters, factory, args, values["weight_decay"])
     if _is_on(values["clip"]):
         clip = optax.clip_by_global_norm(jnp.where(values["clip"] > 0, values["clip"], jnp.inf))
-        if name == "sam":  # which clips what it steps with, not what it ascends with
+        if name == "sam":  # it clips the gradient of its step, not that of its ascent
             args["clip"] = clip
         else:
             before.insert(0, clip)
@@ -116,7 +116,7 @@ def _make(name: str, make: Factory, args: dict[str, Any]) -> optax.GradientTrans
     try:
         tx = make(**args)
         if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
-            raise TypeError(f"it returns {type(tx).__name__}, no optax.GradientTransformation")
+            raise TypeError(f"it returns {type(tx).__name__}, not an optax.GradientTransformation")
     except UserError:
         raise
     except Exception as error:  # whatever it is, it is about the arguments
@@ -158,14 +158,12 @@ def check_args(
                 f"{', '.join(takes) or 'none'}" + (f" (did you mean {near[0]}?)" if near else "")
             )
         default = parameters[key].default if key in parameters else inspect.Parameter.empty
-        # What is None in optax is a number that is left out, or a dtype.
+        # In optax None stands for a number that is left out, or for a dtype.
         number = default is None and not own and not key.endswith("dtype")
         if isinstance(value, str) and (number or isinstance(default, int | float)):
             raise UserError(f"--optimizer-args {key}: {name} takes a number here, got {value!r}")
     if own and not open_ended and _first(_RATES, parameters) is None:
-        raise UserError(
-            f"--optimizer {name}: its function has no parameter learning_rate; give it one"
-        )
+        raise UserError(f"--optimizer {name}: its function has no parameter learning_rate; add one")
     for key, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
@@ -231,7 +229,7 @@ def _give_weight_decay(
         return [], factory
 
     def split(**args: Any) -> optax.GradientTransformation:
-        # It would decay everything, so the kernels get an optimizer of their own.
+        # Without a mask it decays all parameters, so the kernels get an optimizer of their own.
         return optax.partition(
             {True: factory(**args, **{name: decay}), False: factory(**args, **{name: none})},
             is_kernel,
