@@ -1,4 +1,4 @@
-"""What every optimizer has to do, and the table of those that do it.
+"""What every optimizer must do, and the table of those that do it.
 
     python -m tests.conformance --out docs/optimizers.md
 
@@ -20,7 +20,8 @@ import numpy as np
 
 from jaxcnn.data.augment import make_normalize
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.optim.extra_args import extra_arguments
+from jaxcnn.errors import UserError
+from jaxcnn.optim.extra_args import NAMES, Normalized, accept_only, check_update
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.recipes import named, optimizer_defaults
 from jaxcnn.storage.arrays import deserialize_pytree, leaf_types, serialize_pytree
@@ -35,12 +36,12 @@ RECIPE = named.recipe("mnist", "fast").replace(
     epochs=4, batch_size=32, schedule="constant", warmup=0.0, augment="none", dropout=0.1
 )
 # Parameters and a learning rate that are off by a thousandth move a run further than rounding does:
-# sums of a few hundred terms are off by a few hundred times 6e-8 at the worst.
+# sums of a few hundred terms are off by a few hundred times 6e-8 at most.
 NUDGE = 1.001
 
 
 class SmallCNN(nn.Module):
-    """A network with all that matters to an optimizer, quick to compile."""
+    """A network with all the layers that matter to an optimizer, quick to compile."""
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -52,30 +53,30 @@ class SmallCNN(nn.Module):
 
 
 def dataset() -> Dataset:
-    """320 training and 64 test pictures."""
+    """320 training and 64 test images."""
     train, test = striped_split(SHAPE, 320, 0), striped_split(SHAPE, 64, 1)
     return Dataset("mnist", "stripes", train, test, tuple("0123456789"))
 
 
 @dataclass
 class Finding:
-    """What an optimizer was seen to do.
+    """What an optimizer was observed to do.
 
     Attributes:
         name: of the optimizer.
-        asks: what its update asks for beside the gradient.
-        elsewhere: whether it is evaluated at other parameters than those it trains.
+        needs: the extra arguments without which its update fails.
+        averages: whether its evaluation parameters differ from its trained parameters.
         losses: means of every ten steps.
-        compiled: programs that 40 steps in four calls took.
-        restored: whether a saved and restored run went on with the same bits.
+        compiled: number of programs that 40 steps in four calls took.
+        restored: whether a saved and restored run is bit-identical to the uninterrupted one.
         mapped: float32[5, 4], mean losses of every ten steps of five runs at once: two seeds, each
             at the whole and half the learning rate, and the first once more, off by `NUDGE`. The
             first is the run above.
     """
 
     name: str
-    asks: tuple[str, ...]
-    elsewhere: bool
+    needs: tuple[str, ...]
+    averages: bool
     losses: list[float]
     compiled: int
     restored: bool
@@ -83,8 +84,8 @@ class Finding:
 
 
 def examine(name: str, model: nn.Module | None = None) -> Finding:
-    """Puts an optimizer to the test, with `SmallCNN` or another network."""
-    # By way of another one, so that the recipe's own optimizer has its defaults too.
+    """Tests an optimizer, with `SmallCNN` or another network."""
+    # By way of another optimizer, so that the recipe's own one has its defaults too.
     recipe = RECIPE.replace(optimizer="adam").replace(optimizer=name)
     data, model = dataset(), model or SmallCNN()
     batches = {
@@ -127,8 +128,8 @@ def examine(name: str, model: nn.Module | None = None) -> Finding:
     nudges = jnp.array([1, 1, 1, 1, NUDGE])
     return Finding(
         name=name,
-        asks=extra_arguments(tx, current.params),
-        elsewhere=not equal(current.eval_variables["params"], current.params),
+        needs=needed(tx, current.params),
+        averages=not equal(current.eval_variables["params"], current.params),
         losses=losses,
         compiled=train_steps._cache_size(),
         restored=equal(restored, current),
@@ -136,8 +137,20 @@ def examine(name: str, model: nn.Module | None = None) -> Finding:
     )
 
 
+def needed(tx: Normalized, params: Any) -> tuple[str, ...]:
+    """Returns the extra arguments without which an update cannot be traced."""
+    found = []
+    for name in NAMES:
+        without = accept_only(tx, [other for other in NAMES if other != name])
+        try:
+            check_update(Normalized(*without), params)
+        except UserError:
+            found.append(name)
+    return tuple(found)
+
+
 def equal(tree: Any, other: Any) -> bool:
-    """Whether two trees hold the same bits."""
+    """Whether two pytrees are bit-identical."""
     pairs = zip(jax.tree.leaves(_raw(tree)), jax.tree.leaves(_raw(other)), strict=True)
     return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
@@ -155,10 +168,10 @@ PAGE = """# Optimizers
 Every optimizer of optax and optax.contrib by its name, as `--optimizer NAME` and
 `recipe.replace(optimizer=NAME)` take it. Written by `python -m tests.conformance`, whose checks the
 tests repeat: 40 steps of a small network with convolution, BatchNorm and dropout lower its loss;
-one program serves all steps; a saved and restored state goes on with the same bits; and four runs,
-two seeds at two learning rates, train at once in one program.
+one program serves all steps; a run that was saved and resumed is bit-identical to one that was not
+interrupted; and four runs, two seeds at two learning rates, train at once in one program.
 
-| optimizer | learning rate | weight decay | also given | evaluated at | loss, steps 1-10, 31-40 |
+| optimizer | learning rate | weight decay | needs | evaluated at | loss, steps 1-10, 31-40 |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
@@ -169,15 +182,20 @@ Refused:
 Building blocks of optax (`scale_by_...`, clipping, masking, accumulation) are no optimizers by
 themselves; in code, `fit(..., tx=optax.chain(...))` takes any combination of them.
 
-Muon hands what it is not told about to Adam, convolution kernels too. By its name it is told, so is
-`jaxcnn.optim.named.find_factory("muon")(learning_rate)`; `optax.contrib.muon` is not.
+Muon trains only kernels whose dimension numbers it is given, and leaves all others to Adam,
+convolution kernels too. `--optimizer muon` gives them, and so does
+`jaxcnn.optim.named.find_factory("muon")(learning_rate)`; `optax.contrib.muon` does not.
 
-What a step gives to an optimizer whose `update` asks for it:
+The extra arguments that a training step passes to every `update`; the table names those that an
+optimizer needs:
 
 - `value`: the batch's loss; `grad`: its gradient, before clipping and decay;
 - `value_fn`: from parameters to the same batch's loss, with the same dropout and BatchNorm state;
-  `obj_fn`: the same, which can also be differentiated forwards; `grad_fn`: its gradient;
+  `obj_fn`: the same, which can also be differentiated in forward mode; `grad_fn`: its gradient;
 - `key`: a PRNG key, another one every step.
+
+A user-defined optimizer, `--optimizer module:factory`, is called with the peak learning rate, a
+number; its updates are scaled to follow the schedule.
 """
 
 
@@ -190,8 +208,8 @@ def table(findings: list[Finding]) -> str:
             found.name,
             f"{defaults.learning_rate:g}",
             f"{defaults.weight_decay:g}",
-            ", ".join(f"`{name}`" for name in found.asks) or "nothing",
-            "parameters of its own" if found.elsewhere else "what it trains",
+            ", ".join(f"`{name}`" for name in found.needs) or "none",
+            "averaged parameters" if found.averages else "trained parameters",
             f"{found.losses[0]:.2f}, {found.losses[-1]:.2f}",
         )
         rows.append(f"| {' | '.join(cells)} |")
@@ -208,13 +226,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(optimizer_defaults.OPTIMIZERS))
-    asked = parser.parse_args()
+    flags = parser.parse_args()
     findings = []
     for name, defaults in optimizer_defaults.OPTIMIZERS.items():
-        if name in asked.only and not defaults.refused:
+        if name in flags.only and not defaults.refused:
             findings.append(examine(name))
             sys.stdout.write(f"{findings[-1]}\n")
-    asked.out.write_text(table(findings))
+    flags.out.write_text(table(findings))
 
 
 if __name__ == "__main__":

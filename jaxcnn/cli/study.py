@@ -20,6 +20,7 @@ from jaxcnn.cli.console import (
 from jaxcnn.cli.flags import join_processes, load_dataset
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.recipes import named, optimizer_defaults
+from jaxcnn.recipes.problems import PROBLEMS
 from jaxcnn.recipes.recipe import NetworkName, RecipeName
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     )
     for name in flags.optimizers:
         check_recipe(recipe.replace(optimizer=name))  # mistakes show before any run
-    target = flags.target or {"mnist": 0.98, "cifar10": 0.7}[flags.network]
+    target = flags.target or PROBLEMS[flags.network].target
     study = Study(recipe, rates, flags.tune_seeds, flags.seeds, flags.validation, target)
     folder = as_path(flags.workdir or f"runs/study-{flags.network}")
     say = say_on(console)

@@ -1,4 +1,4 @@
-"""Weight averaging, and the parameters that an optimizer is to be evaluated at."""
+"""Weight averaging, and evaluation parameters: those that an optimizer is evaluated at."""
 
 from typing import Any, NamedTuple
 
@@ -7,25 +7,33 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from jaxcnn.optim.extra_args import SlowParamsState, with_plain_params
+from jaxcnn.optim.extra_args import Normalized, SlowParamsState, normalize
 
 
 class AverageState(NamedTuple):
-    """The state of `averaged`: the inner one, the weighted sum of all parameters and its weight."""
+    """The state of `averaged`.
+
+    Attributes:
+        inner: the state of the optimizer itself.
+        total: weighted sum of the parameters after every step.
+        weight: float32[], the sum of the weights.
+    """
 
     inner: Any
     total: Any
     weight: jax.Array
 
 
-def averaged(tx: optax.GradientTransformation, decay: Any) -> optax.GradientTransformation:
+def averaged(tx: optax.GradientTransformation, decay: Any) -> Normalized:
     """Returns an optimizer that is evaluated at an exponential moving average of its parameters.
 
+    The average is without bias towards zero: its weights sum to one at every step.
+
     Args:
-        tx: what trains.
-        decay: of the average in a step, 0..1.
+        tx: the optimizer.
+        decay: of the average, per step, 0..1; float32[] if traced.
     """
-    tx = optax.with_extra_args_support(with_plain_params(tx))
+    tx = normalize(tx)
 
     def init(params: Any) -> AverageState:
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -42,15 +50,19 @@ def averaged(tx: optax.GradientTransformation, decay: Any) -> optax.GradientTran
         )
         return updates, AverageState(inner, total, (1.0 - rest) * state.weight + rest)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Normalized(init, update)
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:
-    """Returns the parameters that the optimizer says to evaluate at, wherever it stands in a chain.
+    """Returns the evaluation parameters, of an optimizer by itself or anywhere in a chain.
 
     Args:
         opt_state: of the optimizer.
-        params: those that are trained.
+        params: the trained parameters.
+
+    Returns:
+        A pytree like `params`: the averages of the schedule-free family and of `averaged`, the slow
+        parameters of lookahead, the centre of sharpness-aware minimization; else `params`.
     """
     kinds = (contrib.ScheduleFreeState, contrib.SAMState, SlowParamsState, AverageState)
 
@@ -71,7 +83,7 @@ def eval_params(opt_state: Any, params: Any) -> Any:
         elif isinstance(node, contrib.ScheduleFreeState):
             params = _schedule_free(node, params)
         elif isinstance(node, contrib.SAMState):
-            if node.cache is not None:  # between its two steps it stands at a worse place
+            if node.cache is not None:  # between its two steps, params are the adversarial ones
                 centred = node.steps_since_sync == 0
                 params = jax.tree.map(
                     lambda leaf, cached, c=centred: jnp.where(c, leaf, cached), params, node.cache

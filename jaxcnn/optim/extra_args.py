@@ -1,15 +1,15 @@
-"""What an optimizer asks of a training step beside the gradient, and where it is to be evaluated.
+"""Extra arguments: what a training step passes to an optimizer's `update` beside the gradient.
 
-Optax's transformations share one signature, `update(updates, state, params, **extra)`, but need
-different extra arguments, and most refuse those that they do not know. So a step finds out, while
-it is traced, and gives each what it asks for.
+In optax's protocol, `update(updates, state, params, **extra_args)`, a transformation takes those
+that it needs and ignores the others. So a training step passes all of `NAMES` to every optimizer.
+Some refuse what they do not need (`optax.contrib.sam`, and line searches such as `optax.lbfgs`),
+and `optax.lookahead` works on a pair of parameters. Those that are made by name are adapted where
+they are made, in `jaxcnn.optim.named`; those that a user gives, by `normalize`.
 """
 
-import contextlib
 import functools
 import inspect
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,70 +18,82 @@ import optax
 
 from jaxcnn.errors import UserError
 
-# In the order in which they are tried:
+# What a training step passes:
 #   value     float32[], the batch's loss
 #   grad      the gradient before any transformation
 #   value_fn  params -> the same batch's loss, with the same dropout and BatchNorm state
-#   obj_fn    the same, which can also be differentiated forwards
+#   obj_fn    the same, which can also be differentiated in forward mode
 #   grad_fn   (params, ...) -> the gradient of value_fn
 #   key       PRNG key[], another one every step
 NAMES = ("value", "grad", "value_fn", "obj_fn", "grad_fn", "key")
+# All that optax's line searches and its sharpness-aware minimization accept.
+LINE_SEARCH = ("value", "grad", "value_fn")
+SHARPNESS_AWARE = ("grad_fn",)
 
 
-def extra_arguments(tx: optax.GradientTransformation, params: Any) -> tuple[str, ...]:
-    """Returns which of `NAMES` the optimizer's `update` asks for.
+class Normalized(optax.GradientTransformationExtraArgs):
+    """An optimizer of the parameters themselves whose `update` accepts every extra argument."""
 
-    Those that its signature names, or those of the transformations within it; where that is not
-    the whole truth, the fewest with which `update` can be traced.
+
+def normalize(tx: optax.GradientTransformation) -> Normalized:
+    """Returns an optimizer as training steps use it, whatever its `update` accepts.
+
+    What that is can depend on the parameters, so it is found out when `init` or `update` is traced.
+    An optimizer that is normalized already, as those of `make_optimizer` are, is returned as it is.
+
+    Args:
+        tx: the optimizer; its `update` may refuse extra arguments or work on
+            `optax.LookaheadParams`.
+
+    Returns:
+        The optimizer. Tracing it raises `UserError` where a training step cannot give it what it
+        needs. Its state is that of `tx`, or a `SlowParamsState`.
+    """
+    if isinstance(tx, Normalized):
+        return tx
+
+    def init(params: Any) -> Any:
+        return _adapt(tx, params).init(params)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        return _adapt(tx, params).update(updates, state, params, **extra)
+
+    return Normalized(init, update)
+
+
+def check_update(tx: optax.GradientTransformation, params: Any) -> None:
+    """Traces an optimizer's first step, without running it.
 
     Args:
         tx: the optimizer.
         params: of the network; only shapes and dtypes matter.
 
     Raises:
-        UserError: it can be traced with none of them; the message says why not.
+        UserError: it cannot be traced; the message says why.
     """
-    asked = tuple(name for name in NAMES if name in _parameters(tx))
-    subsets = (
-        names for size in range(len(NAMES) + 1) for names in itertools.combinations(NAMES, size)
-    )
-    reason = ""
-    for names in itertools.chain([asked], subsets):
-        try:
-            jax.eval_shape(functools.partial(_probe, tx, names), params)
-        except Exception as error:  # whatever it is, it is the optimizer's
-            reason = reason or " ".join(str(error).split())[:300].rstrip(".")
-        else:
-            return names
-    raise UserError(
-        f"the optimizer cannot be used with this training step: {reason}; take another one"
-    )
+    try:
+        jax.eval_shape(functools.partial(_first_update, normalize(tx)), params)
+    except UserError:
+        raise
+    except Exception as error:  # whatever it is, it is the optimizer's
+        raise _unusable(error) from error
 
 
-def with_plain_params(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Returns an optimizer of the parameters themselves.
+def accept_only(
+    tx: optax.GradientTransformation, names: Sequence[str]
+) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer that passes on some extra arguments and drops all others.
 
-    `optax.lookahead` works on a pair of fast and slow ones; then the slow ones become part of the
-    optimizer's state. All others are returned as they are.
+    Args:
+        tx: the optimizer.
+        names: of the extra arguments that its `update` accepts.
     """
-    if not _wants_pair(tx):
-        return tx
 
-    def init(params: Any) -> SlowParamsState:
-        return SlowParamsState(tx.init(optax.LookaheadParams(params, params)), params)
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        accepted = {name: value for name, value in extra.items() if name in names}
+        return tx.update(updates, state, params, **accepted)
 
-    def update(
-        updates: Any, state: SlowParamsState, params: Any = None, **extra: Any
-    ) -> tuple[Any, SlowParamsState]:
-        pair = optax.LookaheadParams(params, state.slow)
-        inner = optax.with_extra_args_support(tx)
-        updates, inner_state = inner.update(updates, state.inner, pair, **extra)
-        slow = optax.apply_updates(state.slow, updates.slow)
-        return updates.fast, SlowParamsState(inner_state, slow)
-
-    # For `_updates`: optax takes transformations apart, and only their functions stay.
-    update.plain = True  # type: ignore[attr-defined]
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 class SlowParamsState(NamedTuple):
@@ -91,64 +103,97 @@ class SlowParamsState(NamedTuple):
     slow: Any
 
 
-def _probe(tx: optax.GradientTransformation, names: tuple[str, ...], params: Any) -> Any:
-    """Runs an update with stand-ins for the arguments of the given names."""
+def with_slow_params(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer of the fast parameters, with the slow ones in its state.
+
+    Args:
+        tx: `optax.lookahead`, or a chain with it: an optimizer of `optax.LookaheadParams`.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def init(params: Any) -> SlowParamsState:
+        return SlowParamsState(tx.init(optax.LookaheadParams(params, params)), params)
+
+    def update(
+        updates: Any, state: SlowParamsState, params: Any = None, **extra: Any
+    ) -> tuple[Any, SlowParamsState]:
+        pair = optax.LookaheadParams(params, state.slow)
+        updates, inner = tx.update(updates, state.inner, pair, **extra)
+        slow = optax.apply_updates(state.slow, updates.slow)
+        return updates.fast, SlowParamsState(inner, slow)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _adapt(tx: Any, params: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns a user's optimizer with the first extra arguments that its `update` accepts."""
+    if _looks_ahead(tx, params):
+        tx = with_slow_params(tx)
+    errors = []
+    for names in _attempts(tx):
+        try:
+            adapted = accept_only(tx, names)
+            jax.eval_shape(functools.partial(_first_update, adapted), params)
+        except Exception as error:  # whatever it is, it is the optimizer's
+            errors.append(error)
+        else:
+            return adapted
+    raise _unusable(errors[0])
+
+
+def _attempts(tx: Any) -> Iterator[tuple[str, ...]]:
+    """Yields extra arguments to try.
+
+    First those in the signature of `update`: all of them if it ends in `**extra_args`. If it then
+    hands them on to a transformation that refuses some: those of line searches, one alone, none.
+    """
+    parameters: Mapping[str, inspect.Parameter]
+    try:
+        parameters = inspect.signature(tx.update).parameters
+    except (AttributeError, TypeError, ValueError):
+        parameters = {}
+    passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    yield tuple(name for name in NAMES if passes_on or name in parameters)
+    yield LINE_SEARCH
+    yield from ((name,) for name in NAMES)
+    yield ()
+
+
+def _looks_ahead(tx: Any, params: Any) -> bool:
+    """Whether it works on `optax.LookaheadParams`: `optax.lookahead`'s state lies in its own."""
+    kinds = (optax.LookaheadState, SlowParamsState)
+    try:
+        state = jax.eval_shape(tx.init, optax.LookaheadParams(params, params))
+    except Exception:  # what it does take is found out by tracing its update
+        return False
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
+    return any(isinstance(node, optax.LookaheadState) for node in nodes)
+
+
+def _first_update(tx: optax.GradientTransformationExtraArgs, params: Any) -> Any:
+    """Updates with every extra argument, of the types that a training step passes."""
 
     def value_fn(params: Any) -> jax.Array:
         return sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(params)), jnp.zeros(()))
 
-    offers = {
-        "value": jnp.zeros(()),
-        "grad": params,
-        "value_fn": value_fn,
-        "obj_fn": value_fn,
-        "grad_fn": lambda params, *_: params,
-        "key": jax.random.key(0),
-    }
-    extra = {name: offers[name] for name in names}
-    return tx.update(params, tx.init(params), params, **extra)
+    return tx.update(
+        params,
+        tx.init(params),
+        params,
+        value=jnp.zeros(()),
+        grad=params,
+        value_fn=value_fn,
+        obj_fn=value_fn,
+        grad_fn=lambda params, *_: params,
+        key=jax.random.key(0),
+    )
 
 
-def _parameters(tx: optax.GradientTransformation) -> set[str]:
-    """Returns the names of all parameters of `update` and of the updates within it."""
-    return {
-        name for function in _updates(tx, set()) for name in inspect.signature(function).parameters
-    }
-
-
-def _wants_pair(tx: optax.GradientTransformation) -> bool:
-    """Whether it works on `optax.LookaheadParams`."""
-    annotations = [
-        inspect.signature(function).parameters["params"].annotation
-        for function in _updates(tx, set(), into_plain=False)
-        if "params" in inspect.signature(function).parameters
-    ]
-    return optax.LookaheadParams in annotations or "LookaheadParams" in annotations
-
-
-def _updates(value: Any, seen: set[int], into_plain: bool = True) -> Iterator[Callable[..., Any]]:
-    """Yields a transformation's `update` and those of the transformations that it closes over.
-
-    Without `into_plain`, none of those within `with_plain_params`.
-    """
-    if id(value) in seen or (getattr(value, "plain", False) and not into_plain):
-        return
-    seen.add(id(value))
-    if isinstance(value, optax.GradientTransformation):
-        yield from _updates(value.update, seen, into_plain)
-    elif isinstance(value, functools.partial):
-        yield from _updates(value.func, seen, into_plain)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _updates(item, seen, into_plain)
-    elif isinstance(value, dict):
-        yield from _updates(list(value.values()), seen, into_plain)
-    elif inspect.ismethod(value):
-        yield from _updates(value.__func__, seen, into_plain)
-        yield from _updates(list(vars(value.__self__).values()), seen, into_plain)
-    elif inspect.isfunction(value):
-        if "state" in inspect.signature(value).parameters:
-            yield value
-        for cell in value.__closure__ or ():
-            with contextlib.suppress(ValueError):  # a cell that is still empty
-                yield from _updates(cell.cell_contents, seen, into_plain)
+def _unusable(error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300].rstrip(".")
+    return UserError(
+        f"the optimizer cannot be used with this training step: {reason}; take another one, or let "
+        "its update accept **extra_args"
+    )

@@ -1,4 +1,4 @@
-"""Optimizers by name: any of optax and optax.contrib, or the user's own.
+"""Optimizers by name: any of optax and optax.contrib, or user-defined.
 
 Any `optax.GradientTransformation` can also be given to `jaxcnn.train.fit.fit` as `tx`.
 """
@@ -11,23 +11,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from jaxcnn.errors import UserError
 from jaxcnn.optim.averages import averaged
-from jaxcnn.optim.extra_args import with_plain_params
-from jaxcnn.optim.named import Factory, find_factory, mechanize, sam, signature
+from jaxcnn.optim.extra_args import Normalized, normalize
+from jaxcnn.optim.named import Factory, find_factory, signature
 from jaxcnn.optim.schedules import make_schedule
+from jaxcnn.recipes import optimizer_defaults
 from jaxcnn.recipes.recipe import Recipe
 
 # What may be traced, so that many runs with different values share a program. So may the
 # optimizer's own numeric arguments.
 HYPERPARAMETERS = ("learning_rate", "weight_decay", "clip", "ema")
 
+# The names that factories give to the same parameters.
 _RATES = ("learning_rate", "max_learning_rate")
 _DECAYS = ("weight_decay", "weight_decay_rate")
 _MASKS = ("mask", "weight_decay_mask")
-# Their weight decay has no mask, and one number for all parameters keeps them from being split.
-_GLOBAL = ("prodigy", "dadapt_adamw", "momo", "momo_adam")
 
 
 def make_optimizer(
@@ -36,67 +37,95 @@ def make_optimizer(
     *,
     key: jax.Array | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
-) -> optax.GradientTransformation:
+) -> Normalized:
     """Returns the recipe's optimizer with its schedule, weight decay, clipping and averaging.
 
-    Weight decay leaves biases and BatchNorm's parameters alone. It is as the optimizer defines it
-    where it has a weight decay of its own, decoupled for most of those; else it is coupled, added
-    to the gradient, as PyTorch does for sgd and adam.
+    Weight decay applies to kernels, not to biases and BatchNorm's parameters. An optimizer with a
+    parameter for it applies its own, which is decoupled for most of them; else it is coupled, added
+    to the gradient, as in PyTorch's sgd and adam.
 
     Args:
         recipe: with `optimizer` and its hyperparameters.
         total_steps: of the whole run.
         key: PRNG key[], for optimizers that draw random numbers.
-        hyperparameters: values, traced perhaps, that replace those of the recipe: of
-            `HYPERPARAMETERS` and of the optimizer's own numeric arguments, float32[] each.
+        hyperparameters: values that replace those of the recipe, float32[] each, which may be
+            traced: of `HYPERPARAMETERS` and of the optimizer's own numeric arguments.
+
+    Returns:
+        The optimizer; its `update` accepts every extra argument of a training step.
 
     Raises:
         UserError: the optimizer, an argument or the combination cannot be used.
     """
-    values = {name: getattr(recipe, name) for name in HYPERPARAMETERS}
-    args = dict(recipe.optimizer_args)
-    if recipe.optimizer in ("sgd", "rmsprop"):
-        args = {"momentum": recipe.momentum, "nesterov": recipe.nesterov} | args
-    for name, value in (hyperparameters or {}).items():
-        (values if name in values else args)[name] = value
-    factory = find_factory(recipe.optimizer)
-    parameters = signature(recipe.optimizer, factory)
-    check_args(recipe.optimizer, parameters, args)
+    name = recipe.optimizer
+    values, args = _split(recipe, hyperparameters or {})
+    factory = find_factory(name)
+    parameters = signature(name, factory)
+    check_args(name, parameters, args)
     if "momentum" in args and not _is_on(args["momentum"]):
-        # None is no momentum, and less to keep, where it is the default.
+        # Where None is the default, it means no momentum, and nothing is kept for it.
         args["momentum"] = None if parameters["momentum"].default is None else 0.0
+    key = jax.random.key(0) if key is None else key
     if "key" in parameters:
-        args.setdefault("key", jax.random.key(0) if key is None else key)
+        args.setdefault("key", key)
+    if name == "sophia":
+        args.setdefault("hessian_diagonal_fn", contrib.hutchinson_estimator_diag_hessian(key))
 
     schedule = make_schedule(recipe, total_steps, learning_rate=values["learning_rate"])
-    scale = _give_learning_rate(recipe, parameters, args, schedule, values["learning_rate"])
-    before, make = _give_weight_decay(recipe, parameters, factory, args, values["weight_decay"])
+    after = _give_learning_rate(recipe, parameters, args, schedule, values["learning_rate"])
+    before, make = _give_weight_decay(name, parameters, factory, args, values["weight_decay"])
     if _is_on(values["clip"]):
         clip = optax.clip_by_global_norm(jnp.where(values["clip"] > 0, values["clip"], jnp.inf))
-        if factory is sam:  # which clips what it steps with, not what it ascends with
+        if name == "sam":  # it clips the gradient of its step, not that of its ascent
             args["clip"] = clip
         else:
             before.insert(0, clip)
-    if recipe.optimizer == "lbfgs" and before:
+    if name == "lbfgs" and before:
         raise UserError(
             "optimizer lbfgs searches along a direction of its own: give --clip 0 --weight-decay 0"
         )
+    tx = _make(name, make, args)
+    if before or after:
+        tx = optax.chain(*before, tx, *after)
+    tx = Normalized(*optax.with_extra_args_support(tx))
+    return averaged(tx, values["ema"]) if _is_on(values["ema"]) else tx
+
+
+def _split(
+    recipe: Recipe, hyperparameters: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the values of `HYPERPARAMETERS`, and the optimizer's own arguments."""
+    values = {name: getattr(recipe, name) for name in HYPERPARAMETERS}
+    args = {
+        name: normalize(value) if isinstance(value, optax.GradientTransformation) else value
+        for name, value in recipe.optimizer_args.items()
+    }
+    if recipe.optimizer in ("sgd", "rmsprop"):
+        args = {"momentum": recipe.momentum, "nesterov": recipe.nesterov} | args
+    for name, value in hyperparameters.items():
+        (values if name in values else args)[name] = value
+    return values, args
+
+
+def _make(name: str, make: Factory, args: dict[str, Any]) -> optax.GradientTransformation:
+    """Calls an optimizer's factory.
+
+    Raises:
+        UserError: the factory fails, or returns no optimizer.
+    """
     try:
         tx = make(**args)
         if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
-            raise TypeError(f"it returns {type(tx).__name__}, no optax.GradientTransformation")
-        tx = with_plain_params(tx)
+            raise TypeError(f"it returns {type(tx).__name__}, not an optax.GradientTransformation")
     except UserError:
         raise
     except Exception as error:  # whatever it is, it is about the arguments
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"optimizer {recipe.optimizer} cannot be made: {reason}; change --optimizer-args or "
-            "the hyperparameter it names"
+            f"optimizer {name} cannot be made: {reason}; change --optimizer-args or the "
+            "hyperparameter it names"
         ) from error
-    if before or scale:
-        tx = optax.chain(*before, tx, *scale)
-    return averaged(tx, values["ema"]) if _is_on(values["ema"]) else tx
+    return normalize(tx) if optimizer_defaults.is_own(name) else tx
 
 
 def check_args(
@@ -104,13 +133,18 @@ def check_args(
 ) -> None:
     """Compares arguments with the parameters of an optimizer.
 
+    Args:
+        name: of the optimizer.
+        parameters: of its factory, by name.
+        args: the arguments that it is to be called with.
+
     Raises:
         UserError: one is unknown, missing, or text where a number is wanted.
     """
-    own = ":" in name
-    given = {*_RATES, "key"} | (set() if name == "mechanize" else {*_DECAYS, *_MASKS})
-    given |= set() if own else {"seed"}
-    given |= {"clip"} if name == "sam" else set()
+    own = optimizer_defaults.is_own(name)
+    given = {*_RATES, "key"} | (set() if own else {"seed"}) | ({"clip"} if name == "sam" else set())
+    if optimizer_defaults.get(name).decay != "separate":
+        given |= {*_DECAYS, *_MASKS}
     takes = [parameter for parameter in parameters if parameter not in given]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in args.items():
@@ -124,13 +158,12 @@ def check_args(
                 f"{', '.join(takes) or 'none'}" + (f" (did you mean {near[0]}?)" if near else "")
             )
         default = parameters[key].default if key in parameters else inspect.Parameter.empty
-        numeric = isinstance(default, (int, float)) or (default is None and not own)
-        if isinstance(value, str) and numeric and "str" not in str(parameters[key].annotation):
+        # In optax None stands for a number that is left out, or for a dtype.
+        number = default is None and not own and not key.endswith("dtype")
+        if isinstance(value, str) and (number or isinstance(default, int | float)):
             raise UserError(f"--optimizer-args {key}: {name} takes a number here, got {value!r}")
     if own and not open_ended and _first(_RATES, parameters) is None:
-        raise UserError(
-            f"--optimizer {name}: its function has no parameter learning_rate; give it one"
-        )
+        raise UserError(f"--optimizer {name}: its function has no parameter learning_rate; add one")
     for key, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
@@ -141,7 +174,7 @@ def check_args(
 
 
 def is_kernel(params: Any) -> Any:
-    """Returns a tree of booleans: True for the kernels, which have more than one axis."""
+    """Returns a pytree of booleans: True for the kernels, which have more than one axis."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
@@ -161,25 +194,21 @@ def _give_learning_rate(
     schedule: optax.Schedule,
     peak: Any,
 ) -> list[optax.GradientTransformation]:
-    """Adds the learning rate to `args`; returns what else must follow the optimizer for it."""
-    name = _first(_RATES, parameters)
-    if name is not None and "Callable" in str(parameters[name].annotation):
-        args[name] = schedule
-        return []
+    """Adds the learning rate to `args`; returns what must follow the optimizer for its schedule."""
+    name, way = _first(_RATES, parameters), optimizer_defaults.get(recipe.optimizer).schedule
     if name is not None:
-        args[name] = peak
-    if recipe.schedule == "constant" and recipe.warmup == 0:
+        args[name] = schedule if way == "passed" else peak
+    if way == "passed" or (recipe.schedule == "constant" and recipe.warmup == 0):
         return []
-    if recipe.optimizer.startswith("schedule_free"):
+    if way == "refused":
         raise UserError(
             f"optimizer {recipe.optimizer} replaces a schedule: give --schedule constant --warmup 0"
         )
-    # It takes a number only: its updates are scaled, which comes to the same.
     return [optax.scale_by_schedule(lambda step: schedule(step) / peak)]
 
 
 def _give_weight_decay(
-    recipe: Recipe,
+    optimizer: str,
     parameters: Mapping[str, inspect.Parameter],
     factory: Factory,
     args: dict[str, Any],
@@ -187,21 +216,20 @@ def _give_weight_decay(
 ) -> tuple[list[optax.GradientTransformation], Factory]:
     """Adds the weight decay to `args`; returns what comes before the optimizer, and its factory."""
     name, mask = _first(_DECAYS, parameters), _first(_MASKS, parameters)
-    if name is None or factory is mechanize:
-        return ([optax.add_decayed_weights(decay, is_kernel)] if _is_on(decay) else []), factory
+    way = optimizer_defaults.get(optimizer).decay
+    added = [optax.add_decayed_weights(decay, is_kernel)] if _is_on(decay) else []
+    if name is None or way == "separate":
+        return added, factory
     none = None if parameters[name].default is None else 0.0
-    if not _is_on(decay):
+    if way == "gradient" or not added:
         args[name] = none
-        return [], factory
-    if recipe.optimizer in _GLOBAL:
-        args[name] = none
-        return [optax.add_decayed_weights(decay, is_kernel)], factory
+        return added, factory
     if mask is not None:
         args |= {name: decay, mask: is_kernel}
         return [], factory
 
     def split(**args: Any) -> optax.GradientTransformation:
-        # It would decay everything, so the kernels get an optimizer of their own.
+        # Without a mask it decays all parameters, so the kernels get an optimizer of their own.
         return optax.partition(
             {True: factory(**args, **{name: decay}), False: factory(**args, **{name: none})},
             is_kernel,

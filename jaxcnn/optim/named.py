@@ -1,5 +1,6 @@
 """Optimizer factories by name: any of optax and optax.contrib, or a user's "module:factory"."""
 
+import functools
 import importlib
 import inspect
 import sys
@@ -14,6 +15,7 @@ import optax
 from optax import contrib
 
 from jaxcnn.errors import UserError
+from jaxcnn.optim import extra_args
 from jaxcnn.recipes import optimizer_defaults
 
 Factory = Callable[..., optax.GradientTransformation]
@@ -73,7 +75,7 @@ def _import(name: str) -> ModuleType:
 
 
 def source_file(name: str) -> str:
-    """Returns the file of an optimizer of one's own; nothing for one of optax."""
+    """Returns the file of a user-defined optimizer, or nothing for one of optax."""
     if not optimizer_defaults.is_own(name):
         return ""
     find_factory(name)
@@ -83,6 +85,10 @@ def source_file(name: str) -> str:
 def signature(name: str, factory: Factory) -> Mapping[str, inspect.Parameter]:
     """Returns the parameters of an optimizer's factory by name.
 
+    Args:
+        name: of the optimizer, for the error message.
+        factory: see `find_factory`.
+
     Raises:
         UserError: it has no signature.
     """
@@ -90,12 +96,12 @@ def signature(name: str, factory: Factory) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(factory).parameters
     except (TypeError, ValueError):
         raise UserError(
-            f"--optimizer {name} does not say what it takes: give a Python function"
+            f"--optimizer {name} has no signature that can be read: give a Python function"
         ) from None
 
 
 def _inner(optimizer: str, learning_rate: Any, **more: Any) -> optax.GradientTransformation:
-    """Returns an optimizer within another one, with what it takes of `more`."""
+    """Returns an optimizer within another one, with those of `more` that it takes."""
     if not isinstance(optimizer, str):
         return optimizer
     if ":" not in optimizer and optimizer not in optimizer_defaults.OPTIMIZERS:
@@ -103,7 +109,8 @@ def _inner(optimizer: str, learning_rate: Any, **more: Any) -> optax.GradientTra
     factory = find_factory(optimizer)
     fixed = {"momentum": 0.9, "weight_decay": 0.0} if optimizer == "sgd" else {"weight_decay": 0.0}
     takes = signature(optimizer, factory)
-    return factory(learning_rate, **{k: v for k, v in (fixed | more).items() if k in takes})
+    tx = factory(learning_rate, **{k: v for k, v in (fixed | more).items() if k in takes})
+    return extra_args.normalize(tx) if optimizer_defaults.is_own(optimizer) else tx
 
 
 def _lookahead(
@@ -114,10 +121,11 @@ def _lookahead(
     reset_state: bool = False,
 ) -> optax.GradientTransformation:
     fast = _inner(fast_optimizer, learning_rate)
-    return optax.lookahead(fast, sync_period, slow_step_size, reset_state)
+    ahead = optax.lookahead(fast, sync_period, slow_step_size, reset_state)
+    return extra_args.with_slow_params(ahead)
 
 
-def sam(
+def _sam(
     learning_rate: optax.ScalarOrSchedule,
     optimizer: str = "sgd",
     rho: float = 0.05,
@@ -126,7 +134,6 @@ def sam(
     clip: optax.GradientTransformation | None = None,
     sync_period: int = 2,
 ) -> optax.GradientTransformation:
-    """Returns sharpness-aware minimization, https://arxiv.org/abs/2010.01412."""
     # Opaque: it takes both of its gradients on the same batch, within one step.
     inner = optax.chain(
         clip or optax.identity(),
@@ -134,7 +141,13 @@ def sam(
         _inner(optimizer, learning_rate),
     )
     adversary = optax.chain(contrib.normalize(), optax.sgd(rho))
-    return contrib.sam(inner, adversary, sync_period=sync_period, opaque_mode=True)
+    tx = contrib.sam(inner, adversary, sync_period=sync_period, opaque_mode=True)
+    return extra_args.accept_only(tx, extra_args.SHARPNESS_AWARE)
+
+
+@functools.wraps(optax.lbfgs)
+def _lbfgs(*args: Any, **kwargs: Any) -> optax.GradientTransformation:
+    return extra_args.accept_only(optax.lbfgs(*args, **kwargs), extra_args.LINE_SEARCH)
 
 
 def _schedule_free(
@@ -148,7 +161,7 @@ def _schedule_free(
     return contrib.schedule_free(base, learning_rate, b1=b1, weight_lr_power=weight_lr_power)
 
 
-def mechanize(
+def _mechanize(
     learning_rate: optax.ScalarOrSchedule,
     base_optimizer: str = "sgd",
     weight_decay: float = 0.01,
@@ -156,7 +169,6 @@ def mechanize(
     s_init: float = 1e-6,
     num_betas: int = 6,
 ) -> optax.GradientTransformation:
-    """Returns Mechanic, https://arxiv.org/abs/2306.00144."""
     base = _inner(base_optimizer, learning_rate)
     return contrib.mechanize(base, weight_decay, eps, s_init, num_betas)
 
@@ -178,45 +190,25 @@ def _reduce_on_plateau(
     return optax.chain(_inner(optimizer, learning_rate), plateau)
 
 
-def _sophia(
-    learning_rate: optax.ScalarOrSchedule, key: jax.Array, **args: Any
-) -> optax.GradientTransformation:
-    hessian = contrib.hutchinson_estimator_diag_hessian(key)
-    return contrib.sophia(learning_rate, **{"hessian_diagonal_fn": hessian} | args)
+def _dimension_numbers(params: Any) -> Any:
+    """Returns how muon sees each kernel as a matrix; what has no such numbers, it hands to Adam."""
 
+    def numbers(leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
+        # Of a convolution kernel, (KH, KW, Cin) are mapped from, Cout is mapped to.
+        if leaf.ndim > 1:
+            return contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+        return None
 
-def _muon(learning_rate: optax.ScalarOrSchedule, **args: Any) -> optax.GradientTransformation:
-    def dimension_numbers(params: Any) -> Any:
-        # Muon hands anything without dimension numbers to Adam, convolution kernels too if they
-        # are not described: (KH, KW, Cin) are what the matrix maps from, Cout what it maps to.
-        return jax.tree.map(
-            lambda leaf: (
-                contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
-                if leaf.ndim > 1
-                else None
-            ),
-            params,
-        )
+    return jax.tree.map(numbers, params)
 
-    return contrib.muon(learning_rate, muon_weight_dimension_numbers=dimension_numbers, **args)
-
-
-# What they take is what optax's take, and sophia's a key.
-_muon.__signature__ = inspect.signature(contrib.muon)  # type: ignore[attr-defined]
-_sophia.__signature__ = inspect.signature(contrib.sophia).replace(  # type: ignore[attr-defined]
-    parameters=[
-        *inspect.signature(contrib.sophia).parameters.values(),
-        inspect.Parameter("key", inspect.Parameter.KEYWORD_ONLY),
-    ]
-)
 
 # Optimizers that need more than numbers.
 _PRESETS: dict[str, Factory] = {
+    "lbfgs": _lbfgs,
     "lookahead": _lookahead,
-    "mechanize": mechanize,
-    "muon": _muon,
+    "mechanize": _mechanize,
+    "muon": functools.partial(contrib.muon, muon_weight_dimension_numbers=_dimension_numbers),
     "reduce_on_plateau": _reduce_on_plateau,
-    "sam": sam,
+    "sam": _sam,
     "schedule_free": _schedule_free,
-    "sophia": _sophia,
 }

@@ -9,3 +9,4 @@ from .recipe import (
 )
 from .named import RECIPES as RECIPES, load_recipe as load_recipe
 from .optimizer_defaults import OPTIMIZERS as OPTIMIZERS, Defaults as Defaults, trust as trust
+from .problems import CIFAR10 as CIFAR10, MNIST as MNIST, PROBLEMS as PROBLEMS, Problem as Problem

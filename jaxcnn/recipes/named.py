@@ -8,7 +8,7 @@ import tomllib
 from typing import get_args
 
 from jaxcnn.errors import as_path
-from jaxcnn.recipes.problems import CIFAR10_MEAN, CIFAR10_STD
+from jaxcnn.recipes.problems import CIFAR10
 from jaxcnn.recipes.recipe import NetworkName, Recipe, as_fields, one_of
 
 _REFERENCE = {
@@ -45,13 +45,13 @@ _BEST = {
         label_smoothing=0.1,
         augment="flip-shift",
         initialization="pytorch",
-        mean=CIFAR10_MEAN,
-        std=CIFAR10_STD,
+        mean=CIFAR10.mean,
+        std=CIFAR10.std,
     ),
 }
 _FAST = {
     "mnist": _BEST["mnist"].replace(name="fast", epochs=11),
-    # In a short run a unit is dropped less often.
+    # A short run needs less dropout.
     "cifar10": _BEST["cifar10"].replace(name="fast", epochs=15, dropout=0.2),
 }
 
@@ -59,9 +59,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     network: {
         # The original's hyperparameters exactly.
         "reference": _REFERENCE[network],
-        # The most accuracy within a minute (MNIST) or five (CIFAR-10) on two CPU cores.
+        # The highest accuracy within a minute (MNIST) or five (CIFAR-10) on two CPU cores.
         "fast": _FAST[network],
-        # The most accuracy, however long it takes.
+        # The highest accuracy, however long it takes.
         "best": _BEST[network],
     }
     for network in get_args(NetworkName)
@@ -70,6 +70,10 @@ RECIPES: dict[str, dict[str, Recipe]] = {
 
 def recipe(network: str, name: str) -> Recipe:
     """Returns a recipe.
+
+    Args:
+        network: "mnist" or "cifar10".
+        name: "reference", "fast" or "best".
 
     Raises:
         ValueError: there is none of that name.
@@ -84,8 +88,12 @@ def recipe(network: str, name: str) -> Recipe:
 def load_recipe(network: NetworkName, path: str | os.PathLike[str]) -> Recipe:
     """Reads a recipe from a TOML file: fields of `Recipe` by name, and "base", a recipe's name.
 
-    What the file does not give comes from the base ("fast" by default). The recipe's name is the
-    file's.
+    Fields that the file does not have are those of the base ("fast" by default). The recipe's name
+    is the file's.
+
+    Args:
+        network: the network that the recipe must be for.
+        path: of the file.
 
     Raises:
         ValueError: the file cannot be read, or a field is unknown or out of range.
@@ -97,7 +105,7 @@ def load_recipe(network: NetworkName, path: str | os.PathLike[str]) -> Recipe:
         raise ValueError(f"{path} cannot be read ({error.strerror}); give a file") from None
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split()) or "nested too deeply"
-        raise ValueError(f"{path} is no TOML file ({reason}); mend it") from None
+        raise ValueError(f"{path} is no TOML file ({reason}); correct it") from None
     base = fields.pop("base", "fast")
     fields = {"network": network, **fields}
     if fields["network"] != network:

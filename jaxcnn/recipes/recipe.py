@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from jaxcnn.recipes import optimizer_defaults
-from jaxcnn.recipes.problems import CIFAR10_CLASSES
+from jaxcnn.recipes.problems import MNIST, PROBLEMS, Problem
 
-NetworkName = Literal["mnist", "cifar10"]
+NetworkName = Literal["mnist", "cifar10"]  # the names of `PROBLEMS`
 RecipeName = Literal["reference", "fast", "best"]
 ScheduleName = Literal[
     "constant", "cosine", "linear", "trapezoid", "exponential", "steps", "onecycle"
@@ -27,23 +27,23 @@ class Recipe:
         name: of the recipe.
         network: "mnist" or "cifar10".
         epochs: passes over the training images.
-        batch_size: images a step.
-        optimizer: of `optax` or `optax.contrib` by name, or your own as "module:factory".
+        batch_size: images per step.
+        optimizer: one of `optax` or `optax.contrib` by name, or a user-defined "module:factory".
         optimizer_args: further arguments of the optimizer, by name.
         learning_rate: per step, at its peak.
         weight_decay: of kernels only; biases and BatchNorm are left alone.
         momentum: of sgd and rmsprop; the others ignore it.
-        nesterov: whether the momentum of sgd looks ahead.
-        schedule: how the learning rate falls, see `jaxcnn.optim.schedules`, or "constant".
-        warmup: share of the steps in which the learning rate rises from zero.
-        clip: the largest norm that the gradient may have; longer ones are scaled. 0 for any.
-        ema: decay a step of the average of the parameters that is evaluated. 0 for no average.
-        dropout: share of the hidden units dropped.
-        label_smoothing: share of each label spread evenly over all classes.
-        augment: changes to the training images, see `jaxcnn.data.augment`.
+        nesterov: whether the momentum of sgd is Nesterov's.
+        schedule: of the learning rate, see `jaxcnn.optim.schedules`.
+        warmup: share of the steps in which the learning rate rises from zero, 0..1.
+        clip: the largest norm of the gradient; longer gradients are scaled. 0 for no clipping.
+        ema: decay per step of the average of the parameters that is evaluated. 0 for no average.
+        dropout: share of the hidden units that are dropped, 0..1.
+        label_smoothing: share of each label that is spread evenly over all classes, 0..1.
+        augment: of the training images, see `jaxcnn.data.augment`.
         initialization: of the parameters, see `jaxcnn.networks.cnn`.
-        mean: subtracted from pixels in 0..1; one number or one a channel.
-        std: what the difference is divided by.
+        mean: subtracted from pixels in 0..1; one number, or one per channel.
+        std: divides the difference; one number, or one per channel.
 
     Raises:
         ValueError: a field is out of range; the message names it and says what it takes.
@@ -67,14 +67,14 @@ class Recipe:
     label_smoothing: float = 0.0
     augment: AugmentName = "none"
     initialization: InitializationName = "flax"
-    mean: tuple[float, ...] = (0.1307,)
-    std: tuple[float, ...] = (0.3081,)
+    mean: tuple[float, ...] = MNIST.mean
+    std: tuple[float, ...] = MNIST.std
 
     def __post_init__(self) -> None:
         for field, value in vars(self).copy().items():
             if isinstance(value, bool):
                 continue
-            if isinstance(value, numbers.Integral):  # NumPy's, say
+            if isinstance(value, numbers.Integral):  # NumPy's, for example
                 object.__setattr__(self, field, int(value))
             elif isinstance(value, numbers.Real):
                 object.__setattr__(self, field, float(value))
@@ -107,7 +107,7 @@ class Recipe:
             share = _is_number(value) and 0 <= value < 1
             _check(self, field, share, "a number from 0 to below 1")
         _check(self, "nesterov", isinstance(self.nesterov, bool), "true or false")
-        channels = {"mnist": (1,), "cifar10": (1, 3)}[self.network]
+        channels = tuple(sorted({1, self.image_shape[-1]}))
         for field in ("mean", "std"):
             values = getattr(self, field)
             good = isinstance(values, tuple) and len(values) in channels
@@ -116,19 +116,24 @@ class Recipe:
             _check(self, field, good, f"{one_of(channels)} finite numbers")
 
     @property
+    def problem(self) -> Problem:
+        """What the network is for."""
+        return PROBLEMS[self.network]
+
+    @property
     def class_names(self) -> tuple[str, ...]:
-        """What the network tells apart."""
-        return {"mnist": tuple("0123456789"), "cifar10": CIFAR10_CLASSES}[self.network]
+        """The names of the classes, in the order of their labels."""
+        return self.problem.class_names
 
     @property
     def title(self) -> str:
         """The network's name as it is written: "MNIST" or "CIFAR-10"."""
-        return {"mnist": "MNIST", "cifar10": "CIFAR-10"}[self.network]
+        return self.problem.title
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Of the network's input, (H, W, C)."""
-        return {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}[self.network]
+        """Of one image, (H, W, C)."""
+        return self.problem.image_shape
 
     def asdict(self) -> dict[str, Any]:
         """Returns the hyperparameters by name, and the recipe's own name as "recipe"."""
@@ -162,14 +167,14 @@ def _check(recipe: Recipe, field: str, good: bool, takes: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether that is a finite number that a float32 can hold."""
+    """Whether a value is a finite number that a float32 can hold."""
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FLOAT32_MAX
     )
 
 
 def one_of(values: tuple[object, ...]) -> str:
-    """Returns values as a list in words."""
+    """Returns values as a list in words, for example "mnist or cifar10"."""
     return " or ".join(", ".join(map(str, values)).rsplit(", ", 1))
 
 
@@ -177,7 +182,10 @@ _FLOAT32_MAX = 3.4028234e38
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
-    """Returns the recipe that `Recipe.asdict` was called on, from those values or their JSON form.
+    """Returns the recipe that `Recipe.asdict` was called on.
+
+    Args:
+        values: what it returned, or the same read back from JSON.
 
     Raises:
         ValueError: a field is missing or out of range.
@@ -190,7 +198,11 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
 
 
 def as_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns values as fields of `Recipe` take them."""
+    """Returns values from a file as fields of `Recipe`: lists of numbers become tuples.
+
+    Raises:
+        ValueError: there is no such field.
+    """
     kinds = {field.name: field.type for field in dataclasses.fields(Recipe) if field.name != "name"}
     for name in values:
         if name not in kinds:

@@ -14,7 +14,7 @@ from jaxcnn.data.dataset import CLASSES, Dataset
 from jaxcnn.devices.mesh import ONE_DEVICE, Placement
 from jaxcnn.errors import UserError
 from jaxcnn.networks.cnn import Cifar10CNN, MnistCNN
-from jaxcnn.optim.extra_args import extra_arguments, with_plain_params
+from jaxcnn.optim.extra_args import check_update
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.train import steps
@@ -92,7 +92,7 @@ def check_optimizer(
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    extra_arguments(with_plain_params(tx), params)
+    check_update(tx, params)
 
 
 def checked_model(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcnn.optim.averages import eval_params
-from jaxcnn.optim.extra_args import with_plain_params
+from jaxcnn.optim.extra_args import normalize
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -69,7 +69,7 @@ def init_state(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
             batch_stats=variables.get("batch_stats", {}),
-            opt_state=with_plain_params(tx).init(variables["params"]),
+            opt_state=normalize(tx).init(variables["params"]),
             key=step_key,
         )
         # Some optimizers start from weakly typed numbers, and steps return strongly typed ones: a

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn.optim.extra_args import extra_arguments, with_plain_params
+from jaxcnn.optim import extra_args
 from jaxcnn.train.state import TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -34,7 +34,7 @@ def make_train_step(
 
     Args:
         model: the network.
-        tx: the optimizer. Its `update` is given what it asks for, see `jaxcnn.optim.extra_args`.
+        tx: the optimizer. Its `update` is given the extra arguments of `jaxcnn.optim.extra_args`.
         normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
         augment: (key, uint8[B, H, W, C]) -> uint8[B, H, W, C], or None for none.
         label_smoothing: share of each label spread evenly over all classes, in 0..1, as in Szegedy
@@ -48,7 +48,7 @@ def make_train_step(
         `correct` int32[], correct predictions; `count` int32[], images. Tracing it raises
         `UserError` where the optimizer cannot be used with this step.
     """
-    tx = with_plain_params(tx)
+    tx = extra_args.normalize(tx)
     # Some optimizers differentiate forwards, which the stages on CPU do not.
     forward_model = model.clone(staged=False) if hasattr(model, "staged") else model
 
@@ -82,16 +82,18 @@ def make_train_step(
         (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params
         )
-        offers = {
-            "value": loss,
-            "grad": grads,
-            "value_fn": lambda params: loss_fn(params)[0],
-            "obj_fn": lambda params: loss_fn(params, forward_model)[0],
-            "grad_fn": lambda params, *_: jax.grad(loss_fn, has_aux=True)(params)[0],
-            "key": jax.random.fold_in(key, 2),
-        }
-        extra = {name: offers[name] for name in extra_arguments(tx, state.params)}
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
+        # XLA removes what the optimizer does not use.
+        updates, opt_state = tx.update(
+            grads,
+            state.opt_state,
+            state.params,
+            value=loss,
+            grad=grads,
+            value_fn=lambda params: loss_fn(params)[0],
+            obj_fn=lambda params: loss_fn(params, forward_model)[0],
+            grad_fn=lambda params, *_: jax.grad(loss_fn, has_aux=True)(params)[0],
+            key=jax.random.fold_in(key, 2),
+        )
         state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

@@ -5,7 +5,10 @@ import optax
 import pytest
 from optax import contrib
 
+from jaxcnn.optim.named import find_factory
 from jaxcnn.recipes import optimizer_defaults
+
+USABLE = [name for name, defaults in optimizer_defaults.OPTIMIZERS.items() if not defaults.refused]
 
 # Everything in optax that returns a transformation and is no optimizer by itself.
 PARTS = {
@@ -72,11 +75,22 @@ def test_what_else_an_optimizer_brings() -> None:
     }
 
 
+@pytest.mark.parametrize("name", USABLE)
+def test_the_table_agrees_with_the_signatures(name: str) -> None:
+    """Schedules are passed to those that take one, decays to those that have a parameter for it."""
+    defaults = optimizer_defaults.get(name)
+    parameters = inspect.signature(find_factory(name)).parameters
+    rate = parameters.get("learning_rate") or parameters["max_learning_rate"]
+    assert (defaults.schedule == "passed") == ("Callable" in str(rate.annotation))
+    if defaults.decay != "argument":
+        assert "weight_decay" in parameters
+        assert "mask" not in parameters
+
+
 def test_names() -> None:
     assert optimizer_defaults.get("sgd").learning_rate == 0.05
-    assert optimizer_defaults.get("my.module:make") == optimizer_defaults.Defaults(
-        1e-3, 0.0, {}, {}, ""
-    )
+    own = optimizer_defaults.Defaults(1e-3, 0.0, {}, {}, "scaled", "argument", "")
+    assert optimizer_defaults.get("my.module:make") == own
     for name in ("adamW", "optax.adamw"):
         with pytest.raises(ValueError, match=rf"got '{name}' \(did you mean adamw\?\)"):
             optimizer_defaults.get(name)

@@ -23,6 +23,7 @@ def test_init() -> None:
     assert jax.tree.structure(made.opt_state) == jax.tree.structure(expected)
 
 
+@pytest.mark.loose_promotion  # lookahead multiplies by a boolean
 def test_evaluation_is_at_the_parameters_that_the_optimizer_says() -> None:
     tx = optax.lookahead(optax.sgd(0.1), sync_period=2, slow_step_size=0.5)
     made = init_state(jax.random.key(0), nn.Dense(3), tx, (4,))
