@@ -3,21 +3,16 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
 from tyro import conf
 
-from jaxcnn.cli.console import (
-    call_tyro,
-    ending_on_errors,
-    replace_fields,
-    say_code,
-    say_on,
-    trust_own,
-)
-from jaxcnn.cli.flags import join_processes, load_dataset
+from jaxcnn.cli.console import echo_source_files, ending_on_errors, make_echo
+from jaxcnn.cli.flags import DataFlags, DeviceFlags
+from jaxcnn.cli.values import check_range, replace_fields, trust_optimizers
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.recipes import named, optimizer_defaults
 from jaxcnn.recipes.recipe import NetworkName, RecipeName
@@ -66,27 +61,9 @@ class StudyFlags:
     """Validation accuracy whose time is reported, 0..1; 0 for 0.98 (mnist) or 0.7 (cifar10)."""
     chunk: int = 0
     """Runs at once in one program; 0 for what suits the device."""
-    devices: Annotated[int, conf.arg(metavar="N", help_behavior_hint="(default: one)")] = 0
-    """Spread the runs of a program over so many devices."""
-    mesh: Annotated[
-        str, conf.arg(metavar="ensemble=N,data=N", help_behavior_hint="(default: none)")
-    ] = ""
-    """The same as a mesh; along data the batches of every run are cut. Of several processes all
-    devices along ensemble, by default."""
-    processes: Annotated[str, conf.arg(metavar="N|auto")] = "1"
-    """Processes of this study, on one host or several, all started with the same flags; auto where
-    jax recognises the cluster (SLURM, Open MPI, Kubernetes, TPU pods)."""
-    coordinator: Annotated[str, conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = ""
-    """Where process 0 listens for the others."""
-    process_id: Annotated[int, conf.arg(metavar="K", help_behavior_hint="")] = -1
-    """Which of the processes this one is, from 0."""
-    data: Literal["auto", "real", "synthetic"] = "auto"
-    """The real data or nothing, or a synthetic stand-in; auto takes the real data where it can be
-    had."""
-    data_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
-    """Where TFDS keeps prepared data sets."""
-    archive_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
-    """A folder with the official archives, for machines without network."""
+    source: Annotated[Literal["auto", "real", "synthetic"], conf.arg(name="data")] = "auto"
+    """The real data or nothing, a synthetic data set, or the real data where it is available
+    (auto)."""
     workdir: Annotated[
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: runs/study-NETWORK)")
     ] = ""
@@ -99,8 +76,16 @@ class StudyFlags:
     ] = ()
     """Join finished shards instead, whose folders these are, or lie in these. All else is taken
     from the shards, but --workdir can be given too (default: where the shards lie)."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder."""
+    data: DataFlags = field(default_factory=DataFlags)
+    devices: DeviceFlags = field(default_factory=DeviceFlags)
+
+
+@dataclass(frozen=True)
+class _MergeFlags:
+    """The flags that --merge can be given with."""
+
+    merge: tuple[str, ...] = ()
+    workdir: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -114,9 +99,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     with ending_on_errors("study"):
         argv = sys.argv[1:] if argv is None else argv
-        trust_own(argv)
+        flags = parse_study_flags(argv)
+        trust_optimizers(flags.optimizers)
         command = shlex.join([Path(sys.executable).name, sys.argv[0], *argv])
-        run_flags(parse_study_flags(argv), command)
+        run_flags(flags, command)
 
 
 def parse_study_flags(argv: Sequence[str]) -> StudyFlags:
@@ -125,20 +111,15 @@ def parse_study_flags(argv: Sequence[str]) -> StudyFlags:
     Raises:
         UserError: a flag is unknown or its value is not one that it takes.
     """
-    flags: StudyFlags = call_tyro(StudyFlags, StudyFlags(), argv)
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name, default in vars(StudyFlags()).items()
-        if name not in ("merge", "workdir") and getattr(flags, name) != default
-    ]
-    if flags.merge and given:
-        raise UserError(f"--merge takes all else from the shards: leave {', '.join(given)} away")
-    for name in ("seeds", "tune_seeds"):
-        if not 1 <= getattr(flags, name) <= 10_000:
-            flag = f"--{name.replace('_', '-')}"
+    flags = tyro.cli(StudyFlags, default=StudyFlags(), args=argv)
+    if flags.merge:
+        _, rest = tyro.cli(_MergeFlags, args=argv, return_unknown_args=True)
+        if given := [argument.split("=")[0] for argument in rest if argument.startswith("--")]:
             raise UserError(
-                f"{flag} takes a whole number from 1 to 10000, got {getattr(flags, name)}"
+                f"--merge takes all else from the shards: leave {', '.join(given)} away"
             )
+    check_range("--seeds", flags.seeds, 1, 10_000)
+    check_range("--tune-seeds", flags.tune_seeds, 1, 10_000)
     if not 0 <= flags.target <= 1:
         raise UserError(f"--target takes a number from 0 to 1, got {flags.target}")
     if not flags.optimizers:
@@ -199,7 +180,7 @@ def _merge(flags: StudyFlags, command: str) -> "tuple[Study, list[Run], Path]":
 def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study, list[Run], Path]":
     """Trains what is missing; returns the study, its runs and where they are."""
     from jaxcnn.devices import processes
-    from jaxcnn.devices.mesh import Placement, make_mesh
+    from jaxcnn.devices.mesh import Placement
     from jaxcnn.storage import compilation
     from jaxcnn.study.learning_rates import parse_rates
     from jaxcnn.study.runs import Study
@@ -211,8 +192,7 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     if flags.batch_size:
         changes["batch_size"] = flags.batch_size
     recipe = replace_fields(named.recipe(flags.network, flags.recipe), **changes)
-    axes = join_processes(flags, ("ensemble", "data"))
-    mesh = make_mesh(axes) if axes else None
+    mesh = flags.devices.join(("ensemble", "data"), flags.workdir)
     Placement(mesh).check_batch(recipe.batch_size)
     rates = parse_rates(
         flags.learning_rates,
@@ -227,12 +207,12 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     if flags.shard:
         shard = Shard.parse(flags.shard)
         folder = shard.folder(folder)
-    say = say_on(console)
-    if flags.compilation_cache:
+    say = make_echo(console)
+    if flags.devices.compilation_cache:
         compilation.enable_cache(say)
-    say_code(flags.optimizers, say)
+    echo_source_files(flags.optimizers, say)
     doctor.warn(flags.optimizers, say)
-    dataset = processes.main_first(lambda: load_dataset(flags.network, flags, say))
+    dataset = flags.data.load(flags.network, flags.source, say)
     with processes.noticing_losses():
         runs = run_study(
             plan,

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import tyro
 from tyro import conf
 
-from jaxcnn.cli.console import call_tyro, ending_on_errors, parse_pairs
+from jaxcnn.cli.console import ending_on_errors
 from jaxcnn.cli.study import parse_study_flags, study_workdir
+from jaxcnn.cli.values import parse_pairs
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
 from jaxcnn.study.shards import Shard
 
@@ -53,7 +55,7 @@ def main(script: Path, argv: Sequence[str] | None = None) -> None:
     """
     with ending_on_errors("submit_study"):
         argv = sys.argv[1:] if argv is None else argv
-        flags, rest = call_tyro(SubmissionFlags, SubmissionFlags(), argv, return_unknown_args=True)
+        flags, rest = tyro.cli(SubmissionFlags, args=argv, return_unknown_args=True)
         submit(script, flags, rest)
 
 

@@ -63,11 +63,10 @@ def per_example(learning_rate: float) -> optax.GradientTransformation:
         ("--devices 1 --mesh data=1", "--devices takes a number of devices"),
         ("--target 2", "--target takes a number from 0 to 1"),
         ("--epochs 0", "--epochs takes a whole number from 1"),
-        ("--network imagenet", "'imagenet'"),
         ("--shard 0/4", "--shard takes K/N, the K-th of N shards, with K from 1 to N, got '0/4'"),
         ("--shard 1/5", "the shards of this study are at most 4"),
         ("--merge nowhere", "--merge nowhere: no shard of a study is there"),
-        ("--merge a --seeds 3 --shard 1/2", "leave --seeds, --shard away"),
+        ("--merge a --seeds 3 --shard=1/2", "leave --seeds, --shard away"),
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -81,6 +80,13 @@ def test_a_mistake_is_one_sentence(
     (line,) = err.splitlines()
     assert named in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_value_of_another_type_gets_tyro_s_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--network", "imagenet"])
+    assert caught.value.code == 2
+    assert "invalid choice 'imagenet' for argument '--network'" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_chunks")
