@@ -13,7 +13,7 @@ from jaxcnn.cli.screen import Screen
 
 
 class Full(io.StringIO):
-    """A stream that takes so many writes."""
+    """A stream that fails after a number of writes."""
 
     def __init__(self, room: int) -> None:
         super().__init__()

@@ -54,7 +54,7 @@ def test_evaluate(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    dataset, right = scored
+    dataset, correct = scored
     asked: list[dict] = []
     monkeypatch.setattr(
         "jaxcnn.data.dataset.load_data", lambda name, **rest: asked.append(rest) or dataset
@@ -62,11 +62,9 @@ def test_evaluate(
     tools.main(["evaluate", str(workdir), "--data-dir", "/d", "--archive-dir", "/a"])
     out = capsys.readouterr().out
     total = len(dataset.test)
-    assert 20 < right < total - 20
-    score = (
-        f"test set of mnist: {right} correct of {total} total, accuracy {right / total:.2%}, loss "
-    )
-    assert score in out
+    assert 20 < correct < total - 20
+    score = f"{correct} correct of {total} total, accuracy {correct / total:.2%}"
+    assert f"test set of mnist: {score}, loss " in out
     assert "step-0000000021" in out
     assert "biased" not in out
     assert "test-time" not in out
@@ -366,8 +364,8 @@ def test_a_trained_network(
         page.save(path)
     tools.main(["predict", str(workdir), *paths])
     out = capsys.readouterr().out
-    right = sum(f"{path}: {dataset.test.labels[i]} (" in out for i, path in enumerate(paths))
-    assert right >= 15  # nineteen are; by chance two would be
+    correct = sum(f"{path}: {dataset.test.labels[i]} (" in out for i, path in enumerate(paths))
+    assert correct >= 15  # 19 are; by chance 2 would be
 
 
 # Each fails at another place of a path.
