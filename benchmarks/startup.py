@@ -38,7 +38,7 @@ class FirstSteps:
         print(time.time() - began, flush=True)
         os._exit(0)
 
-progress.make_progress = lambda console: FirstSteps()
+progress.TrainProgress = lambda console: FirstSteps()
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -48,7 +48,7 @@ import time
 began = time.perf_counter()
 import jax
 between = time.perf_counter()
-from jaxcnn.cli import progress, run
+from jaxcnn.cli import progress, session
 from jaxcnn.storage import compilation
 from jaxcnn.train import fit, records
 print(between - began, time.perf_counter() - between)

@@ -6,7 +6,31 @@
 README); --help lists the flags.
 """
 
-from jaxcnn.cli.run import main
+from collections.abc import Sequence
+
+import jaxcnn
+from jaxcnn import cli
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the experiment with the arguments of the process, or others."""
+    with cli.ending_on_errors("cifar10"):
+        flags, recipe = cli.parse_flags("cifar10", argv)
+        session = cli.open_session(flags, recipe)
+        dataset = session.load_data()
+        with session.interruptible() as interrupted:
+            result = jaxcnn.fit(
+                recipe,
+                dataset,
+                seed=flags.seed,
+                feed=flags.feed,
+                mesh=session.mesh,
+                observers=session.observers,
+                checkpoints=session.checkpoints,
+                interrupted=interrupted,
+            )
+        session.finish(result, dataset)
+
 
 if __name__ == "__main__":
-    main("cifar10")
+    main()

@@ -25,12 +25,12 @@ ARGV = "--epochs 2 --batch-size 110 --seed 5 --data mnist --recipe reference --c
 # An experiment on few images.
 EXPERIMENT = """
 import sys
-from jaxcnn.cli.run import main
+from experiments.mnist import main
 from jaxcnn.data import dataset
 from tests.stripes import striped_split
 splits = (striped_split((28, 28, 1), count, count) for count in (330, 70))
 dataset.load_data = lambda name, **_: dataset.Dataset(name, "tiny", *splits, tuple("0123456789"))
-main("mnist", sys.argv[1:])
+main(sys.argv[1:])
 """
 REASONS = (errno.EDQUOT, errno.EACCES, errno.EIO, errno.ENOSPC)
 NEVER = 10**6

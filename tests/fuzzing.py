@@ -1,9 +1,9 @@
-"""Throws bad input at everything that reads any, and looks whether all of it is taken or refused.
+"""Feeds bad input to everything that reads any, and checks that it is accepted or refused.
 
     python -m tests.fuzzing --cases 12000
 
-A case is a defect unless its input is used as what it is, or refused by one clear sentence; no
-other exception, no wrong value, no damaged file.
+A case is a defect unless its input is used as what it is, or refused by one clear sentence (on a
+command line by a message of tyro's too); no other exception, no wrong value, no damaged file.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from PIL import Image
 from safetensors.numpy import save
 
 from jaxcnn.cli import tools
-from jaxcnn.cli.console import call_tyro
 from jaxcnn.cli.flags import parse_flags
 from jaxcnn.cli.study import parse_study_flags
 from jaxcnn.data import formats
@@ -76,7 +75,7 @@ _NUMBERS = [0, 1, -1, 255, 256, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 1.5, 
 
 
 def mutate(content: bytes, generator: random.Random) -> bytes:
-    """Returns other bytes: some flipped, cut, moved, made up."""
+    """Returns other bytes: some flipped, cut, moved, random."""
     data = bytearray(content)
     for _ in range(generator.choice((1, 1, 1, 2, 5))):
         size = len(data)
@@ -119,7 +118,7 @@ def mutate_json(value: Any, generator: random.Random) -> Any:
 
 
 def takes(call: Callable[[], Any], check: Callable[[Any], bool] = lambda value: True) -> bool:
-    """Returns whether an input is taken (and right) or refused in one sentence."""
+    """Returns whether an input is accepted (and correct) or refused in one sentence."""
     try:
         value = call()
     except UserError as error:
@@ -127,12 +126,12 @@ def takes(call: Callable[[], Any], check: Callable[[Any], bool] = lambda value: 
         assert text, "an empty message"
         assert text.count("\n") <= sum(c in text for c in "\x00\x1b") + text.count("\\n"), text
         return False
-    assert check(value), "it was taken for something else"
+    assert check(value), "it was accepted as something else"
     return True
 
 
 class Targets:
-    """All that reads something, and sound examples of it."""
+    """Everything that reads input, and valid examples of the input."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -142,7 +141,7 @@ class Targets:
         self.idx = idx(striped_split((28, 28, 1), 6, 2).images[..., 0])
         self.tar = gzip.decompress((folder / "cifar.tar.gz").read_bytes())
         self.weights = original.weights("mnist")
-        self.pictures = list(self._pictures())
+        self.images = list(self._images())
         self.tree = {"state": {"a": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(0)}}
         self.saved = folder / "saved"
         with open_store(checkpoint.Policy(self.saved, keep=3), {"seed": 0}) as store:
@@ -158,7 +157,7 @@ class Targets:
             if name.startswith("try_")
         }
 
-    def _pictures(self) -> Any:
+    def _images(self) -> Any:
         image = Image.fromarray(striped_split((28, 28, 1), 1, 0).images[0, :, :, 0]).resize(
             (40, 30)
         )
@@ -181,7 +180,7 @@ class Targets:
     def _read(
         self, content: bytes, suffix: str, read: Callable[[Path], Any], **options: Any
     ) -> bool:
-        """Has a file read, and sees that it is still as it was."""
+        """Lets a file be read, and checks that it is unchanged."""
         path = self.folder / f"input{suffix}"
         path.write_bytes(content)
         taken = takes(lambda: read(path), **options)
@@ -213,13 +212,13 @@ class Targets:
                 case 2:
                     return parse_study_flags(argv)
                 case _:
-                    return call_tyro(tools._Command, None, argv)
+                    return tools.parse_command(argv)
 
         try:
             return takes(parse)
         except SystemExit as stop:
-            assert stop.code in (0, None)  # --help
-            return True
+            assert stop.code in (0, None, 2)  # --help, or tyro's message
+            return not stop.code
 
     def try_recipe_file(self, generator: random.Random) -> bool:
         """TOML files: damaged ones, and ones with values of all kinds."""
@@ -258,7 +257,7 @@ class Targets:
         return self._read(content, ".gz", formats.read_idx, check=sound)
 
     def try_cifar_archive(self, generator: random.Random) -> bool:
-        """CIFAR-10's archive, damaged likewise, or with members that should not be there."""
+        """CIFAR-10's archive, damaged in the same ways, or with members that do not belong."""
         way = generator.random()
         if way < 0.3:
             content = gzip.compress(self._odd_tar(generator), 1)
@@ -302,7 +301,7 @@ class Targets:
         return file.getvalue()
 
     def try_cache(self, generator: random.Random) -> bool:
-        """Caches of which a file was altered, cut or taken away: built anew."""
+        """Caches of which a file was altered, cut or removed: built anew."""
         folder = self.folder / "cache" / "altered"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.folder / "cache" / "sound", folder)
@@ -315,7 +314,7 @@ class Targets:
         return not lines
 
     def _damage(self, folder: Path, generator: random.Random, forge: bool = False) -> bool:
-        """Alters a file, or forges a manifest that has the right digest; returns whether it did."""
+        """Alters a file, or forges a manifest with the correct digest; returns whether it did."""
         path = generator.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
         way = generator.random()
         if way < 0.1:
@@ -330,7 +329,7 @@ class Targets:
         return False
 
     def try_checkpoint(self, generator: random.Random) -> bool:
-        """Checkpoints likewise: refused, and the one before is used."""
+        """Checkpoints of which a file was altered: refused, and the previous one is used."""
         folder = self.folder / "altered"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.saved, folder)
@@ -345,11 +344,11 @@ class Targets:
             np.testing.assert_array_equal(tree["state"]["a"], self.tree["state"]["a"])
             return path.parent == folder
 
-        # A forged one may say that it is of another run.
-        assert takes(resume, same) or forged, "nothing was sound any more"
+        # A forged one may claim to be of another run.
+        assert takes(resume, same) or forged, "no checkpoint could be used"
         for saved in checkpoint.list_checkpoints(folder):
             if saved.step == 1:
-                saved.restore(self.tree)  # the sound one has been left alone
+                saved.restore(self.tree)  # the valid one is untouched
         takes(lambda: checkpoint.best_checkpoint(folder))
         return not list(folder.glob("*.damaged"))
 
@@ -378,9 +377,9 @@ class Targets:
             tensors[generator.choice(("conv9.weight", "", 5, "module."))] = np.zeros(2)
         return takes(lambda: pytorch.load_state_dict(tensors))
 
-    def try_picture(self, generator: random.Random) -> bool:
-        """Pictures of all formats, damaged."""
-        content = mutate(generator.choice(self.pictures), generator)
+    def try_image(self, generator: random.Random) -> bool:
+        """Images of all formats, damaged."""
+        content = mutate(generator.choice(self.images), generator)
         network = generator.choice(("mnist", "cifar10"))
         shape = named.recipe(network, "fast").image_shape
 
@@ -391,15 +390,15 @@ class Targets:
         return self._read(content, ".png", prepare, check=sound)
 
     def try_study(self, generator: random.Random) -> bool:
-        """The runs of a study that was killed or edited."""
+        """The runs of a study that was killed, or whose file was edited."""
         path = self.folder / "runs.jsonl"
         path.write_bytes(mutate(self.runs, generator))
         return takes(lambda: load_runs(path), lambda runs: set(runs) <= {self.run})
 
 
 def whole_commands(folder: Path) -> list[str]:
-    """Starts some commands on bad input, as a user would, and returns what should not be."""
-    (folder / "text.png").write_text("no picture")
+    """Starts some commands on bad input, as a user would, and returns the defects."""
+    (folder / "text.png").write_text("no image")
     (folder / "bad.toml").write_text("epochs = 'many'")
     (folder / "step-0000000001").mkdir()
     train = str(REPOSITORY / "experiments" / "mnist.py")
@@ -422,14 +421,14 @@ def whole_commands(folder: Path) -> list[str]:
         done = subprocess.run(
             [sys.executable, *case], capture_output=True, text=True, check=False, cwd=REPOSITORY
         )
-        lines = done.stderr.splitlines()
-        if done.returncode != 2 or "Traceback" in done.stderr or ": error: " not in lines[-1]:
+        message = ": error: " in done.stderr or "helptext" in done.stderr
+        if done.returncode != 2 or "Traceback" in done.stderr or not message:
             defects.append(f"{case}: status {done.returncode}, {done.stderr}")
     return defects
 
 
 def torment(cases: int, seed: int = 0, only: str = "") -> dict[str, Any]:
-    """Tries so many cases and returns their number by target and outcome, and the defects."""
+    """Tries a number of cases; returns the counts by target and outcome, and the defects."""
     counts: Counter[str] = Counter()
     defects: list[str] = []
     with tempfile.TemporaryDirectory() as name:
@@ -439,7 +438,10 @@ def torment(cases: int, seed: int = 0, only: str = "") -> dict[str, Any]:
             target = list(chosen)[number % len(chosen)]
             key = int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:8])
             try:
-                with contextlib.redirect_stdout(io.StringIO()):  # of --help
+                with (  # where --help and tyro's messages go
+                    contextlib.redirect_stdout(io.StringIO()),
+                    contextlib.redirect_stderr(io.StringIO()),
+                ):
                     taken = chosen[target](random.Random(key))
             except Exception:
                 lines = traceback.format_exc().splitlines()
@@ -451,7 +453,7 @@ def torment(cases: int, seed: int = 0, only: str = "") -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints what was found; ends with status 1 if that is anything."""
+    """Prints what was found; ends with status 1 if there are defects."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=12_000)
     parser.add_argument("--seed", type=int, default=0)

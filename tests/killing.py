@@ -1,10 +1,10 @@
-"""Kills commands with SIGKILL at random moments and looks whether anything is lost or changed.
+"""Kills commands with SIGKILL at random moments and checks that nothing is lost or changed.
 
     python -m tests.killing --kills 30
     python -m tests.killing --kills 30 --what study
 
-After every kill of a run each checkpoint that is listed must verify and restore. Whatever has been
-killed many times must end with the bits of what was not.
+After every kill of a run each listed checkpoint must verify and restore. A command that was killed
+many times must end with results that are bit-identical to those of an undisturbed one.
 """
 
 import argparse
@@ -38,15 +38,15 @@ FEEDS = ("device", "stream")
 
 @dataclass
 class Findings:
-    """What was seen.
+    """The counts of what happened.
 
     Attributes:
         kills: of running processes.
-        mid_save: kills that left a checkpoint half written or half removed.
-        verified: checkpoints that were there after a kill, and verified and restored.
-        resumed: processes that went on from a checkpoint.
-        finished: runs that came to their end, with the bits of the undisturbed one.
-        defects: what should not be, in words.
+        mid_save: kills that left a checkpoint partly written or partly removed.
+        verified: checkpoints that existed after a kill, were verified and restored.
+        resumed: processes that resumed from a checkpoint.
+        finished: runs that ended, bit-identical to the undisturbed one.
+        defects: descriptions of what went wrong.
     """
 
     kills: int = 0
@@ -65,7 +65,7 @@ def start(workdir: Path, flags: Sequence[str]) -> subprocess.Popen[str]:
 
 
 def outcome(workdir: Path) -> dict[str, Any]:
-    """Returns all of a finished run that must not depend on kills."""
+    """Returns everything of a finished run that must not depend on kills."""
     last = checkpoint.list_checkpoints(workdir / "checkpoints")[-1].verify()
     times = ("seconds", "images_per_second")
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -101,13 +101,13 @@ def kill(
 ) -> None:
     """Kills a run at a random moment, unless it ends before that.
 
-    The moment follows how far the run has come, as a busy machine is slow.
+    The moment depends on the progress of the run, not on the clock: a busy machine is slow.
 
     Args:
         process: of the run.
-        workdir: of it.
+        workdir: of the run.
         generator: of the moment.
-        pace: seconds between two saves, about.
+        pace: approximate seconds between two saves.
     """
     folder = workdir / "checkpoints"
 
@@ -122,10 +122,10 @@ def kill(
 
 
 def torment(kills: int, seed: int, flags: Sequence[str] = ()) -> Findings:
-    """Kills so many processes.
+    """Kills processes of the experiment.
 
     Args:
-        kills: how many.
+        kills: number of processes to kill.
         seed: of the moments.
         flags: further ones of the experiment.
     """
@@ -160,18 +160,18 @@ def torment(kills: int, seed: int, flags: Sequence[str] = ()) -> Findings:
             if not found.defects:
                 found.finished += 1
                 if outcome(workdir) != expected:
-                    found.defects.append(f"{workdir.name} ended with other bits")
+                    found.defects.append(f"{workdir.name} ended with different bits")
     return found
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What else is killed.
+    """A command other than a run that is killed.
 
     Attributes:
-        command: that starts it, of the folder in which it works and one with a run.
+        command: returns the command line, given the folder in which it works and one with a run.
         files: that it leaves there, as patterns.
-        whole: those of the files that are there whole or not at all, after a kill too.
+        whole: those of the files that are complete or missing, even after a kill.
     """
 
     command: Callable[[Path, Path], list[str]]
@@ -216,14 +216,14 @@ KINDS = {
         ("report.html", "*.png"),
         ("report.html", "*.png"),
     ),
-    # The records' own bytes differ from one preparation to the next; what they decode to does not.
+    # The bytes of the records differ from one preparation to the next; the decoded arrays do not.
     "data": Kind(_load_mnist, ("mnist-*/*.npy",), ("mnist-*/*.npy",)),
     "compiling": Kind(_compile, ("run/checkpoints/run.json",)),
 }
 
 
 def content(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
-    """Returns the digests of files by their names; some of their folders are named by the path."""
+    """Returns the digests of files by name; the names of some folders depend on the path."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for pattern in patterns
@@ -232,11 +232,11 @@ def content(folder: Path, patterns: Sequence[str]) -> dict[str, str]:
 
 
 def harass(what: str, kills: int, seed: int) -> Findings:
-    """Kills so many processes of one of `KINDS`.
+    """Kills processes of one of `KINDS`.
 
     Args:
-        what: its name.
-        kills: how many.
+        what: its key.
+        kills: number of processes to kill.
         seed: of the moments.
     """
     found, generator, kind = Findings(), random.Random(seed), KINDS[what]
@@ -246,7 +246,7 @@ def harass(what: str, kills: int, seed: int) -> Findings:
         if what in ("export", "report"):
             run = saved.save(run, load_data("mnist", source="synthetic"))
         if what == "compiling":
-            load_data("mnist", source="synthetic")  # is not what is killed
+            load_data("mnist", source="synthetic")  # before, as it is not to be killed
 
         def start(workdir: Path) -> subprocess.Popen[str]:
             workdir.mkdir(exist_ok=True)
@@ -291,19 +291,19 @@ def harass(what: str, kills: int, seed: int) -> Findings:
                     there = content(workdir, kind.whole)
                     found.verified += len(there)
                     if wrong := [path for path in there if there[path] != sound.get(path)]:
-                        found.defects.append(f"not whole after a kill: {wrong}")
+                        found.defects.append(f"not complete after a kill: {wrong}")
                 elif process.returncode or "Traceback" in out:
                     found.defects.append(f"status {process.returncode}: {out}")
                 if process.returncode == 0 or (workdir / "run" / "result.json").exists():
                     ended = True
                     found.finished += 1
                     if result(workdir) != expected:
-                        found.defects.append(f"{workdir.name} ended otherwise")
+                        found.defects.append(f"{workdir.name} ended with other files")
     return found
 
 
 def main() -> None:
-    """Prints what was seen; ends with status 1 if anything was lost or changed."""
+    """Prints the counts; ends with status 1 if anything was lost or changed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,10 +1,10 @@
-"""Starts commands as a shell would, with flags, variables and streams that cannot be.
+"""Starts commands as a shell would, with impossible flags, variables and streams.
 
     python -m tests.outside --processes 3000
 
-A process is a defect if it prints a traceback, ends with another status than its case may, says a
-mistake in another form than one sentence, leaves a file behind where it was refused, or does not
-end. `tests.fuzzing` looks at the same from the inside.
+A process is a defect if it prints a traceback, ends with another status than its case allows,
+reports a mistake neither in one sentence nor in a message of tyro's, leaves a file behind although
+it was refused, or does not end. `tests.fuzzing` does the same within one process.
 """
 
 import argparse
@@ -30,13 +30,13 @@ TRAIN = ("experiments/mnist.py", "experiments/cifar10.py")
 STUDY = ("experiments/optimizers.py",)
 TOOLS = ("evaluate", "report", "predict", "export", "demo")
 
-# Flags by what they take. None of the cases trains: each has a mistake in it, or asks for help.
+# Flags whose values are paths, and the others. No case trains: each has a mistake or --help.
 PATHS = {
     **dict.fromkeys(TRAIN, ("--workdir", "--data-dir", "--archive-dir", "--recipe")),
     **dict.fromkeys(STUDY, ("--workdir", "--data-dir", "--archive-dir", "--join")),
     "evaluate": ("", "--data-dir", "--archive-dir"),
     "report": ("", "--out", "--data-dir", "--archive-dir"),
-    "predict": ("", "--prepared", "picture"),
+    "predict": ("", "--prepared", "image"),
     "export": ("", "--out"),
     "demo": ("",),
 }
@@ -78,6 +78,15 @@ WRONG = [
         "\x7f",
     ),
 ]
+# Titles of tyro's messages.
+TYRO = (
+    "Unrecognized options",
+    "Value error",
+    "Invalid choice",
+    "Missing argument",
+    "Required options",
+    "Missing subcommand",
+)
 VARIABLES = ("JAXCNN_CACHE_DIR", "JAXCNN_ARCHIVE_DIR", "TFDS_DATA_DIR", "HOME", "XDG_CACHE_HOME")
 STREAMS: dict[str, dict[str, str]] = {
     "as usual": {},
@@ -100,14 +109,14 @@ ENCODINGS: tuple[dict[str, str], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A process to be.
+    """A process to start.
 
     Attributes:
         command: a script, or a subcommand of jaxcnn.
         argv: its arguments.
         variables: of its environment.
-        streams: a name of `STREAMS`.
-        statuses: with which it may end.
+        streams: a key of `STREAMS`.
+        statuses: exit statuses that are allowed.
     """
 
     command: str
@@ -118,7 +127,7 @@ class Case:
 
 
 def world(folder: Path) -> None:
-    """Lays out what the cases name: a run, a picture, and paths at which nothing can be."""
+    """Creates what the cases name: a run, an image, and paths at which no file can be."""
     splits = (striped_split((28, 28, 1), count, count) for count in (330, 70))
     dataset = Dataset("mnist", "tiny", *splits, tuple(CIFAR_NAMES))
     saved.save(folder / "run", dataset, saves=saved.EPOCHS)
@@ -130,7 +139,7 @@ def world(folder: Path) -> None:
 
 
 def impossible(folder: Path) -> list[str]:
-    """Returns paths that no command can use for anything."""
+    """Returns paths that no command can read or write."""
     return [
         "~nosuchuser/x",
         "~nosuchuser",
@@ -146,8 +155,8 @@ def impossible(folder: Path) -> list[str]:
     ]
 
 
-def draw(generator: random.Random, folder: Path) -> Case:
-    """Draws a case."""
+def random_case(generator: random.Random, folder: Path) -> Case:
+    """Returns a random case."""
     command = generator.choice([*TRAIN, *STUDY, *TOOLS])
     streams = generator.choice([*STREAMS, *4 * ["as usual"]])
     variables = dict(generator.choice(ENCODINGS))
@@ -162,7 +171,7 @@ def draw(generator: random.Random, folder: Path) -> Case:
     elif kind == "value":
         flag, wrong = generator.choice(VALUES[command]), generator.choice(WRONG)
         base += [flag, wrong] if generator.random() < 0.7 else [f"{flag}={wrong}"]
-        # Some are right after all; the data that they then look for is nowhere.
+        # Some values are valid; the data that the command then looks for is missing.
         if command in (*TRAIN, *STUDY):
             base += ["--archive-dir", str(folder / "nowhere")]
             base += ["--data", "real"] if command in STUDY else ["--data", data_of(command)]
@@ -175,7 +184,7 @@ def draw(generator: random.Random, folder: Path) -> Case:
     elif kind == "help":
         base, statuses = ["--help"], (0,)
     else:
-        base = given(base, generator.choice(["", "picture"]), str(folder / "p\u0457ctur\u00e9.png"))
+        base = given(base, generator.choice(["", "image"]), str(folder / "p\u0457ctur\u00e9.png"))
         if command in (*TRAIN, *STUDY):
             base = ["--workdir", str(folder / "p\u0457ctur\u00e9.png" / "x")]
             base += ["--data", "real"] if command in STUDY else ["--data", data_of(command)]
@@ -184,17 +193,17 @@ def draw(generator: random.Random, folder: Path) -> Case:
     if statuses != (2,) and STREAMS[streams].get("1"):
         statuses = (0, 2)
     if command == "demo" and kind in ("value", "variable"):
-        statuses = (0, 2, 143)  # it may start, and is ended
+        statuses = (0, 2, 143)  # it may start, and is terminated
     return Case(command, tuple(base), tuple(variables.items()), streams, statuses)
 
 
 def data_of(command: str) -> str:
-    """Returns what --data calls the real data of an experiment."""
+    """Returns the value of --data that stands for the real data of an experiment."""
     return Path(command).stem
 
 
 def needed(command: str, folder: Path) -> list[str]:
-    """Returns the arguments that a command cannot do without."""
+    """Returns the arguments that a command requires."""
     run = str(folder / "run")
     return {
         "predict": [run, str(folder / "p\u0457ctur\u00e9.png")],
@@ -203,8 +212,8 @@ def needed(command: str, folder: Path) -> list[str]:
 
 
 def given(base: list[str], flag: str, value: str) -> list[str]:
-    """Returns arguments with one of them replaced: the first one, a picture, or a flag's."""
-    if flag == "picture":
+    """Returns arguments with one of them replaced: the first one, an image, or a flag's."""
+    if flag == "image":
         return [*base[:1], value] if base else base
     if flag == "":
         return [value, *base[1:]]
@@ -215,7 +224,7 @@ def given(base: list[str], flag: str, value: str) -> list[str]:
 
 
 def attempt(case: Case, folder: Path) -> str:
-    """Runs a case in a folder of its own; returns what is wrong with how it ended, or nothing."""
+    """Runs a case in a folder of its own; returns what is wrong with how it ended, or ""."""
     program = (
         [str(REPOSITORY / case.command)]
         if case.command.endswith(".py")
@@ -257,16 +266,17 @@ def attempt(case: Case, folder: Path) -> str:
         return "an exception that Python ignored"
     if status not in case.statuses:
         return f"status {status}"
-    mistakes = sum("error:" in line for line in said.splitlines())
-    if status == 2 and not STREAMS[case.streams].get("2") and mistakes != 1:
-        return f"no sentence: {said[:300]!r}"
+    sentences = sum("error:" in line for line in said.splitlines())
+    tyro = any(title in said for title in TYRO)
+    if status == 2 and not STREAMS[case.streams].get("2") and sentences + tyro != 1:
+        return f"no message: {said[:300]!r}"
     if status == 2 and left and case.statuses == (2,):
         return f"left behind: {left}"
     return ""
 
 
 def main() -> None:
-    """Prints what is wrong, and how many processes there were; status 1 if anything is."""
+    """Prints the defects and the number of processes; status 1 if there are defects."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--processes", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
@@ -276,7 +286,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         world(folder)
-        cases = [draw(generator, folder) for _ in range(asked.processes)]
+        cases = [random_case(generator, folder) for _ in range(asked.processes)]
         found: Counter[str] = Counter()
         with concurrent.futures.ThreadPoolExecutor(asked.jobs) as pool:
             for case, wrong in zip(

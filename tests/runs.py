@@ -1,4 +1,4 @@
-"""Runs of the command line within this process, of a small network on few images."""
+"""Runs of the experiments within this process, of a small network on few images."""
 
 import contextlib
 import io
@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from experiments import cifar10, mnist
 from jaxcnn.cli import interrupts
-from jaxcnn.cli.run import main
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.recipes.recipe import NetworkName
 from jaxcnn.storage import checkpoint
@@ -24,7 +24,7 @@ from jaxcnn.train.result import Result
 
 
 def load_tiny(tiny: Dataset, asked: list[dict[str, Any]]) -> Callable[..., Dataset]:
-    """Returns what loads a tiny data set in the place of any other, and keeps what was asked."""
+    """Returns a substitute for `load_data` that loads a tiny data set, and keeps the arguments."""
 
     def load(name: str, **options: Any) -> Dataset:
         asked.append({"name": name, **options})
@@ -45,14 +45,17 @@ class Ended:
     err: str
 
 
+MAINS = {"mnist": mnist.main, "cifar10": cifar10.main}
+
+
 def start(*argv: object, network: NetworkName = "mnist") -> Ended:
-    """Runs a command in this process."""
+    """Runs an experiment in this process."""
     out, err = io.StringIO(), io.StringIO()
     status: object = 0
     handler = signal.getsignal(signal.SIGTERM)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            main(network, [str(argument) for argument in argv])
+            MAINS[network]([str(argument) for argument in argv])
         except SystemExit as stop:
             status = stop.code
         finally:
@@ -65,18 +68,18 @@ ARGV = (
     "--recipe reference --epochs 2 --batch-size 110 --learning-rate 0.01 --seed 5 --data mnist "
     "--tta --checkpoint-every 2steps --keep 1 --no-compilation-cache --workdir"
 ).split()
-# What takes long and is no matter of most tests.
+# Leaves out what takes long and is no concern of most tests.
 QUICK = ["--no-tta", "--report", "never"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended, and how what does its work was called.
+    """A run that has ended, and how the functions that do its work were called.
 
     Attributes:
         workdir: of the run.
-        ended: how.
-        calls: arguments of `data.load` and `training.evaluate` by name, those of `report.write`.
+        ended: how it ended.
+        calls: arguments of `load_data` and `evaluate` by name, those of `write_report`.
         fitted: what `fit` returned.
     """
 
@@ -91,7 +94,7 @@ class Run:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, chunk: int) -> None:
-    """Sends this process a signal after so many chunks of a run, and waits until it has come."""
+    """Sends this process a signal after a number of chunks of a run, and waits for its arrival."""
     watching: list[interrupts.Interrupts] = []
     watched = interrupts.watched
 
@@ -114,7 +117,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, chunk: int)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Returns all of a run that does not depend on its speed, the bits of its arrays included."""
+    """Returns all of a run that does not depend on its speed, with the digests of its arrays."""
     times = {"seconds", "images_per_second"}
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     result = json.loads((folder / "result.json").read_text())
@@ -129,7 +132,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def raising(error: BaseException) -> Callable[..., None]:
-    """Returns what can take the place of a function that fails."""
+    """Returns a substitute for a function, which raises an error."""
 
     def fail(*_: object, **__: object) -> None:
         raise error

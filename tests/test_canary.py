@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import mnist
 from jaxcnn.cli import tools
-from jaxcnn.cli.run import main
 from jaxcnn.cli.study import main as study_main
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.deploy import demo
@@ -253,7 +253,7 @@ def test_no_canary_of_what_is_resumed_sings(
                     entry = manifest._digests(file.parent, [part])
                     forge(lambda there, entry=entry: there["files"].update(entry))(file.parent)
                 with pytest.raises(SystemExit):
-                    main("mnist", [*argv, str(workdir)])
+                    mnist.main([*argv, str(workdir)])
                 out, err = capsys.readouterr()
                 assert len(err.splitlines()) == 1, path
                 assert "Traceback" not in err, path

@@ -14,7 +14,7 @@ import pytest
 from jaxcnn.storage import checkpoint
 from tests.conftest import REPOSITORY
 
-# Goes on until it is ended.
+# Trains until it is stopped.
 LONG = "--data synthetic --epochs 100000 --batch-size 1000".split()
 # Ends a test that hangs, in seconds; no run is late because the machine is busy.
 HANG = 600
@@ -34,9 +34,19 @@ def test_help_and_mistakes(network: str) -> None:
     assert f"{{auto,{network},synthetic}}" in done.stdout
     done = start(network, "--epochs", "none")
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"{network}.py: error: ")
+    assert "--epochs" in done.stderr
+    assert "'none'" in done.stderr
     assert "Traceback" not in done.stderr
+    done = start(network, "--epochs", "0")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"{network}.py: error: --epochs takes ")
+
+
+@pytest.mark.parametrize("network", ["mnist", "cifar10"])
+def test_an_experiment_is_short(network: str) -> None:
+    text = (REPOSITORY / "experiments" / f"{network}.py").read_text()
+    assert len(text.split('"""', 2)[2].splitlines()) < 40
 
 
 @pytest.mark.slow
@@ -58,7 +68,7 @@ def real(network: str, workdir: Path, *argv: str) -> tuple[dict[str, Any], dict[
     result = json.loads((workdir / "result.json").read_text())
     assert result["dataset"] == network
     assert result["test_total"] == 10_000
-    assert f"{result['test_correct']:,} right of 10,000 total" in done.stdout
+    assert f"{result['test_correct']:,} correct of 10,000 total" in done.stdout
     return result, json.loads((workdir / "metrics.jsonl").read_text())
 
 
@@ -100,7 +110,7 @@ def begin(workdir: Path, synthetic_cache: str, *argv: str) -> subprocess.Popen[s
 
 
 @pytest.mark.slow
-def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, synthetic_cache: str) -> None:
+def test_signals_save_and_the_same_command_resumes(tmp_path: Path, synthetic_cache: str) -> None:
     workdir = tmp_path / "run"
     steps = []
     for name, status in (("SIGTERM", 143), ("SIGINT", 130)):
@@ -128,7 +138,7 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path: Path, synthetic_cac
 
 
 def test_the_array_of_a_study(tmp_path: Path) -> None:
-    """Each task starts the study of one optimizer."""
+    """A substitute for Python shows what each task starts."""
     script = str(REPOSITORY / "experiments" / "study.slurm")
     stub = tmp_path / "python"  # prints its arguments
     stub.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
@@ -155,7 +165,7 @@ def test_the_array_of_a_study(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["limit", "tmpfs"])
 def scarce(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A workdir that is soon full, and what the shell has to do for that."""
+    """A workdir that is soon full, and the shell's command that makes it so."""
     if request.param == "limit":
         yield tmp_path / "run", "ulimit -f 700;"  # KiB
         return

@@ -6,7 +6,7 @@ from tests import fuzzing
 
 
 @pytest.mark.parametrize(("cases", "seed"), [(90, 2), pytest.param(450, 1, marks=pytest.mark.slow)])
-def test_everything_is_taken_or_refused(cases: int, seed: int) -> None:
+def test_everything_is_accepted_or_refused(cases: int, seed: int) -> None:
     found = fuzzing.torment(cases=cases, seed=seed)
     assert found["defects"] == []
     assert len(found["counts"]) > 9  # nine targets, most with both outcomes

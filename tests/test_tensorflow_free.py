@@ -13,6 +13,7 @@ import pytest
 
 from jaxcnn.data import decoding
 from jaxcnn.data.dataset import DatasetName, load_data
+from tests.conftest import REPOSITORY
 from tests.official import Official
 
 # Imports every module of the package.
@@ -27,9 +28,8 @@ assert "tensorflow" not in sys.modules
 
 # Downloads, prepares, decodes and trains first.
 TRAINING = """
-import json, sys
+import importlib, json, sys
 from tensorflow_datasets.core.download.checksums import UrlInfo
-from jaxcnn.cli.run import main
 from jaxcnn.data import builders, decoding
 name, workdir = sys.argv[1], sys.argv[3]
 archives, decoding.OFFICIAL[name] = json.loads(sys.argv[2])
@@ -37,7 +37,7 @@ infos = {url: UrlInfo(size, digest, url.rsplit("/", 1)[-1]) for url, size, diges
 builders.BUILDERS[name].urls = tuple(infos)
 builders.BUILDERS[name].url_infos = infos
 argv = ["--data", name, "--epochs", "1", "--batch-size", "20", "--feed", "stream"]
-main(name, [*argv, "--workdir", workdir])
+importlib.import_module(f"experiments.{name}").main([*argv, "--workdir", workdir])
 """
 
 
@@ -52,7 +52,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(program: str, *arguments: str) -> None:
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

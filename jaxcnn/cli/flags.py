@@ -1,55 +1,95 @@
-"""The flags of the experiments."""
+"""The flags of the commands, in groups that each command composes.
 
-from collections.abc import Callable, Sequence
+Nothing heavy is imported before the flags are parsed, so that `--help` and mistakes answer at once.
+"""
+
+import dataclasses
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
+import tyro
 from tyro import conf
 
-from jaxcnn.errors import UserError
+from jaxcnn.cli.console import Echo
+from jaxcnn.cli.values import check_range, parse_pairs, replace_fields, trust_optimizers
+from jaxcnn.errors import UserError, as_path
 from jaxcnn.recipes import named
-from jaxcnn.recipes.named import load_recipe
 from jaxcnn.recipes.recipe import NetworkName, Recipe, ScheduleName
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jaxcnn.data.dataset import Dataset
     from jaxcnn.devices.mesh import AxisName
-from jaxcnn.cli.console import call_tyro, parse_pairs, replace_fields
+    from jaxcnn.storage.checkpoint import Policy
 
 
+SourceName: TypeAlias = Literal["auto", "real", "synthetic", NetworkName]
+
+
+@conf.configure(conf.OmitArgPrefixes)
 @dataclass(frozen=True)
-class Flags:
-    """Trains the network and scores it on the whole test set."""
+class RecipeFlags:
+    """Hyperparameters, see `jaxcnn.recipes.Recipe`. Those not given are the recipe's."""
 
-    recipe: Annotated[str, conf.arg(metavar="reference|fast|best|FILE")] = "fast"
+    name: Annotated[str, conf.arg(name="recipe", metavar="reference|fast|best|FILE")]
     """Where the other defaults come from: the original's hyperparameters (reference), the most
-    accuracy in minutes (fast), the most accuracy (best), or a .toml file of your own."""
-    epochs: int = 1
+    accuracy in minutes (fast), the most accuracy (best), or a user-defined .toml file."""
+    epochs: int
     """Passes over the training images."""
-    batch_size: int = 1
-    """Images a step."""
-    optimizer: Annotated[str, conf.arg(metavar="NAME")] = "sgd"
-    """Any of optax and optax.contrib, or module:factory for your own. Another one than the recipe's
-    brings its own defaults for the flags below."""
-    learning_rate: float = 1.0
+    batch_size: int
+    """Images per step."""
+    optimizer: Annotated[str, conf.arg(metavar="NAME")]
+    """Any of optax and optax.contrib, or module:factory for a user-defined one. Another one than
+    the recipe's brings its own defaults for the flags below."""
+    learning_rate: float
     """Per step, at its peak."""
-    optimizer_args: Annotated[tuple[str, ...], conf.arg(metavar="KEY=VALUE ...")] = ()
+    optimizer_args: Annotated[tuple[str, ...], conf.arg(metavar="KEY=VALUE ...")]
     """Further arguments of the optimizer, by the names of optax's documentation."""
-    weight_decay: float = 0.0
-    """Of kernels; biases and BatchNorm are left alone."""
-    schedule: ScheduleName = "constant"
+    weight_decay: float
+    """Of kernels; biases and BatchNorm are not decayed."""
+    schedule: ScheduleName
     """How the learning rate falls."""
-    warmup: float = 0.0
-    """Share of the steps in which it rises first."""
-    clip: float = 0.0
-    """The largest norm that the gradient may have; 0 for any."""
-    ema: float = 0.0
-    """Decay a step of the average of the parameters that is evaluated; 0 for no average."""
-    seed: int = 0
-    """Of everything random; the same seed gives the same run."""
-    data: Literal["auto", "real", "synthetic"] = "auto"
-    """The real data or nothing, or a synthetic stand-in of the same shape; auto takes the real
-    data where it can be had."""
+    warmup: float
+    """Share of the steps in which the learning rate rises first."""
+    clip: float
+    """Largest norm of the gradient; 0 for no limit."""
+    ema: float
+    """Decay per step of the average of the parameters that is evaluated; 0 for no average."""
+
+    @classmethod
+    def of(cls, name: str, recipe: Recipe) -> "RecipeFlags":
+        """Returns the flags that stand for a recipe.
+
+        Args:
+            name: the value of --recipe.
+            recipe: all other values.
+        """
+        values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(cls)[1:]}
+        args = tuple(f"{key}={value}" for key, value in recipe.optimizer_args.items())
+        return cls(**values | {"name": name, "optimizer_args": args})
+
+    def change(self, recipe: Recipe) -> Recipe:
+        """Returns a copy of a recipe with the values of the flags.
+
+        Raises:
+            UserError: a value is out of range.
+        """
+        values = {name: value for name, value in vars(self).items() if name != "name"}
+        args = parse_pairs("--optimizer-args", self.optimizer_args)
+        values["optimizer_args"] = {**recipe.optimizer_args, **args}
+        return replace_fields(recipe, **values)
+
+
+@conf.configure(conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class DataFlags:
+    """Folders of the data sets."""
+
     data_dir: Annotated[
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: TFDS_DATA_DIR, or TFDS's own)")
     ] = ""
@@ -58,177 +98,208 @@ class Flags:
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: JAXCNN_ARCHIVE_DIR, or none)")
     ] = ""
     """A folder with the official archives, for machines without network."""
+
+    def load(self, network: NetworkName, source: SourceName, echo: Echo) -> "Dataset":
+        """Loads a data set and warns if it is not the real one.
+
+        Args:
+            network: "mnist" or "cifar10", the network that the data set is for.
+            source: see `jaxcnn.load_data`; the name of a data set stands for the real data.
+            echo: prints a line, see `jaxcnn.cli.console.make_echo`.
+
+        Raises:
+            UserError: the data is not available.
+        """
+        from jaxcnn.data.dataset import load_data
+        from jaxcnn.devices import processes
+
+        dataset = processes.main_first(load_data)(
+            network,
+            source="real" if source == "mnist" or source == "cifar10" else source,
+            data_dir=self.data_dir or None,
+            archive_dir=self.archive_dir or None,
+            report=echo,
+        )
+        if not dataset.is_real:
+            warning = f"NOT THE REAL DATA: {dataset.name}, generated by this package"
+            echo(f"*** {warning}, because {dataset.notice} ***", "bold red")
+        return dataset
+
+
+@conf.configure(conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class DeviceFlags:
+    """Devices, processes and compiled programs."""
+
+    count: Annotated[
+        int, conf.arg(name="devices", metavar="N", help_behavior_hint="(default: one)")
+    ] = 0
+    """Number of devices to train on. Each gets a part of every batch, or in a study some of the
+    runs."""
+    mesh: Annotated[str, conf.arg(metavar="AXIS=N,...", help_behavior_hint="(default: none)")] = ""
+    """The same as a mesh with named axes: data, along which batches are cut, and in a study
+    ensemble, along which runs are. Several processes take all their devices by default."""
+    processes: Annotated[str, conf.arg(metavar="N|auto")] = "1"
+    """Number of processes, on one host or several, all started with the same flags; auto where jax
+    recognizes the cluster (SLURM, Open MPI, Kubernetes, TPU pods)."""
+    coordinator: Annotated[str, conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = ""
+    """Where process 0 listens for the others."""
+    process_id: Annotated[int, conf.arg(metavar="K", help_behavior_hint="")] = -1
+    """Number of this process, from 0."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, so that the next start is quick."""
+
+    def join(self, axes: "Sequence[AxisName]", workdir: str) -> "Mesh | None":
+        """Connects the processes of a run and makes its mesh.
+
+        Args:
+            axes: names that the mesh of this command can have; --devices counts along the first.
+            workdir: of the command, "" if not given.
+
+        Returns:
+            The mesh, or None for jax's default device.
+
+        Raises:
+            UserError: the flags contradict each other, there are too few devices, or the other
+                processes cannot be reached in time.
+        """
+        import jax
+
+        from jaxcnn.devices import processes
+        from jaxcnn.devices.mesh import make_mesh, parse_mesh
+
+        sizes = parse_mesh(self.count, self.mesh, axes)
+        processes.join(self.processes, self.coordinator, self.process_id)
+        if processes.count() > 1 and not workdir:
+            raise UserError("several processes have one workdir: give --workdir, the same to all")
+        if processes.count() > 1 and not sizes:
+            sizes = {axes[0]: jax.device_count()}
+        return make_mesh(sizes) if sizes else None
+
+
+@conf.configure(conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class CheckpointFlags:
+    """Where a run is saved, how often, and whether it is resumed."""
+
     workdir: Annotated[
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: a new folder below runs/)")
     ] = ""
     """Where results go."""
-    checkpoint_every: Annotated[str, conf.arg(metavar="N|Nsteps")] = "1"
+    every: Annotated[str, conf.arg(name="checkpoint-every", metavar="N|Nsteps")] = "1"
     """Epochs between two checkpoints, or steps as in 500steps; 0 for one at the end."""
     keep: int = 2
-    """Latest checkpoints to keep; the best one stays too."""
+    """Number of latest checkpoints to keep; the best one is kept too."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """Go on with a run of the same flags that the workdir holds: if there is one, never, or fail
+    """Resume a run of the same flags that the workdir holds: if there is one, never, or fail
     without."""
-    tta: bool = False
-    """Test-time augmentation: also score the average answer for several views of each test image,
-    a figure of its own."""
-    report: Literal["auto", "never"] = "auto"
-    """Leave a page with pictures of the run in the workdir, report.html."""
+
+    def folder(self, network: NetworkName) -> Path:
+        """Returns the workdir: the given one, or a new name in the folder `runs`."""
+        # The token: other runs may begin in the same second.
+        new = f"runs/{network}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        return as_path(self.workdir or new)
+
+    def policy(self, folder: Path, echo: Echo) -> "Policy":
+        """Returns how `jaxcnn.fit` saves and resumes.
+
+        Args:
+            folder: of the checkpoints.
+            echo: prints a line, see `jaxcnn.cli.console.make_echo`.
+
+        Raises:
+            UserError: --checkpoint-every is malformed.
+        """
+        from jaxcnn.storage.checkpoint import Every, Policy
+
+        return Policy(folder, Every.parse(self.every), self.keep, self.resume, report=echo)
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """The flags of an experiment; each network has a subclass."""
+
+    recipe: RecipeFlags
+    source: Annotated[SourceName, conf.arg(name="data")] = "auto"
+    """The real data or nothing, a synthetic data set of the same shape, or the real data where it
+    is available (auto)."""
+    seed: int = 0
+    """Of all random numbers; the same seed gives the same run."""
     feed: Literal["auto", "device", "stream"] = "auto"
     """Keep the training images on the device, or stream them from the host; same results. Auto
     streams where there are several processes."""
-    devices: Annotated[int, conf.arg(metavar="N", help_behavior_hint="(default: one)")] = 0
-    """Train on so many devices, each with its part of every batch."""
-    mesh: Annotated[str, conf.arg(metavar="data=N", help_behavior_hint="(default: none)")] = ""
-    """The same as a mesh with named axes; of several processes all devices, by default."""
-    processes: Annotated[str, conf.arg(metavar="N|auto")] = "1"
-    """Processes of this run, on one host or several, all started with the same flags; auto where
-    jax recognises the cluster (SLURM, Open MPI, Kubernetes, TPU pods)."""
-    coordinator: Annotated[str, conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = ""
-    """Where process 0 listens for the others."""
-    process_id: Annotated[int, conf.arg(metavar="K", help_behavior_hint="")] = -1
-    """Which of the processes this one is, from 0."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder, so that the next start is quick."""
+    tta: bool = False
+    """Test-time augmentation: also score the average prediction for several views of each test
+    image, reported separately."""
+    report: Literal["auto", "never"] = "auto"
+    """Write a page with figures of the run to the workdir, report.html."""
+    data: DataFlags = DataFlags()
+    checkpoints: CheckpointFlags = CheckpointFlags()
+    devices: DeviceFlags = DeviceFlags()
 
 
 @dataclass(frozen=True)
-class MnistFlags(Flags):
+class MnistFlags(TrainFlags):
     """Trains the MNIST network and scores it on all 10,000 test images."""
 
-    data: Literal["auto", "mnist", "synthetic"] = "auto"  # type: ignore[assignment]
-    """The real data or nothing (mnist), a synthetic stand-in of the same shape (synthetic), or the
-    real data where it can be had (auto)."""
+    source: Annotated[Literal["auto", "mnist", "synthetic"], conf.arg(name="data")] = "auto"
+    """The real data or nothing (mnist), a synthetic data set of the same shape (synthetic), or the
+    real data where it is available (auto)."""
 
 
 @dataclass(frozen=True)
-class Cifar10Flags(Flags):
+class Cifar10Flags(TrainFlags):
     """Trains the CIFAR-10 network and scores it on all 10,000 test images."""
 
-    data: Literal["auto", "cifar10", "synthetic"] = "auto"  # type: ignore[assignment]
-    """The real data or nothing (cifar10), a synthetic stand-in of the same shape (synthetic), or
-    the real data where it can be had (auto)."""
+    source: Annotated[Literal["auto", "cifar10", "synthetic"], conf.arg(name="data")] = "auto"
+    """The real data or nothing (cifar10), a synthetic data set of the same shape (synthetic), or
+    the real data where it is available (auto)."""
 
 
-FLAGS: dict[str, type[Flags]] = {"mnist": MnistFlags, "cifar10": Cifar10Flags}
+_TRAIN_FLAGS: dict[NetworkName, type[TrainFlags]] = {"mnist": MnistFlags, "cifar10": Cifar10Flags}
 
 
-def parse_flags(network: NetworkName, argv: Sequence[str]) -> tuple[Flags, Recipe]:
-    """Reads the flags; those not given have the values of the recipe.
+@dataclass(frozen=True)
+class _Defaults:
+    """The flags on which the defaults of others depend."""
 
-    Raises:
-        UserError: a flag is unknown or its value is not one that it takes.
-    """
-    defaults = named.recipe(network, "fast")
-    # The defaults of the other flags, and so what --help shows, depend on these two.
-    for name in ("recipe", "optimizer"):
-        value = _peek(f"--{name}", argv)
-        if name == "recipe" and value:
-            defaults = _find_recipe(network, value)
-        elif name == "optimizer" and value:
-            defaults = replace_fields(defaults, optimizer=value)
-    kind = FLAGS[network]
-    default = kind(
-        recipe=_peek("--recipe", argv) or "fast",
-        epochs=defaults.epochs,
-        batch_size=defaults.batch_size,
-        optimizer=defaults.optimizer,
-        learning_rate=defaults.learning_rate,
-        optimizer_args=tuple(f"{key}={value}" for key, value in defaults.optimizer_args.items()),
-        weight_decay=defaults.weight_decay,
-        schedule=defaults.schedule,
-        warmup=defaults.warmup,
-        clip=defaults.clip,
-        ema=defaults.ema,
-    )
-    flags = call_tyro(kind, default, argv)
-    if not 1 <= flags.keep <= 10**6:
-        raise UserError(f"--keep takes a whole number from 1 to 1000000, got {flags.keep}")
-    if not 0 <= flags.seed < 2**32:
-        raise UserError(f"--seed takes a whole number from 0 to 4294967295, got {flags.seed}")
-    changed = (
-        "epochs batch_size optimizer learning_rate weight_decay schedule warmup clip ema".split()
-    )
-    recipe = replace_fields(
-        defaults,
-        **{field: getattr(flags, field) for field in changed},
-        optimizer_args={
-            **defaults.optimizer_args,
-            **parse_pairs("--optimizer-args", flags.optimizer_args),
-        },
-    )
-    return flags, recipe
+    recipe: str = "fast"
+    optimizer: str = ""
 
 
-def _find_recipe(network: NetworkName, value: str) -> Recipe:
-    """Returns the recipe of a name or in a file."""
-    is_file = value.endswith(".toml")
-    try:
-        return load_recipe(network, value) if is_file else named.recipe(network, value)
-    except ValueError as error:
-        raise UserError(f"--recipe: {error}{'' if is_file else ', or a .toml file'}") from None
-
-
-def join_processes(flags: Any, axes: "Sequence[AxisName]") -> dict[str, int] | None:
-    """Makes this process one of several where the flags of a command say so.
+def parse_flags(
+    network: NetworkName, argv: Sequence[str] | None = None
+) -> tuple[TrainFlags, Recipe]:
+    """Parses the flags of an experiment; those not given have the values of the recipe.
 
     Args:
-        flags: with `processes`, `coordinator`, `process_id`, `workdir`, `devices` and `mesh`.
-        axes: of a mesh that the command has.
+        network: "mnist" or "cifar10".
+        argv: the arguments; those of the process if None.
 
     Returns:
-        The mesh's axes, see `jaxcnn.devices.mesh.make_mesh`. Where the flags name none: all devices
-        along the first axis if there are several processes, or None.
+        The flags, and the recipe with their values.
 
     Raises:
-        UserError: the flags do not go together, or the other processes are not there in time.
+        UserError: a value is out of range.
+        SystemExit: with status 2 and tyro's message on standard error: a flag is unknown or its
+            value of another type; with status 0 after --help.
     """
-    import jax
-
-    from jaxcnn.devices import processes
-    from jaxcnn.devices.mesh import parse_mesh
-
-    sizes = parse_mesh(flags.devices, flags.mesh, axes)
-    processes.join(flags.processes, flags.coordinator, flags.process_id)
-    if processes.count() > 1 and not flags.workdir:
-        raise UserError("several processes have one workdir: give --workdir, the same to all")
-    if processes.count() > 1 and not sizes:
-        return {axes[0]: jax.device_count()}
-    return sizes
+    given, _ = tyro.cli(_Defaults, args=argv, add_help=False, return_unknown_args=True)
+    recipe = _find_recipe(network, given.recipe)
+    if given.optimizer:
+        trust_optimizers([given.optimizer])
+        recipe = replace_fields(recipe, optimizer=given.optimizer)
+    kind = _TRAIN_FLAGS[network]
+    flags = tyro.cli(kind, default=kind(RecipeFlags.of(given.recipe, recipe)), args=argv)
+    check_range("--keep", flags.checkpoints.keep, 1, 10**6)
+    check_range("--seed", flags.seed, 0, 2**32 - 1)
+    return flags, flags.recipe.change(recipe)
 
 
-def load_dataset(network: NetworkName, flags: Any, say: Callable[..., None]) -> "Dataset":
-    """Loads the data set of a command, and says loudly if it is not the real one.
-
-    Args:
-        network: whose data set.
-        flags: with `data`, `data_dir` and `archive_dir`.
-        say: prints a line, in a style if there is a second argument.
-
-    Raises:
-        UserError: the data cannot be had.
-    """
-    from jaxcnn.data.dataset import load_data
-
-    dataset = load_data(
-        network,
-        source=flags.data if flags.data in ("auto", "synthetic") else "real",
-        data_dir=flags.data_dir or None,
-        archive_dir=flags.archive_dir or None,
-        report=say,
-    )
-    if not dataset.is_real:
-        warning = f"NOT THE REAL DATA: {dataset.name}, drawn by this package"
-        say(f"*** {warning}, because {dataset.notice} ***", "bold red")
-    return dataset
-
-
-def _peek(flag: str, argv: Sequence[str]) -> str:
-    """Returns the last value given to a flag, or nothing."""
-    value = ""
-    for position, argument in enumerate(argv):
-        if argument == flag and position + 1 < len(argv):
-            value = argv[position + 1]
-        elif argument.startswith(f"{flag}="):
-            value = argument.removeprefix(f"{flag}=")
-    return value
+def _find_recipe(network: NetworkName, name: str) -> Recipe:
+    """Returns the recipe of a name or in a file."""
+    is_file = name.endswith(".toml")
+    try:
+        return named.load_recipe(network, name) if is_file else named.recipe(network, name)
+    except ValueError as error:
+        raise UserError(f"--recipe: {error}{'' if is_file else ', or a .toml file'}") from None

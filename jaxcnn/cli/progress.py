@@ -1,4 +1,4 @@
-"""How a run shows itself: a bar on a terminal, plain lines elsewhere."""
+"""The progress of a run or a study: a bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Sequence
@@ -73,99 +73,80 @@ class StudyProgress(StudyObserver):
         self._progress.stop()
 
 
-def make_progress(console: Console) -> "BarProgress | LineProgress":
-    """Returns what suits the console."""
-    return BarProgress(console) if console.is_terminal else LineProgress(console)
-
-
-class LineProgress:
-    """Prints a line after every epoch."""
+class TrainProgress:
+    """An observer of `fit`: a line per epoch, on a terminal also a bar with current metrics."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._epochs = self._resumed = 0
-        self._began = 0.0
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("{task.fields[metrics]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._pending: tuple[int, Metrics] | None = None
 
     def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
-        """Remembers when training began, and with which epoch."""
-        self._epochs = epochs
-        self._resumed = len(history)
+        """Starts the clock and the bar.
+
+        Args:
+            epochs: of the whole run.
+            images: per epoch.
+            history: epochs that a resumed run has behind it.
+        """
+        self._epochs, self._images, self._resumed = epochs, images, len(history)
+        self._done = len(history) * images
         self._began = time.perf_counter()
+        self._task = self._bar.add_task(
+            "",
+            total=epochs * images,
+            completed=self._done,
+            epoch=f"{min(len(history) + 1, epochs)}/{epochs}",
+            metrics="",
+        )
+        self._bar.start()
 
     def advance(self, *, images: int, metrics: Metrics) -> None:
-        """Stays silent."""
+        """Shows the metrics of the previous call, which the device has computed by now.
+
+        Args:
+            images: trained on since the previous call.
+            metrics: the epoch's sums so far, on the device.
+        """
+        self._show_pending()
+        self._pending = images, metrics
 
     def epoch(self, record: EpochRecord) -> None:
-        """Prints the epoch's figures."""
+        """Prints the epoch's metrics."""
+        self._show_pending()
         each = (time.perf_counter() - self._began) / (record.epoch - self._resumed)
         left = each * (self._epochs - record.epoch)
         self._console.print(_epoch_line(record, self._epochs, left), soft_wrap=True)
 
     def stop(self) -> None:
-        """Has nothing to close."""
+        """Removes the bar."""
+        if not self._bar.disable:
+            self._bar.stop()
 
-
-class BarProgress(LineProgress):
-    """Shows a bar with the figures of the moment, above it a line for every finished epoch."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
-        self._progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:3.0f} %"),
-            TextColumn("{task.fields[figures]}"),
-            console=console,
-            transient=True,
-        )
-        self._task: TaskID | None = None
-        self._images = 0
-        self._done = self._before = 0
-        self._pending: tuple[int, Metrics] | None = None
-
-    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
-        """Opens the bar."""
-        super().start(epochs=epochs, images=images, history=history)
-        self._images = images
-        self._done = self._before = len(history) * images
-        self._task = self._progress.add_task(
-            "",
-            total=epochs * images,
-            completed=self._done,
-            epoch=f"{min(len(history) + 1, epochs)}/{epochs}",
-            figures="",
-        )
-        self._progress.start()
-
-    def advance(self, *, images: int, metrics: Metrics) -> None:
-        """Moves the bar on by the chunk before, whose figures are there without waiting."""
-        pending, self._pending = self._pending, (images, metrics)
-        if pending is not None:
-            self._show(*pending)
-
-    def epoch(self, record: EpochRecord) -> None:
-        """Prints the epoch's figures above the bar."""
-        if self._pending is not None:
-            self._show(*self._pending)
-            self._pending = None
-        super().epoch(record)
-
-    def stop(self) -> None:
-        """Takes the bar away."""
-        self._progress.stop()
-
-    def _show(self, images: int, metrics: Metrics) -> None:
+    def _show_pending(self) -> None:
+        """Moves the bar on by the previous call of `advance`, if there was one."""
+        pending, self._pending = self._pending, None
+        if pending is None or self._bar.disable:
+            return
+        images, metrics = pending
         sums: dict[str, Any] = jax.device_get(metrics)
         self._done += images
-        elapsed = time.perf_counter() - self._began
-        rate = (self._done - self._before) / elapsed
+        trained = self._done - self._resumed * self._images
+        rate = trained / (time.perf_counter() - self._began)
         left = (self._epochs * self._images - self._done) / rate
-        assert self._task is not None
-        self._progress.update(
+        self._bar.update(
             self._task,
             completed=self._done,
             epoch=f"{min(self._done // self._images + 1, self._epochs)}/{self._epochs}",
-            figures=(
+            metrics=(
                 f"loss {sums['loss_sum'] / sums['count']:.4f}  "
                 f"accuracy {sums['correct'] / sums['count']:.2%}  "
                 f"{rate:,.0f} images/s  {_duration(left)} left"

@@ -1,10 +1,10 @@
-"""The standard streams of a command: what cannot be shown does not stop its work."""
+"""The standard streams of a command: a command completes its work even if nobody can read them."""
 
 import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,68 +12,68 @@ from jaxcnn.errors import describe
 
 
 class Screen:
-    """A standard stream whose failures are remembered and not raised.
+    """A standard stream that records its first failure instead of raising it.
 
-    It may be full, closed by whoever read it, or none at all; its encoding may lack characters,
-    which are replaced.
+    The stream may be on a full disk, closed by its reader, or missing. Characters that its encoding
+    lacks are replaced.
 
     Attributes:
-        failure: the first one, if there was any.
+        failure: the first error of a write, or None.
     """
 
     def __init__(self, stream: Any) -> None:
-        """Takes a stream, or None where the process was started without it."""
+        """Wraps a stream, or None where the process was started without it."""
         self._stream = io.StringIO() if stream is None else stream
         self.failure: OSError | None = None
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # a test's stream, say
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # not every stream can
             stream.reconfigure(errors="replace")
 
     def write(self, text: str) -> int:
-        """Writes what can be written; after a failure nothing any more."""
-        if self.failure is None:
-            self._try(lambda: self._stream.write(text))
+        """Writes a text; after a failure does nothing."""
+        self._try(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flushes, if nothing has failed."""
-        if self.failure is None:
-            self._try(self._stream.flush)
+        """Flushes the stream; after a failure does nothing."""
+        self._try(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _try(self, call: Any) -> None:
+    def _try(self, call: Callable[[], object]) -> None:
+        if self.failure is not None:
+            return
         try:
             call()
         except OSError as error:
             self.failure = error
-            # What it still has would fail once more when Python ends, with words of its own.
+            # Else Python would fail to flush the buffer at its exit and print an error of its own.
             with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 def line(text: str) -> str:
-    """Returns a text as one line that a terminal can only show: what it would obey is replaced."""
+    """Returns a text as one line without control characters, which a terminal would obey."""
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
     )
 
 
-def lost() -> str:
-    """Returns what is wrong with standard output; nothing if all could be shown there."""
+def output_failure() -> str:
+    """Returns the failure of standard output in words, or "" if everything was written."""
     sys.stdout.flush()
-    failure = getattr(sys.stdout, "failure", None)
-    return f"standard output: {describe(failure)}" if failure else ""
+    error = getattr(sys.stdout, "failure", None)
+    return f"standard output: {describe(error)}" if error else ""
 
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Puts a `Screen` in front of standard output and of standard error."""
+    """Wraps standard output and standard error in a `Screen` each, and unwraps them afterwards."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = own = Screen(sys.stdout), Screen(sys.stderr)
+    sys.stdout, sys.stderr = screens = Screen(sys.stdout), Screen(sys.stderr)
     try:
         yield
     finally:
-        for stream in own:
+        for stream in screens:
             stream.flush()
         sys.stdout, sys.stderr = before

@@ -3,21 +3,16 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
 from tyro import conf
 
-from jaxcnn.cli.console import (
-    call_tyro,
-    ending_on_errors,
-    replace_fields,
-    say_code,
-    say_on,
-    trust_own,
-)
-from jaxcnn.cli.flags import join_processes, load_dataset
+from jaxcnn.cli.console import echo_source_files, ending_on_errors, make_echo
+from jaxcnn.cli.flags import DataFlags, DeviceFlags
+from jaxcnn.cli.values import check_range, replace_fields, trust_optimizers
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.recipes import named, optimizer_defaults
 from jaxcnn.recipes.problems import PROBLEMS
@@ -66,27 +61,9 @@ class StudyFlags:
     """Validation accuracy whose time is reported, 0..1; 0 for 0.98 (mnist) or 0.7 (cifar10)."""
     chunk: int = 0
     """Runs at once in one program; 0 for what suits the device."""
-    devices: Annotated[int, conf.arg(metavar="N", help_behavior_hint="(default: one)")] = 0
-    """Spread the runs of a program over so many devices."""
-    mesh: Annotated[
-        str, conf.arg(metavar="ensemble=N,data=N", help_behavior_hint="(default: none)")
-    ] = ""
-    """The same as a mesh; along data the batches of every run are cut. Of several processes all
-    devices along ensemble, by default."""
-    processes: Annotated[str, conf.arg(metavar="N|auto")] = "1"
-    """Processes of this study, on one host or several, all started with the same flags; auto where
-    jax recognises the cluster (SLURM, Open MPI, Kubernetes, TPU pods)."""
-    coordinator: Annotated[str, conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = ""
-    """Where process 0 listens for the others."""
-    process_id: Annotated[int, conf.arg(metavar="K", help_behavior_hint="")] = -1
-    """Which of the processes this one is, from 0."""
-    data: Literal["auto", "real", "synthetic"] = "auto"
-    """The real data or nothing, or a synthetic stand-in; auto takes the real data where it can be
-    had."""
-    data_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
-    """Where TFDS keeps prepared data sets."""
-    archive_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
-    """A folder with the official archives, for machines without network."""
+    source: Annotated[Literal["auto", "real", "synthetic"], conf.arg(name="data")] = "auto"
+    """The real data or nothing, a synthetic data set, or the real data where it is available
+    (auto)."""
     workdir: Annotated[
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: runs/study-NETWORK)")
     ] = ""
@@ -96,8 +73,16 @@ class StudyFlags:
     ] = ()
     """Join finished studies of different optimizers, whose workdirs these are, into --workdir. All
     else is taken from the studies."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder."""
+    data: DataFlags = field(default_factory=DataFlags)
+    devices: DeviceFlags = field(default_factory=DeviceFlags)
+
+
+@dataclass(frozen=True)
+class _JoinFlags:
+    """The only flags that go together with --join, and --join."""
+
+    join: tuple[str, ...] = ()
+    workdir: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,9 +96,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     with ending_on_errors("study"):
         argv = sys.argv[1:] if argv is None else argv
-        trust_own(argv)
+        flags = parse_study_flags(argv)
+        trust_optimizers(flags.optimizers)
         command = shlex.join([Path(sys.executable).name, sys.argv[0], *argv])
-        run_study_flags(parse_study_flags(argv), command)
+        run_study_flags(flags, command)
 
 
 def parse_study_flags(argv: Sequence[str]) -> StudyFlags:
@@ -122,15 +108,11 @@ def parse_study_flags(argv: Sequence[str]) -> StudyFlags:
     Raises:
         UserError: a flag is unknown or its value is not one that it takes.
     """
-    flags: StudyFlags = call_tyro(StudyFlags, StudyFlags(), argv)
+    flags = tyro.cli(StudyFlags, default=StudyFlags(), args=argv)
     if flags.join:
-        _check_join(flags)
-    for name in ("seeds", "tune_seeds"):
-        if not 1 <= getattr(flags, name) <= 10_000:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(
-                f"{flag} takes a whole number from 1 to 10000, got {getattr(flags, name)}"
-            )
+        _check_join(argv)
+    check_range("--seeds", flags.seeds, 1, 10_000)
+    check_range("--tune-seeds", flags.tune_seeds, 1, 10_000)
     if not 0 <= flags.target <= 1:
         raise UserError(f"--target takes a number from 0 to 1, got {flags.target}")
     if not flags.optimizers:
@@ -145,14 +127,10 @@ def parse_study_flags(argv: Sequence[str]) -> StudyFlags:
     return flags
 
 
-def _check_join(flags: StudyFlags) -> None:
+def _check_join(argv: Sequence[str]) -> None:
     """Refuses flags that --join cannot take into account."""
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name, default in vars(StudyFlags()).items()
-        if name not in ("join", "workdir") and getattr(flags, name) != default
-    ]
-    if given:
+    flags, rest = tyro.cli(_JoinFlags, args=argv, return_unknown_args=True)
+    if given := [argument.split("=")[0] for argument in rest if argument.startswith("--")]:
         raise UserError(f"--join takes all else from the studies: leave out {', '.join(given)}")
     if not flags.workdir:
         raise UserError("--join takes --workdir too, the folder of the joined study")
@@ -189,7 +167,7 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     """Trains the missing runs; returns the study, all its runs and its workdir."""
     from jaxcnn.cli.progress import StudyProgress
     from jaxcnn.devices import processes
-    from jaxcnn.devices.mesh import Placement, make_mesh
+    from jaxcnn.devices.mesh import Placement
     from jaxcnn.storage import compilation
     from jaxcnn.study.learning_rates import parse_rates
     from jaxcnn.study.specification import Study
@@ -201,8 +179,7 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     if flags.batch_size:
         changes["batch_size"] = flags.batch_size
     recipe = replace_fields(named.recipe(flags.network, flags.recipe), **changes)
-    axes = join_processes(flags, ("ensemble", "data"))
-    mesh = make_mesh(axes) if axes else None
+    mesh = flags.devices.join(("ensemble", "data"), flags.workdir)
     Placement(mesh).check_batch(recipe.batch_size)
     rates = parse_rates(
         flags.learning_rates,
@@ -214,12 +191,12 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     target = flags.target or PROBLEMS[flags.network].target
     study = Study(recipe, rates, flags.tune_seeds, flags.seeds, flags.validation, target)
     folder = as_path(flags.workdir or f"runs/study-{flags.network}")
-    say = say_on(console)
-    if flags.compilation_cache:
+    say = make_echo(console)
+    if flags.devices.compilation_cache:
         compilation.enable_cache(say)
-    say_code(flags.optimizers, say)
+    echo_source_files(flags.optimizers, say)
     doctor.warn(flags.optimizers, say)
-    dataset = processes.main_first(load_dataset)(flags.network, flags, say)
+    dataset = flags.data.load(flags.network, flags.source, say)
     with processes.noticing_losses():
         runs = run_study(
             study,

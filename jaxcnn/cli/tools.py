@@ -1,123 +1,241 @@
-"""The command `jaxcnn`: what can be done with a trained network."""
+"""The command `jaxcnn`: what can be done with a trained network.
+
+Each command is a dataclass of its flags; what it needs is imported when it runs, so that `--help`
+and mistakes answer at once.
+"""
 
 import io
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
+import tyro
 from tyro import conf
 
-from jaxcnn.cli.console import call_tyro, describe_score, ending_on_errors, say_on
-from jaxcnn.cli.flags import load_dataset
+from jaxcnn.cli.console import Echo, describe_score, ending_on_errors, make_echo
+from jaxcnn.cli.flags import DataFlags, SourceName
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, as_path, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
     from jaxcnn.data.dataset import Dataset
     from jaxcnn.deploy.own_images import PreparedImage
     from jaxcnn.train.trained import Trained
 
-    Say = Callable[..., None]
+
+class Command(Protocol):
+    """A command with its flags."""
+
+    def run(self, console: "Console") -> None:
+        """Does the work; results are printed on the console."""
+        ...
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Scores a trained network on the whole test set."""
-
-    workdir: Annotated[str, conf.Positional, conf.arg(metavar="WORKDIR")]
-    """Of the run that trained it."""
-    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
-    """Which one to take. The best one is chosen by the test images, which flatters its score."""
-    tta: bool = False
-    """Test-time augmentation: also score the average answer for several views of each image."""
-    data_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
-    """Where TFDS keeps prepared data sets."""
-    archive_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
-    """A folder with the official archives, for machines without network."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Draws the pictures of a run anew, and the page that shows them."""
-
-    workdir: Annotated[str, conf.Positional, conf.arg(metavar="WORKDIR")]
-    """Of the run."""
-    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
-    """Which one to take."""
-    out: Annotated[
-        str, conf.arg(metavar="DIR", help_behavior_hint="(default: the run's workdir)")
-    ] = ""
-    """Where the page and its pictures go."""
-    data_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
-    """Where TFDS keeps prepared data sets."""
-    archive_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
-    """A folder with the official archives, for machines without network."""
-
-
-@dataclass(frozen=True)
-class Predict:
-    """Says what pictures of your own show, and how they were prepared."""
+@dataclass(frozen=True, kw_only=True)
+class TrainedFlags:
+    """Which trained network a command takes."""
 
     workdir: Annotated[str, conf.Positional, conf.arg(metavar="WORKDIR")]
     """Of the run that trained the network."""
-    pictures: Annotated[
+    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
+    """Which one to take. The best one is chosen by the test images, so its score is biased."""
+
+    def load(self, echo: Echo) -> "Trained":
+        """Loads the network; `echo` prints which checkpoints are damaged.
+
+        Raises:
+            UserError: there is no such checkpoint, or it is damaged.
+        """
+        from jaxcnn.train.trained import load_trained
+
+        return load_trained(self.workdir, self.checkpoint, report=echo)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand(TrainedFlags):
+    """Scores a trained network on the whole test set."""
+
+    tta: bool = False
+    """Test-time augmentation: also score the average prediction for several views of each image."""
+    data: DataFlags = field(default_factory=DataFlags)
+
+    def run(self, console: "Console") -> None:
+        """Prints the score."""
+        from jaxcnn.train.evaluate import evaluate
+
+        echo = make_echo(console)
+        network = self.load(echo)
+        dataset = _load_data(network, self.data, echo)
+        for tta in (False, True) if self.tta else (False,):
+            scores = evaluate(network.recipe, network.variables, dataset.test, tta=tta)
+            correct, total, loss = scores
+            echo(f"{describe_score(dataset, correct, total, tta=tta)}, loss {loss:.4f}", "bold")
+        if self.checkpoint == "best":
+            echo("this checkpoint was chosen by the same test images, so its score is biased")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand(TrainedFlags):
+    """Draws the figures of a run anew, and the page that shows them."""
+
+    out: Annotated[
+        str, conf.arg(metavar="DIR", help_behavior_hint="(default: the run's workdir)")
+    ] = ""
+    """Where the page and its figures go."""
+    data: DataFlags = field(default_factory=DataFlags)
+
+    def run(self, console: "Console") -> None:
+        """Writes the page and prints its path."""
+        from jaxcnn.report.page import write_report
+        from jaxcnn.train import records
+
+        echo = make_echo(console)
+        network = self.load(echo)
+        dataset = _load_data(network, self.data, echo)
+        result = records.read_result(as_path(self.workdir))
+        folder = as_path(self.out or self.workdir)
+        echo(f"report: {write_report(network, dataset, folder, result)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictCommand(TrainedFlags):
+    """Classifies your own images, and shows how they were prepared."""
+
+    images: Annotated[
         tuple[str, ...],
         conf.Positional,
-        conf.arg(metavar="PICTURE ...", help_behavior_hint="(at least one)"),
+        conf.arg(metavar="IMAGE ...", help_behavior_hint="(at least one)"),
     ]
     """PNG, JPEG, BMP, GIF, WebP, TIFF or PPM files of any size, colour or grey; digits dark on
     light or light on dark."""
-    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
-    """Which one to take."""
-    prepared: Annotated[str, conf.arg(metavar="DIR")] = ""
-    """A folder for the prepared pictures as PNG files."""
+    prepared: Annotated[
+        str, conf.arg(metavar="DIR", help_behavior_hint="(default: they are not kept)")
+    ] = ""
+    """A folder for the prepared images as PNG files."""
+
+    def run(self, console: "Console") -> None:
+        """Prints each prepared image and the three most probable classes."""
+        import numpy as np
+
+        from jaxcnn.deploy import own_images
+
+        if not self.images:
+            raise UserError("jaxcnn predict takes the path of at least one image")
+        echo = make_echo(console)
+        network = self.load(echo)
+        names = network.recipe.class_names
+        images = [own_images.prepare_image(path, network.recipe.network) for path in self.images]
+        rows = network.probabilities(np.stack([prepared.image for prepared in images]))
+        for path, prepared, row in zip(self.images, images, rows, strict=True):
+            _show(prepared, console)
+            echo(f"prepared: {'; '.join(prepared.steps)}")
+            first, *others = np.argsort(-row)[:3]
+            rest = ", ".join(f"{names[index]} {row[index]:.1%}" for index in others)
+            echo(f"{path}: {names[first]} ({row[first]:.1%}; then {rest})", "bold")
+        if self.prepared:
+            _keep(as_path(self.prepared), self.images, images)
+            echo(f"prepared images: {self.prepared}")
 
 
-@dataclass(frozen=True)
-class Export:
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand(TrainedFlags):
     """Writes a trained network as a file that needs no jaxcnn, and a model card beside it."""
 
-    workdir: Annotated[str, conf.Positional, conf.arg(metavar="WORKDIR")]
-    """Of the run that trained it."""
     format: Literal["stablehlo", "safetensors", "onnx"]
     """StableHLO for jax, safetensors for PyTorch, or ONNX."""
     out: Annotated[str, conf.arg(metavar="FILE")]
     """Where it goes, with the format as its ending; FILE.md is the card, with the code to load it.
-    Files that are there are replaced."""
-    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
-    """Which one to take. The best one is chosen by the test images, which flatters its score."""
+    Existing files are replaced."""
+
+    def run(self, console: "Console") -> None:
+        """Writes both files and prints their paths."""
+        from jaxcnn.deploy import export
+
+        export.check_export(self.format, self.out)  # before the checkpoint is read
+        echo = make_echo(console)
+        network = self.load(echo)
+        echo(f"checkpoint: {network.checkpoint.folder}")
+        best = self.checkpoint == "best"
+        path, card = export.write_export(network, self.format, self.out, chosen_by_test=best)
+        size = path.stat().st_size / 2**20
+        echo(f"{path}: {size:.1f} MiB, {export.describe_export(self.format)}", "bold")
+        echo(f"{card}: the model card, with the code that loads it")
 
 
-@dataclass(frozen=True)
-class Demo:
-    """Offers a page on which to draw a digit, or drop a picture, and watch the network answer."""
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand(TrainedFlags):
+    """Serves a page on which to draw a digit, or drop an image, and watch the network classify."""
 
-    workdir: Annotated[str, conf.Positional, conf.arg(metavar="WORKDIR")]
-    """Of the run that trained the network."""
-    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
-    """Which one to take."""
     host: str = "127.0.0.1"
-    """Where to listen. 0.0.0.0 lets in whoever reaches this machine: there is no password."""
+    """Address to listen at. 0.0.0.0 admits everyone who reaches this machine: there is no
+    password."""
     port: int = 0
-    """Where to listen; 0 takes a free one."""
+    """Port to listen at; 0 for a free one."""
+
+    def run(self, console: "Console") -> None:
+        """Serves the page until Ctrl-C."""
+        from jaxcnn.deploy import demo, server
+
+        echo = make_echo(console)
+        page = demo.Demo(self.load(echo))
+        with server.Server(page, self.host, self.port, report=echo) as listening:
+            echo(f"{listening.url} (Ctrl-C ends it)", "bold")
+            if not listening.is_local:
+                echo("everyone who reaches this machine can open the page", "bold red")
+            listening.serve_forever()
 
 
 @dataclass(frozen=True)
-class Doctor:
-    """Examines whether this machine, the jax on it and the folders here do what they should.
+class DoctorCommand:
+    """Checks that this machine, its jax and the folders work as they should.
 
     Status 1 if anything does not.
     """
 
-    data_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
-    """Where TFDS keeps prepared data sets."""
-    archive_dir: Annotated[str, conf.arg(metavar="DIR")] = ""
-    """A folder with the official archives, for machines without network."""
+    data: DataFlags = field(default_factory=DataFlags)
+
+    def run(self, console: "Console") -> None:
+        """Prints the findings."""
+        from jaxcnn.devices import environment
+        from jaxcnn.train import doctor
+
+        echo = make_echo(console)
+        echo(environment.machine())
+        findings = []
+        for finding in doctor.examine(self.data.data_dir, self.data.archive_dir):
+            findings.append(finding)
+            verdict, style = ("sound", None) if finding.sound else ("NOT SOUND", "bold red")
+            echo(f"{verdict:10}{finding.what}: {finding.seen}", style)
+        doctor.record(findings)
+        if unsound := sum(not finding.sound for finding in findings):
+            echo(f"{unsound} of {len(findings)} are not sound")
+            raise SystemExit(1)
+        echo(f"all {len(findings)} are sound")
+
+
+_COMMANDS: dict[str, Callable[..., Command]] = {
+    "evaluate": EvaluateCommand,
+    "report": ReportCommand,
+    "predict": PredictCommand,
+    "export": ExportCommand,
+    "demo": DemoCommand,
+    "doctor": DoctorCommand,
+}
+
+
+def parse_command(argv: Sequence[str] | None = None) -> Command:
+    """Parses a command and its flags.
+
+    Args:
+        argv: the arguments; those of the process if None.
+
+    Raises:
+        SystemExit: with status 2 and tyro's message on standard error: a flag is unknown, missing
+            or its value of another type; with status 0 after --help.
+    """
+    return tyro.extras.subcommand_cli_from_dict(_COMMANDS, prog="jaxcnn", args=argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -127,150 +245,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the arguments; those of the process if None.
 
     Raises:
-        SystemExit: with status 2 after a mistake of the user's, 130 after Ctrl-C, 143 after
-            SIGTERM; one sentence on standard error says why. 1 if the doctor has found something.
+        SystemExit: see `parse_command` and `jaxcnn.cli.console.ending_on_errors`; with status 1 if
+            the doctor has found something.
     """
     with ending_on_errors("jaxcnn"):
-        flags = call_tyro(_Command, None, sys.argv[1:] if argv is None else argv)
-        # Imported here, so that --help and mistakes answer at once.
+        command = parse_command(argv)
         from rich.console import Console
 
-        console = Console(highlight=False)
-        if isinstance(flags, Evaluate):
-            _evaluate(flags, console)
-        elif isinstance(flags, Report):
-            _report(flags, console)
-        elif isinstance(flags, Export):
-            _export(flags, console)
-        elif isinstance(flags, Demo):
-            _demo(flags, console)
-        elif isinstance(flags, Doctor):
-            _doctor(flags, console)
-        else:
-            _predict(flags, console)
+        command.run(Console(highlight=False))
 
 
-_Command = (
-    Annotated[Evaluate, conf.subcommand("evaluate")]
-    | Annotated[Report, conf.subcommand("report")]
-    | Annotated[Predict, conf.subcommand("predict")]
-    | Annotated[Export, conf.subcommand("export")]
-    | Annotated[Demo, conf.subcommand("demo")]
-    | Annotated[Doctor, conf.subcommand("doctor")]
-)
-
-
-def _load(flags: Evaluate | Report, say: "Say") -> "tuple[Trained, Dataset]":
-    """Loads a network and the data that it was trained on, and says so if those differ."""
+def _load_data(network: "Trained", flags: DataFlags, echo: Echo) -> "Dataset":
+    """Loads the data set that a network was trained on, and warns if the data differs."""
     from jaxcnn.train.identity import checksum
-    from jaxcnn.train.trained import load_trained
 
-    network = load_trained(flags.workdir, flags.checkpoint, report=say)
     name = str(network.run["dataset"])
-    source = "synthetic" if name.startswith("synthetic-") else "real"
-    dataset = load_dataset(network.recipe.network, _with_source(flags, source), say)
-    say(f"checkpoint: {network.checkpoint.folder}")
+    source: SourceName = "synthetic" if name.startswith("synthetic-") else "real"
+    dataset = flags.load(network.recipe.network, source, echo)
+    echo(f"checkpoint: {network.checkpoint.folder}")
     if checksum(dataset.train, dataset.test) != network.run["dataset_checksum"]:
-        say(f"the data are not those that it was trained on ({name})", "bold red")
-    return network, dataset
-
-
-def _evaluate(flags: Evaluate, console: "Console") -> None:
-    from jaxcnn.train.evaluate import evaluate
-
-    say = say_on(console)
-    network, dataset = _load(flags, say)
-    for tta in (False, True) if flags.tta else (False,):
-        correct, total, loss = evaluate(network.recipe, network.variables, dataset.test, tta=tta)
-        score = describe_score(dataset, correct, total, tta=tta)
-        say(f"{score}, loss {loss:.4f}", "bold")
-    if flags.checkpoint == "best":
-        say("chosen by these very test images among several, which flatters it")
-
-
-def _report(flags: Report, console: "Console") -> None:
-    from jaxcnn.report.page import write_report
-    from jaxcnn.train import records
-
-    say = say_on(console)
-    network, dataset = _load(flags, say)
-    result = records.read_result(as_path(flags.workdir))
-    folder = as_path(flags.out or flags.workdir)
-    say(f"report: {write_report(network, dataset, folder, result)}")
-
-
-def _demo(flags: Demo, console: "Console") -> None:
-    from jaxcnn.deploy import demo, server
-    from jaxcnn.train.trained import load_trained
-
-    say = say_on(console)
-    network = load_trained(flags.workdir, flags.checkpoint, report=say)
-    with server.Server(demo.Demo(network), flags.host, flags.port, report=say) as listening:
-        say(f"{listening.url} (Ctrl-C ends it)", "bold")
-        if not listening.is_local:
-            say("whoever reaches this machine can open the page", "bold red")
-        listening.serve_forever()
-
-
-def _predict(flags: Predict, console: "Console") -> None:
-    import numpy as np
-
-    from jaxcnn.deploy import own_images
-    from jaxcnn.train.trained import load_trained
-
-    say = say_on(console)
-    if not flags.pictures:
-        raise UserError("jaxcnn predict takes the path of at least one picture")
-    network = load_trained(flags.workdir, flags.checkpoint, report=say)
-    names = network.recipe.class_names
-    pictures = [own_images.prepare_image(path, network.recipe.network) for path in flags.pictures]
-    rows = network.probabilities(np.stack([prepared.image for prepared in pictures]))
-    for path, prepared, row in zip(flags.pictures, pictures, rows, strict=True):
-        _show(prepared, console)
-        say(f"prepared: {'; '.join(prepared.steps)}")
-        first, *others = np.argsort(-row)[:3]
-        rest = ", ".join(f"{names[index]} {row[index]:.1%}" for index in others)
-        say(f"{path}: {names[first]} ({row[first]:.1%}; then {rest})", "bold")
-    if flags.prepared:
-        _keep(as_path(flags.prepared), flags.pictures, pictures)
-        say(f"prepared pictures: {flags.prepared}")
-
-
-def _export(flags: Export, console: "Console") -> None:
-    from jaxcnn.deploy import export
-    from jaxcnn.train.trained import load_trained
-
-    say = say_on(console)
-    export.check_export(flags.format, flags.out)  # before the checkpoint is read
-    network = load_trained(flags.workdir, flags.checkpoint, report=say)
-    say(f"checkpoint: {network.checkpoint.folder}")
-    best = flags.checkpoint == "best"
-    path, card = export.write_export(network, flags.format, flags.out, chosen_by_test=best)
-    about = export.describe_export(flags.format)
-    say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {about}", "bold")
-    say(f"{card}: the model card, with the code that loads it")
-
-
-def _doctor(flags: Doctor, console: "Console") -> None:
-    from jaxcnn.devices import environment
-    from jaxcnn.train import doctor
-
-    say = say_on(console)
-    say(environment.machine())
-    findings = []
-    for finding in doctor.examine(flags.data_dir, flags.archive_dir):
-        findings.append(finding)
-        style = None if finding.sound else "bold red"
-        say(f"{'sound' if finding.sound else 'NOT SOUND':10}{finding.what}: {finding.seen}", style)
-    doctor.record(findings)
-    if unsound := sum(not finding.sound for finding in findings):
-        say(f"{unsound} of {len(findings)} are not sound")
-        raise SystemExit(1)
-    say(f"all {len(findings)} are sound")
+        echo(f"the data is not that on which the network was trained ({name})", "bold red")
+    return dataset
 
 
 def _show(prepared: "PreparedImage", console: "Console") -> None:
-    """Prints a picture: two pixels a character cell where there are colours."""
+    """Prints an image, two pixels per character cell where the console has colours."""
     from rich.text import Text
 
     if not (console.is_terminal and console.color_system in ("256", "truecolor")):
@@ -289,7 +288,8 @@ def _rgb(pixel: Any) -> str:
     return ",".join(str(int(value)) for value in pixel)
 
 
-def _keep(folder: Path, paths: Sequence[str], pictures: "Sequence[PreparedImage]") -> None:
+def _keep(folder: Path, paths: Sequence[str], images: "Sequence[PreparedImage]") -> None:
+    """Writes prepared images as PNG files."""
     from PIL import Image
 
     from jaxcnn.storage import atomic
@@ -297,15 +297,8 @@ def _keep(folder: Path, paths: Sequence[str], pictures: "Sequence[PreparedImage]
     remedy = WORKDIR_REMEDY.replace("--workdir", "--prepared")
     with writing(folder, remedy):
         folder.mkdir(parents=True, exist_ok=True)
-    for number, (path, prepared) in enumerate(zip(paths, pictures, strict=True), start=1):
+    for number, (path, prepared) in enumerate(zip(paths, images, strict=True), start=1):
         content = io.BytesIO()
         Image.fromarray(prepared.image.squeeze()).save(content, "png")
         name = f"{number:03d}-{Path(path).stem}.png"
         atomic.write(folder / name, content.getvalue(), remedy)
-
-
-def _with_source(flags: Any, source: str) -> Any:
-    """Returns what `cli.load_data` reads."""
-    from types import SimpleNamespace
-
-    return SimpleNamespace(data=source, data_dir=flags.data_dir, archive_dir=flags.archive_dir)

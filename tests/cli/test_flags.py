@@ -1,25 +1,20 @@
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxcnn.cli.console import parse_pairs
-from jaxcnn.cli.flags import parse_flags
-from jaxcnn.cli.run import main
+from experiments import mnist
+from jaxcnn.cli.flags import CheckpointFlags, DataFlags, DeviceFlags, parse_flags
 from jaxcnn.errors import UserError
 from jaxcnn.recipes import named, optimizer_defaults
 from jaxcnn.recipes.named import RECIPES
-from tests.runs import Ended, raising, start
-
-# AdamW of optax mixes dtypes.
-pytestmark = pytest.mark.loose_promotion
+from jaxcnn.storage import checkpoint
+from tests.conftest import REPOSITORY
 
 
 def test_defaults_are_the_recipe_s() -> None:
@@ -27,13 +22,33 @@ def test_defaults_are_the_recipe_s() -> None:
         for name, recipe in recipes.items():
             flags, parsed = parse_flags(network, ["--recipe", name])
             assert parsed == recipe
-            assert (flags.seed, flags.data, flags.feed) == (0, "auto", "auto")
+            assert flags.recipe.name == name
+            assert (flags.seed, flags.source, flags.feed) == (0, "auto", "auto")
     flags, parsed = parse_flags("mnist", [])
     assert parsed == named.recipe("mnist", "fast")
-    assert (flags.recipe, flags.tta, flags.report) == ("fast", False, "auto")
-    assert (flags.checkpoint_every, flags.keep, flags.resume) == ("1", 2, "auto")
-    assert (flags.devices, flags.processes, flags.process_id) == (0, "1", -1)
-    assert flags.compilation_cache
+    assert (flags.recipe.name, flags.tta, flags.report) == ("fast", False, "auto")
+    assert (flags.recipe.epochs, flags.recipe.optimizer) == (parsed.epochs, parsed.optimizer)
+    assert flags.data == DataFlags(data_dir="", archive_dir="")
+    assert flags.checkpoints == CheckpointFlags(workdir="", every="1", keep=2, resume="auto")
+    assert flags.devices == DeviceFlags(
+        count=0, mesh="", processes="1", coordinator="", process_id=-1, compilation_cache=True
+    )
+
+
+def test_flags_have_their_names() -> None:
+    argv = "--data synthetic --data-dir d --archive-dir a --workdir w --checkpoint-every 5steps"
+    argv += " --keep 3 --resume must --devices 4 --mesh data=2 --processes auto"
+    argv += " --coordinator host:1 --process-id 7 --no-compilation-cache --feed stream --tta"
+    flags, _ = parse_flags("cifar10", [*argv.split(), "--report", "never"])
+    assert (flags.source, flags.feed, flags.tta, flags.report) == (
+        "synthetic",
+        "stream",
+        True,
+        "never",
+    )
+    assert flags.data == DataFlags("d", "a")
+    assert flags.checkpoints == CheckpointFlags("w", "5steps", 3, "must")
+    assert flags.devices == DeviceFlags(4, "data=2", "auto", "host:1", 7, compilation_cache=False)
 
 
 def test_flags_change_the_recipe() -> None:
@@ -46,10 +61,10 @@ def test_flags_change_the_recipe() -> None:
     assert flags.seed == 7
 
 
-def test_the_ends_of_what_is_taken() -> None:
+def test_the_limits_of_what_is_allowed() -> None:
     for keep, seed in ((1, 0), (10**6, 2**32 - 1)):
         flags, _ = parse_flags("mnist", ["--keep", str(keep), "--seed", str(seed)])
-        assert (flags.keep, flags.seed) == (keep, seed)
+        assert (flags.checkpoints.keep, flags.seed) == (keep, seed)
 
 
 def test_optimizer_flags() -> None:
@@ -70,43 +85,69 @@ def test_an_optimizer_brings_its_learning_rate() -> None:
     assert recipe.learning_rate == optimizer_defaults.get("adamw").learning_rate
     _, recipe = parse_flags("mnist", ["--optimizer=adamw", "--learning-rate=0.5"])
     assert recipe.learning_rate == 0.5
+    _, recipe = parse_flags("mnist", ["--optimizer", "sgd", "--optimizer", "adamw"])
+    assert recipe.learning_rate == optimizer_defaults.get("adamw").learning_rate
 
 
-BAD = [
-    (["--epochs", "abc"], "--epochs"),
+def test_a_recipe_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "reference"\nepochs = 3\n')
+    flags, recipe = parse_flags("mnist", ["--recipe", str(path), "--batch-size=8"])
+    expected = named.recipe("mnist", "reference").replace(name="mine", epochs=3, batch_size=8)
+    assert recipe == expected
+    assert flags.recipe.name == str(path)
+
+
+def test_only_the_command_line_makes_an_optimizer_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxcnn.recipes.optimizer_defaults._trusted", set())
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = tmp_path / "mine.toml"
+    path.write_text("optimizer = 'mine:make'\n")
+    _, recipe = parse_flags("mnist", ["--recipe", str(path), "--coordinator", "here:make"])
+    assert recipe.optimizer == "mine:make"
+    assert not optimizer_defaults.is_trusted("mine:make")
+    assert not optimizer_defaults.is_trusted("here:make")
+    parse_flags("mnist", ["--recipe", str(path), "--optimizer=mine:make"])
+    assert optimizer_defaults.is_trusted("mine:make")
+
+
+OUT_OF_RANGE = [
     (["--epochs", "0"], "--epochs takes a whole number from 1"),
-    (["--epochs"], "--epochs"),
-    (["--epoch", "3"], "--epoch"),
     (["--batch-size", "-5"], "--batch-size"),
     (["--learning-rate", "nan"], "--learning-rate takes a finite number above 0, got nan"),
     (["--optimizer", "sdg"], "got 'sdg' (did you mean sgd?)"),
+    (["--optimizer", ""], "--optimizer takes the name"),
     (["--optimizer", "dpsgd"], "--optimizer cannot be dpsgd: it needs a gradient for every image"),
     (["--optimizer", "no_module:make"], "cannot import no_module"),
     (["--optimizer", "json:nothing"], "json has no function nothing"),
     (["--optimizer", "adam", "--optimizer-args", "b9=1"], "adam has no such argument"),
     (["--optimizer-args", "b1"], "--optimizer-args takes key=value pairs, got 'b1'"),
-    (["--schedule", "zigzag"], "'zigzag'"),
     (["--clip", "-1"], "--clip takes a finite number, 0 or more"),
     (["--ema", "1"], "--ema takes a number from 0 to below 1"),
     (["--optimizer", "schedule_free_sgd", "--schedule", "cosine"], "give --schedule constant"),
-    (["--recipe", "slow"], "'slow'"),
-    (["--recipe"], "--recipe"),
+    (
+        ["--recipe", "slow"],
+        "--recipe: recipe takes reference, fast or best, got 'slow', or a .toml",
+    ),
+    (["--recipe", "no.toml"], "--recipe: no.toml cannot be read"),
     (["--seed", "-1"], "--seed takes a whole number from 0"),
     (["--seed", "4294967296"], "--seed takes a whole number from 0 to 4294967295"),
     (["--keep", "0"], "--keep takes a whole number from 1 to 1000000, got 0"),
     (["--keep", "1000001"], "--keep takes a whole number from 1 to 1000000"),
-    (["--data", "cifar10"], "'cifar10'"),
-    (["--feed", "pigeon"], "'pigeon'"),
-    (["stray"], "stray"),
+    (["--checkpoint-every", "often"], "--checkpoint-every takes a number of epochs"),
+    (["--mesh", "ensemble=2"], "one run has no ensemble"),
+    (["--processes", "0"], "--processes takes a number from 1, or auto, got '0'"),
 ]
 
 
-@pytest.mark.parametrize(("argv", "named"), BAD)
-def test_a_mistake_is_one_sentence(
+@pytest.mark.parametrize(("argv", "named"), OUT_OF_RANGE)
+def test_a_value_out_of_range_is_one_sentence(
     argv: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main("mnist", argv)
+        mnist.main(argv)
     assert caught.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -115,26 +156,40 @@ def test_a_mistake_is_one_sentence(
     assert ": error: " in line
 
 
-@pytest.fixture(autouse=True)
-def _sigterm() -> Iterator[None]:
-    """Puts back what a command changes for the process."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
+# Tyro's message names the flag, and the value where there is one.
+MALFORMED = [
+    (["--epochs", "abc"], ("--epochs", "'abc'", "--help")),
+    (["--epochs"], ("--epochs", "Missing value")),
+    (["--epoch", "3"], ("--epoch, 3", "--epochs INT")),
+    (["--schedule", "zigzag"], ("--schedule", "'zigzag'", "'constant'")),
+    (["--recipe"], ("--recipe", "Missing value")),
+    (["--data", "cifar10"], ("--data", "'cifar10'", "'mnist'")),
+    (["--feed", "pigeon"], ("--feed", "'pigeon'", "'device'")),
+    (["stray"], ("stray",)),
+]
+
+
+@pytest.mark.parametrize(("argv", "named"), MALFORMED)
+def test_a_malformed_command_line_gets_tyro_s_message(
+    argv: list[str], named: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        mnist.main(argv)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    for part in named:
+        assert part in err
+    assert "Traceback" not in err
 
 
 def test_the_arguments_are_those_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["mnist.py", "--epochs", "7"])
+    assert parse_flags("mnist")[1].epochs == 7
+    assert parse_flags("mnist", ["--epochs", "8"])[1].epochs == 8
     monkeypatch.setattr(sys, "argv", ["mnist.py", "--epochs", "none"])
     with pytest.raises(SystemExit):
-        main("mnist")
-    seen: list[int] = []
-    monkeypatch.setattr(
-        "jaxcnn.cli.run.run_flags", lambda flags, recipe: seen.append(recipe.epochs)
-    )
-    monkeypatch.setattr(sys, "argv", ["mnist.py", "--epochs", "7"])
-    main("mnist")
-    main("mnist", ["--epochs", "8"])
-    assert seen == [7, 8]
+        parse_flags("mnist")
 
 
 @given(
@@ -146,18 +201,36 @@ def test_any_arguments_are_parsed_or_refused(argv: list[str]) -> None:
     except UserError as error:
         assert "\n" not in str(error)
     except SystemExit as stop:
-        assert stop.code in (0, None)  # --help or -h
+        assert stop.code in (0, None, 2)  # --help or -h, or tyro's message
+
+
+def test_a_workdir_is_given_or_new(tmp_path: Path) -> None:
+    assert CheckpointFlags(workdir=str(tmp_path)).folder("mnist") == tmp_path
+    first, second = (CheckpointFlags().folder("mnist") for _ in range(2))
+    assert first.parent == Path("runs")
+    assert first.name.startswith("mnist-")
+    assert first != second
+
+
+def test_how_a_run_is_saved(tmp_path: Path) -> None:
+    def echo(line: str) -> None:
+        pass
+
+    policy = CheckpointFlags(every="2steps", keep=3, resume="must").policy(tmp_path, echo)
+    every = checkpoint.Every(2, "steps")
+    assert policy == checkpoint.Policy(tmp_path, every, 3, "must", report=echo)
 
 
 def start_help() -> str:
-    """Returns what --help prints, and at the end the names of all modules that it imported."""
+    """Returns what --help prints, and at the end the names of all imported modules."""
     code = (
-        "import sys\nfrom jaxcnn.cli.run import main\n"
-        "try:\n    main('mnist', ['--help'])\n"
+        "import sys\nfrom experiments.mnist import main\n"
+        "try:\n    main(['--help'])\n"
         "except SystemExit as stop:\n    print(*sys.modules)\n    sys.exit(stop.code)"
     )
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -171,9 +244,22 @@ def test_help_imports_nothing_heavy() -> None:
     assert not set(heavy) & set(modules.split())
 
 
+def test_help_shows_the_defaults_of_the_recipe_and_optimizer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_flags("mnist", ["--optimizer", "lion", "--recipe=reference", "--help"])
+    assert not caught.value.code
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Passes over the training images. (default: 20)" in text
+    assert "(default: reference)" in text
+    assert "(default: lion)" in text
+    assert "Per step, at its peak. (default: 0.0002)" in text
+
+
 @pytest.mark.slow
 def test_help_is_quick() -> None:
-    """To import jax and flax takes longer than all of --help."""
+    """Importing jax and flax takes longer than all of --help."""
 
     def seconds(call: Callable[[], object]) -> float:
         began = time.perf_counter()
@@ -186,58 +272,3 @@ def test_help_is_quick() -> None:
         for _ in range(3)
     ]
     assert min(ours for ours, _ in pairs) < min(theirs for _, theirs in pairs)
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "said"),
-    [(KeyboardInterrupt(), 130, "interrupted"), (UserError("no disk: buy one"), 2, "no disk")],
-)
-def test_errors_end_with_their_status(
-    error: BaseException, status: int, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left: list[int] = []
-    monkeypatch.setattr("jaxcnn.devices.processes.leave", left.append)
-    monkeypatch.setattr("jaxcnn.cli.run.run_flags", raising(error))
-    monkeypatch.setattr(sys, "argv", ["/some/where/mnist.py"])
-    ended = start()
-    assert ended.status == status
-    assert ended.err.startswith("mnist.py: ")
-    assert said in ended.err
-    assert ended.err.count("\n") == 1
-    assert left == [status]  # so that the other processes of a run end as well
-
-
-def test_sigterm_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wait(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        while True:
-            time.sleep(0.001)
-
-    left: list[int] = []
-    monkeypatch.setattr("jaxcnn.devices.processes.leave", left.append)
-    monkeypatch.setattr("jaxcnn.cli.run.run_flags", wait)
-    monkeypatch.setattr(sys, "argv", [""])
-    assert start() == Ended(143, "", "mnist: terminated\n")
-    assert left == [143]
-
-
-def test_pairs() -> None:
-    found = parse_pairs("--x", ["a=1", "b=0.5", "c=text", "d=None", "e=f=g", "h="])
-    assert found == {"a": 1, "b": 0.5, "c": "text", "d": None, "e": "f=g", "h": ""}
-    for pair, said in (
-        ("a", "--x takes key=value pairs, got 'a'"),
-        ("1a=2", "--x takes key=value pairs, got '1a=2'"),
-        ("a=1e999", "--x takes finite numbers, got 'a=1e999'"),
-    ):
-        with pytest.raises(UserError) as caught:
-            parse_pairs("--x", [pair])
-        assert str(caught.value) == said
-
-
-def test_a_recipe_in_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "mine.toml"
-    path.write_text('base = "reference"\nepochs = 3\n')
-    flags, recipe = parse_flags("mnist", ["--recipe", str(path), "--batch-size=8"])
-    expected = named.recipe("mnist", "reference").replace(name="mine", epochs=3, batch_size=8)
-    assert recipe == expected
-    assert flags.recipe == str(path)

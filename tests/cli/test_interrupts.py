@@ -58,7 +58,7 @@ def test_the_first_signal_is_remembered(name: str, status: int, again: str) -> N
     process = start()
     process.send_signal(signal.Signals[name])
     said = wait_for_notice(process)
-    assert said == f"stopping after the present steps; {again} again leaves at once\n"
+    assert said == f"stopping after the current steps; {again} again ends the process at once\n"
     assert process.communicate(input="\n", timeout=HANG) == (f"{name}\n", "")
     assert process.returncode == 0
 
@@ -135,7 +135,7 @@ def test_a_process_without_stderr_speaks_as_well(
 ) -> None:
     monkeypatch.setattr(sys, "__stderr__", None)
     interrupts.Interrupts().take(signal.SIGINT)
-    assert "Ctrl-C again leaves at once" in capfd.readouterr().err
+    assert "Ctrl-C again ends the process at once" in capfd.readouterr().err
 
 
 def test_other_threads_only_look_on() -> None:

@@ -18,8 +18,7 @@ def metrics() -> Metrics:
 def drive(terminal: bool) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120, highlight=False)
-    shown = progress.make_progress(console)
-    assert isinstance(shown, progress.BarProgress) == terminal
+    shown = progress.TrainProgress(console)
     shown.start(epochs=2, images=200)
     for _ in range(2):
         shown.advance(images=100, metrics=metrics())
@@ -59,7 +58,7 @@ def test_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
     set_clock(monkeypatch, 10.0, 100.0)
     out = io.StringIO()
     # However narrow, a line is a line.
-    lines = progress.LineProgress(Console(file=out, width=20, highlight=False))
+    lines = progress.TrainProgress(Console(file=out, width=20, highlight=False))
     lines.start(epochs=41, images=10)
     lines.epoch(RECORD)
     assert out.getvalue().endswith(" 1:00:00 left\n")
@@ -71,7 +70,7 @@ def test_a_resumed_run_is_timed_by_what_it_has_done_itself(
 ) -> None:
     set_clock(monkeypatch, 10.0, 100.0)
     out = io.StringIO()
-    lines = progress.LineProgress(Console(file=out, width=200, highlight=False))
+    lines = progress.TrainProgress(Console(file=out, width=200, highlight=False))
     lines.start(epochs=41, images=10, history=[RECORD] * 20)
     lines.epoch(dataclasses.replace(RECORD, epoch=22))
     assert "0:14:15 left" in out.getvalue()  # 19 epochs of 45 seconds
@@ -81,7 +80,7 @@ def test_the_bar_of_a_resumed_run_starts_where_it_was(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TERM", "xterm")
     set_clock(monkeypatch, 10.0, 12.0)
     out = io.StringIO()
-    bar = progress.BarProgress(Console(file=out, force_terminal=True, width=120, highlight=False))
+    bar = progress.TrainProgress(Console(file=out, force_terminal=True, width=120, highlight=False))
     bar.start(epochs=4, images=200, history=[RECORD] * 2)
     bar.advance(images=100, metrics=metrics())
     bar.advance(images=100, metrics=metrics())

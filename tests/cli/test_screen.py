@@ -13,7 +13,7 @@ from jaxcnn.cli.screen import Screen
 
 
 class Full(io.StringIO):
-    """A stream that takes so many writes."""
+    """A stream that fails after a number of writes."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -87,12 +87,12 @@ def test_a_line_is_nothing_but_shown() -> None:
 
 
 def test_what_is_lost_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert screen.lost() == ""
+    assert screen.output_failure() == ""
     monkeypatch.setattr(sys, "stdout", Full(0))
     with screen.guarded():
-        assert screen.lost() == ""
+        assert screen.output_failure() == ""
         sys.stdout.write("a line")
-        assert screen.lost() == "standard output: the disk is full"
+        assert screen.output_failure() == "standard output: the disk is full"
 
 
 def test_work_is_done_and_its_command_says_that_not_all_was_shown(
@@ -112,7 +112,7 @@ def test_work_is_done_and_its_command_says_that_not_all_was_shown(
     assert done == [0, 1, 2]
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert said.endswith(": error: standard output: the disk is full; all else was done\n")
+    assert said.endswith(": error: standard output: the disk is full; everything else was done\n")
     assert len(said.splitlines()) == 1
 
 

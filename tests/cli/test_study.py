@@ -80,6 +80,13 @@ def test_a_mistake_is_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_value_of_another_type_gets_tyro_s_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--network", "imagenet"])
+    assert caught.value.code == 2
+    assert "invalid choice 'imagenet' for argument '--network'" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("_chunks")
 def test_a_study(
     tmp_path: Path,

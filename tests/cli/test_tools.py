@@ -38,7 +38,7 @@ def network(workdir: Path) -> Trained:
 
 @pytest.fixture(scope="module")
 def scored(network: Trained, tiny_mnist: Dataset) -> tuple[Dataset, int]:
-    """Test images whose prediction rounding does not change, and how many are predicted right."""
+    """Test images whose prediction rounding does not change, and the number of correct ones."""
     images = tiny_mnist.test.images
     logits = saved.exact_logits(network.recipe, network.variables, images)
     second, first = np.sort(logits)[:, -2:].T
@@ -54,7 +54,7 @@ def test_evaluate(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    dataset, right = scored
+    dataset, correct = scored
     asked: list[dict] = []
     monkeypatch.setattr(
         "jaxcnn.data.dataset.load_data", lambda name, **rest: asked.append(rest) or dataset
@@ -62,21 +62,21 @@ def test_evaluate(
     tools.main(["evaluate", str(workdir), "--data-dir", "/d", "--archive-dir", "/a"])
     out = capsys.readouterr().out
     total = len(dataset.test)
-    assert 20 < right < total - 20
-    score = f"test set of mnist: {right} right of {total} total, ratio {right / total:.2%}, loss "
-    assert score in out
+    assert 20 < correct < total - 20
+    score = f"{correct} correct of {total} total, accuracy {correct / total:.2%}"
+    assert f"test set of mnist: {score}, loss " in out
     assert "step-0000000021" in out
-    assert "flatters" not in out
+    assert "biased" not in out
     assert "test-time" not in out
     assert (asked[0]["source"], asked[0]["data_dir"]) == ("real", "/d")
     assert asked[0]["archive_dir"] == "/a"
     # The run was another data set's; its checksum says so.
-    assert "the data are not those that it was trained on (mnist)" in out
+    assert "the data is not that on which the network was trained (mnist)" in out
     tools.main(["evaluate", str(workdir), "--checkpoint", "best", "--tta"])
     out = capsys.readouterr().out
-    assert "flatters" in out
+    assert "biased" in out
     plain, averaged = (line for line in out.splitlines() if line.startswith("test set"))
-    assert f" right of {total}" in plain
+    assert f" correct of {total}" in plain
     assert "with test-time augmentation" not in plain
     assert "with test-time augmentation" in averaged
 
@@ -90,7 +90,7 @@ def test_evaluate_on_the_data_it_was_trained_on(
 ) -> None:
     monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **rest: tiny_mnist)
     tools.main(["evaluate", str(workdir)])
-    assert "not those that it was trained on" not in capsys.readouterr().out
+    assert "not that on which the network was trained" not in capsys.readouterr().out
     synthetic = dataclasses.replace(tiny_mnist, name="synthetic-mnist", notice="of a test")
     folder = saved.save(tmp_path / "synthetic", synthetic, saves=[7])
     asked: list[str] = []
@@ -165,7 +165,7 @@ def test_predict(
     assert [path.name for path in kept] == ["001-0.png", "002-1.png", "003-2.png", "004-3.png"]
     for path, image in zip(kept, images, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), image[..., 0])
-    assert f"prepared pictures: {tmp_path / 'prepared'}" in out
+    assert f"prepared images: {tmp_path / 'prepared'}" in out
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -239,29 +239,49 @@ def test_demo(
     assert out.endswith("/ (Ctrl-C ends it)\n")
     assert b"step 14" in served[0]
     tools.main(["demo", str(workdir), "--host", "0.0.0.0"])
-    assert "whoever reaches this machine can open the page" in capsys.readouterr().out
+    assert "everyone who reaches this machine can open the page" in capsys.readouterr().out
 
 
-MISTAKES: list[tuple[list[str], str]] = [
-    ([], "evaluate, report, predict, export, demo"),
+MALFORMED: list[tuple[list[str], str]] = [
+    ([], "{evaluate, report, predict, export, demo, doctor}"),
     (["score"], "score"),
     (["evaluate"], "WORKDIR"),
-    (["evaluate", "/nowhere"], "holds no checkpoint"),
-    (["report", "/nowhere"], "holds no checkpoint"),
-    (["predict", "/nowhere"], "at least one picture"),
-    (["predict", "/nowhere", "x.png"], "holds no checkpoint"),
-    (["demo", "/nowhere"], "holds no checkpoint"),
+    (["evaluate", "x", "y"], "Unrecognized options: y"),
     (["demo", "/nowhere", "--port", "x"], "--port"),
+    (["export", "/nowhere", "--format", "x", "--out", "y"], "'x'"),
 ]
 
 
-@pytest.mark.parametrize(("argv", "said"), MISTAKES)
-def test_mistakes(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    ends_with_status_two(lambda: tools.main(argv), said, capsys)
+@pytest.mark.parametrize(("argv", "named"), MALFORMED)
+def test_a_malformed_command_line_gets_tyro_s_message(
+    argv: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        tools.main(argv)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert named in err
+    assert "jaxcnn" in err  # with --help
+    assert "Traceback" not in err
+
+
+MISTAKES: list[tuple[list[str], str]] = [
+    (["evaluate", "/nowhere"], "holds no checkpoint"),
+    (["report", "/nowhere"], "holds no checkpoint"),
+    (["predict", "/nowhere"], "at least one image"),
+    (["predict", "/nowhere", "x.png"], "holds no checkpoint"),
+    (["demo", "/nowhere"], "holds no checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), MISTAKES)
+def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ends_with_status_two(lambda: tools.main(argv), message, capsys)
 
 
 def ends_with_status_two(
-    command: Callable[[], Any], said: str, capsys: pytest.CaptureFixture[str]
+    command: Callable[[], Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         command()
@@ -269,14 +289,15 @@ def ends_with_status_two(
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1
-    assert said in err
+    assert message in err
 
 
 def test_the_module_is_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["jaxcnn", "score"])
-    ends_with_status_two(lambda: runpy.run_module("jaxcnn", run_name="__main__"), "score", capsys)
+    monkeypatch.setattr(sys, "argv", ["jaxcnn", "demo", "/nowhere"])
+    run = lambda: runpy.run_module("jaxcnn", run_name="__main__")  # noqa: E731
+    ends_with_status_two(run, "holds no checkpoint", capsys)
     runpy.run_module("jaxcnn.__main__", run_name="imported")  # and does nothing
 
 
@@ -291,7 +312,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         "latest|best|STEP",
         "--host",
         "--port",
-        "0 takes a free",
+        "0 for a free one",
     ):
         assert part in out
 
@@ -331,7 +352,7 @@ def test_a_trained_network(
     tools.main(["evaluate", str(workdir), "--tta"])
     out = capsys.readouterr().out
     plain, averaged = (line for line in out.splitlines() if line.startswith("test set"))
-    assert f"{result.test_correct} right of 500 total, ratio" in plain
+    assert f"{result.test_correct} correct of 500 total, accuracy" in plain
     assert "with test-time augmentation" in averaged
     assert "step-0000000384" in out
     paths = [str(tmp_path / f"{index}.png") for index in range(20)]
@@ -343,8 +364,8 @@ def test_a_trained_network(
         page.save(path)
     tools.main(["predict", str(workdir), *paths])
     out = capsys.readouterr().out
-    right = sum(f"{path}: {dataset.test.labels[i]} (" in out for i, path in enumerate(paths))
-    assert right >= 15  # nineteen are; by chance two would be
+    correct = sum(f"{path}: {dataset.test.labels[i]} (" in out for i, path in enumerate(paths))
+    assert correct >= 15  # 19 are; by chance 2 would be
 
 
 # Each fails at another place of a path.

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import mnist
 from jaxcnn.cli import tools
-from jaxcnn.cli.run import main
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.report.page import write_report
 from jaxcnn.train.result import Result
@@ -298,8 +298,8 @@ def test_an_experiment_writes_one_by_default(
         )
 
     monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **_: tiny_mnist)
-    monkeypatch.setattr("jaxcnn.train.fit.fit", fit)
-    main("mnist", [*ARGV, str(tmp_path / "with"), "--tta"])
+    monkeypatch.setattr("jaxcnn.fit", fit)
+    mnist.main([*ARGV, str(tmp_path / "with"), "--tta"])
     assert f"report: {tmp_path / 'with' / 'report.html'}" in capsys.readouterr().out
     text = (tmp_path / "with" / "report.html").read_text()
     assert "not recorded" not in text  # the command
@@ -309,7 +309,7 @@ def test_an_experiment_writes_one_by_default(
     assert names[:2] == ["test accuracy", "with test-time augmentation"]
     shown = summary(Page(text))["with test-time augmentation"]
     assert shown == f"{result['tta_test_accuracy']:.2%}"
-    main("mnist", [*ARGV, str(tmp_path / "without"), "--report", "never"])
+    mnist.main([*ARGV, str(tmp_path / "without"), "--report", "never"])
     assert not list((tmp_path / "without").glob("*.[hp][tn][mg]*"))
 
 
@@ -322,13 +322,13 @@ def test_a_trained_network_has_one(
 ) -> None:
     monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **_: tiny_mnist)
     argv = ["--epochs", "1", "--batch-size", "30", "--no-compilation-cache", "--workdir"]
-    main("mnist", [*argv, str(tmp_path / "with"), "--tta"])
+    mnist.main([*argv, str(tmp_path / "with"), "--tta"])
     assert f"report: {tmp_path / 'with' / 'report.html'}" in capsys.readouterr().out
     text = (tmp_path / "with" / "report.html").read_text()
     assert "not recorded" not in text  # the command
     assert "is not finished" not in text
     assert "with test-time augmentation" in text
-    main("mnist", [*argv, str(tmp_path / "without"), "--report", "never"])
+    mnist.main([*argv, str(tmp_path / "without"), "--report", "never"])
     assert not list((tmp_path / "without").glob("*.[hp][tn][mg]*"))
 
 

@@ -1,0 +1,169 @@
+"""What surrounds the training of an experiment: devices, folders, signals, records, the report."""
+
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from rich.console import Console
+
+from jaxcnn.cli import interrupts, progress, screen
+from jaxcnn.cli.console import Echo, describe_score, echo_source_files, make_echo
+from jaxcnn.cli.flags import TrainFlags
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.devices import environment, processes
+from jaxcnn.devices.mesh import describe_mesh
+from jaxcnn.errors import StoppedError
+from jaxcnn.recipes.recipe import Recipe
+from jaxcnn.storage import checkpoint, compilation
+from jaxcnn.train import doctor, evaluate, records, trained
+from jaxcnn.train.feed import choose_feed
+from jaxcnn.train.result import Observer, Result
+from jaxcnn.train.setup import check_recipe
+
+
+def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
+    """Prepares everything that can be checked before the data is loaded.
+
+    Args:
+        flags: of the experiment.
+        recipe: the hyperparameters.
+
+    Raises:
+        UserError: a value or the workdir cannot be used, or other processes cannot be reached.
+    """
+    mesh = flags.devices.join(("data",), flags.checkpoints.workdir)
+    console = Console(highlight=False)
+    echo = make_echo(console)
+    workdir = flags.checkpoints.folder(recipe.network)
+    checkpoints = flags.checkpoints.policy(workdir / records.CHECKPOINTS, echo)
+    processes.on_main(records.check_workdir)(workdir, flags.checkpoints.resume)
+    check_recipe(recipe)
+    echo_source_files([recipe.optimizer], echo)
+    if flags.devices.compilation_cache:
+        compilation.enable_cache(echo)
+    doctor.warn([recipe.optimizer], echo)
+    observers: list[Observer] = [records.Records(workdir), progress.TrainProgress(console)]
+    return Session(flags, recipe, mesh, workdir, checkpoints, observers, echo)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run from its flags to the files that it leaves, see `open_session`.
+
+    Attributes:
+        flags: of the experiment.
+        recipe: the hyperparameters.
+        mesh: of devices, or None for jax's default device.
+        workdir: where results go.
+        checkpoints: where `fit` saves and whether it resumes.
+        observers: the records in the workdir and the progress bar.
+        echo: prints a line, see `jaxcnn.cli.console.make_echo`.
+    """
+
+    flags: TrainFlags
+    recipe: Recipe
+    mesh: Mesh | None
+    workdir: Path
+    checkpoints: checkpoint.Policy
+    observers: list[Observer]
+    echo: Echo
+
+    def load_data(self) -> Dataset:
+        """Loads the data set and prints what will be trained on what.
+
+        Raises:
+            UserError: the data is not available, or processes have different flags.
+        """
+        flags, recipe = self.flags, self.recipe
+        dataset = flags.data.load(recipe.network, flags.source, self.echo)
+        same: dict[str, Any] = {"seed": flags.seed, "feed": flags.feed, "dataset": dataset.name}
+        same |= {"checkpoint_every": flags.checkpoints.every, "mesh": self._mesh}
+        processes.check_same({**recipe.asdict(), **same})
+        self.echo(
+            f"data: {dataset.name} {dataset.version}, {len(dataset.train):,} training and "
+            f"{len(dataset.test):,} test images"
+        )
+        self.echo(
+            f"recipe: {recipe.name}, {recipe.epochs} epochs at batch {recipe.batch_size} with "
+            f"{recipe.optimizer} {recipe.learning_rate:g}, seed {flags.seed}, on "
+            + ", ".join(filter(None, [environment.device(), self._mesh]))
+        )
+        return dataset
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[interrupts.Interrupts]:
+        """Lets Ctrl-C and SIGTERM ask `fit` to save and stop.
+
+        Yields:
+            What `fit` polls.
+
+        Raises:
+            SystemExit: the run was stopped, with 128 plus the number of the signal as status.
+            UserError: another process is gone.
+        """
+        with interrupts.watched() as interrupted, processes.noticing_losses():
+            try:
+                yield interrupted
+            except StoppedError as error:
+                # Where there are several processes, another one may have received the signal.
+                number = interrupted.received or signal.SIGTERM
+                if processes.is_main():
+                    advice = f"the same flags with --workdir {self.workdir} resume it"
+                    sys.stderr.write(f"{error}; {advice}\n")
+                raise SystemExit(128 + number) from None
+
+    def finish(self, result: Result, dataset: Dataset) -> None:
+        """Writes the last files of a run and prints its scores, in process 0.
+
+        Args:
+            result: of `fit`.
+            dataset: that it was trained on.
+
+        Raises:
+            WriteError: a file cannot be written; the same command completes the run.
+        """
+        processes.on_main(self._finish)(result, dataset)
+
+    def _finish(self, result: Result, dataset: Dataset) -> None:
+        """Does the work of `finish`."""
+        flags, recipe, echo = self.flags, self.recipe, self.echo
+        settings: dict[str, Any] = {"seed": flags.seed, "feed": choose_feed(flags.feed)}
+        if self._mesh:
+            settings["mesh"] = self._mesh
+        settings["command"] = shlex.join([Path(sys.executable).name, *sys.argv])
+        scores = [describe_score(dataset, result.test_correct, result.test_total)]
+        if flags.tta:
+            variables = result.state.eval_variables
+            correct, total, _ = evaluate.evaluate(recipe, variables, dataset.test, tta=True)
+            settings |= {"tta_test_correct": correct, "tta_test_accuracy": correct / total}
+            scores.append(describe_score(dataset, correct, total, tta=True))
+        content = records.make_result(result, recipe, dataset, settings)
+        echo(
+            f"trained in {result.train_seconds:.1f} s ({result.images_per_second:,.0f} images/s), "
+            f"compiled in {result.compile_seconds:.1f} s, evaluated in {result.eval_seconds:.1f} s"
+        )
+        for score in scores:
+            echo(score, "bold")
+        if not dataset.is_real:
+            warning = f"{dataset.name} is synthetic: this says nothing about {recipe.network}"
+            echo(f"*** {warning} ***", "bold red")
+        if flags.report != "never":
+            from jaxcnn.report.page import write_report  # here: matplotlib delays the start
+
+            network = trained.load_trained(self.workdir)
+            echo(f"report: {write_report(network, dataset, self.workdir, content)}")
+        if reason := screen.output_failure():
+            content["screen"] = reason
+        records.write_result(self.workdir, content)  # last: a run without it is resumed
+        echo(f"results: {self.workdir}")
+
+    @property
+    def _mesh(self) -> str:
+        """The mesh in words, "" for none."""
+        return describe_mesh(self.mesh) if self.mesh else ""
