@@ -48,6 +48,7 @@ TESTS = {
     "jaxcnn/train/identity.py": ["tests/train/test_fit.py"],
     "jaxcnn/train/result.py": ["tests/train/test_fit.py"],
     "jaxcnn/train/ensemble_program.py": ["tests/train/test_ensemble.py"],
+    "jaxcnn/train/member.py": ["tests/train/test_ensemble.py"],
     "jaxcnn/train/members.py": ["tests/train/test_members.py"],
     "jaxcnn/train/run_monitor.py": ["tests/train/test_fit.py"],
     "jaxcnn/train/run_program.py": ["tests/train/test_fit.py"],

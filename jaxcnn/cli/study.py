@@ -191,12 +191,12 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     target = flags.target or PROBLEMS[flags.network].target
     study = Study(recipe, rates, flags.tune_seeds, flags.seeds, flags.validation, target)
     folder = as_path(flags.workdir or f"runs/study-{flags.network}")
-    say = make_echo(console)
+    echo = make_echo(console)
     if flags.devices.compilation_cache:
-        compilation.enable_cache(say)
-    echo_source_files(flags.optimizers, say)
-    doctor.warn(flags.optimizers, say)
-    dataset = flags.data.load(flags.network, flags.source, say)
+        compilation.enable_cache(echo)
+    echo_source_files(flags.optimizers, echo)
+    doctor.warn(flags.optimizers, echo)
+    dataset = flags.data.load(flags.network, flags.source, echo)
     with processes.noticing_losses():
         runs = run_study(
             study,

@@ -24,10 +24,11 @@ from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
 from jaxcnn.storage.store import CheckpointStore, open_store
 from jaxcnn.train import loop, steps
-from jaxcnn.train.ensemble_program import EnsembleProgram, Member, compile_ensemble
+from jaxcnn.train.ensemble_program import EnsembleProgram, compile_ensemble
 from jaxcnn.train.evaluate import EVAL_BATCH_SIZE, eval_batches
 from jaxcnn.train.identity import checksum, identity
 from jaxcnn.train.loop import HostMetrics
+from jaxcnn.train.member import Member
 from jaxcnn.train.members import Members
 from jaxcnn.train.setup import check_sizes, checked_model
 from jaxcnn.train.state import TrainState

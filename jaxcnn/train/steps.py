@@ -69,14 +69,7 @@ def make_train_step(
                 mutable=["batch_stats"],
                 rngs={"dropout": dropout_key},
             )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-            loss = losses.mean()
-            if label_smoothing:
-                # As one loss: XLA rounds a weighted sum of two in a way that depends on the program
-                # around it, and an ensemble on several devices would not keep every bit.
-                labels = jax.nn.one_hot(batch["label"], logits.shape[-1])
-                labels = optax.smooth_labels(labels, label_smoothing)
-                loss = optax.softmax_cross_entropy(logits, labels).mean()
+            loss, losses = _cross_entropy(logits, batch["label"], label_smoothing)
             return loss, (losses, logits, changed.get("batch_stats", {}))
 
         (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -103,6 +96,19 @@ def make_train_step(
         return state, _metrics(losses, logits, batch["label"])
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _cross_entropy(
+    logits: jax.Array, labels: jax.Array, label_smoothing: float
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean loss, float32[], and the cross entropies without smoothing, float32[B]."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if not label_smoothing:
+        return losses.mean(), losses
+    # As one loss: XLA rounds a weighted sum of two in a way that depends on the program around it,
+    # and an ensemble on several devices would not be bit-identical.
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets).mean(), losses
 
 
 def make_predict(
