@@ -128,12 +128,13 @@ def test_what_cannot_work_is_refused_with_the_reason() -> None:
         (private, "batch dimension"),
         (needs_more, "teacher"),
         (within, r"let its update accept \*\*extra_args"),
-        (None, "has no attribute 'init'"),
     ):
         with pytest.raises(UserError, match=reason):
             check_update(tx, PARAMS)
         with pytest.raises(UserError, match=reason):
             normalize(tx).init(PARAMS)
+    with pytest.raises(UserError, match=r"function is not an optax\.GradientTransformation"):
+        check_update(optax.adam, PARAMS)
 
 
 def step_of(

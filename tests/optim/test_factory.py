@@ -181,11 +181,11 @@ def test_arguments_reach_the_optimizer() -> None:
         ("lbfgs", {}, "give --clip 0 --weight-decay 0"),
         ("math:hypot", {}, "has no signature that can be read"),
         ("tests.optim.test_factory:without_rate", {}, "has no parameter learning_rate"),
-        ("tests.optim.test_factory:without_return", {}, "it returns NoneType, not an optax."),
+        ("tests.optim.test_factory:without_return", {}, "NoneType is not an optax."),
         (
             "tests.optim.test_factory:without_update",
             {},
-            "it returns SimpleNamespace, not an optax.",
+            "SimpleNamespace is not an optax.",
         ),
         ("tests.optim.test_factory:two_numbers", {}, "needs beta; give it as beta=VALUE"),
         ("tests.optim.test_factory:missing", {}, "has no function missing"),
