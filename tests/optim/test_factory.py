@@ -278,7 +278,7 @@ def texts(learning_rate: float, kind=None) -> optax.GradientTransformation:  # t
 
 
 @pytest.mark.parametrize("name", ["named_kind", "texts"])
-def test_an_optimizer_of_one_s_own_may_take_a_text(name: str) -> None:
+def test_a_user_defined_optimizer_may_take_a_text(name: str) -> None:
     recipe = BASE.replace(
         optimizer=f"tests.optim.test_factory:{name}",
         optimizer_args={"kind": "sgd"},
@@ -288,7 +288,7 @@ def test_an_optimizer_of_one_s_own_may_take_a_text(name: str) -> None:
     np.testing.assert_array_equal(update, -0.5 * np.ones(3))
 
 
-def test_an_optimizer_of_one_s_own_follows_the_schedule() -> None:
+def test_a_user_defined_optimizer_follows_the_schedule() -> None:
     recipe = BASE.replace(
         optimizer="tests.optim.test_factory:two_numbers",
         optimizer_args={"beta": 0.0},
