@@ -9,7 +9,7 @@ they are made, in `jaxcnn.optim.named`; those that a user gives, by `normalize`.
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,9 +48,14 @@ def normalize(tx: optax.GradientTransformation) -> Normalized:
     Returns:
         The optimizer. Tracing it raises `UserError` where a training step cannot give it what it
         needs. Its state is that of `tx`, or a `SlowParamsState`.
+
+    Raises:
+        TypeError: it has no `init` and `update`.
     """
     if isinstance(tx, Normalized):
         return tx
+    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+        raise TypeError(f"{type(tx).__name__} is not an optax.GradientTransformation")
 
     def init(params: Any) -> Any:
         return _adapt(tx, params).init(params)
@@ -128,37 +133,26 @@ def with_slow_params(
 
 
 def _adapt(tx: Any, params: Any) -> optax.GradientTransformationExtraArgs:
-    """Returns a user's optimizer with the first extra arguments that its `update` accepts."""
+    """Returns a user's optimizer with the extra arguments that its `update` accepts.
+
+    First those in its signature are tried: all, if it ends in `**extra_args`. Where these are
+    handed on to a transformation that refuses some: those of line searches, each alone, none.
+    """
     if _looks_ahead(tx, params):
         tx = with_slow_params(tx)
+    parameters = inspect.signature(tx.update).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    in_signature = tuple(name for name in NAMES if open_ended or name in parameters)
     errors = []
-    for names in _attempts(tx):
+    for names in (in_signature, LINE_SEARCH, *((name,) for name in NAMES), ()):
+        adapted = accept_only(tx, names)
         try:
-            adapted = accept_only(tx, names)
             jax.eval_shape(functools.partial(_first_update, adapted), params)
         except Exception as error:  # whatever it is, it is the optimizer's
             errors.append(error)
         else:
             return adapted
-    raise _unusable(errors[0])
-
-
-def _attempts(tx: Any) -> Iterator[tuple[str, ...]]:
-    """Yields extra arguments to try.
-
-    First those in the signature of `update`: all of them if it ends in `**extra_args`. If it then
-    hands them on to a transformation that refuses some: those of line searches, one alone, none.
-    """
-    parameters: Mapping[str, inspect.Parameter]
-    try:
-        parameters = inspect.signature(tx.update).parameters
-    except (AttributeError, TypeError, ValueError):
-        parameters = {}
-    passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    yield tuple(name for name in NAMES if passes_on or name in parameters)
-    yield LINE_SEARCH
-    yield from ((name,) for name in NAMES)
-    yield ()
+    raise _unusable(errors[0]) from errors[0]
 
 
 def _looks_ahead(tx: Any, params: Any) -> bool:

@@ -115,8 +115,7 @@ def _make(name: str, make: Factory, args: dict[str, Any]) -> optax.GradientTrans
     """
     try:
         tx = make(**args)
-        if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
-            raise TypeError(f"it returns {type(tx).__name__}, not an optax.GradientTransformation")
+        return normalize(tx) if optimizer_defaults.is_own(name) else tx
     except UserError:
         raise
     except Exception as error:  # whatever it is, it is about the arguments
@@ -125,7 +124,6 @@ def _make(name: str, make: Factory, args: dict[str, Any]) -> optax.GradientTrans
             f"optimizer {name} cannot be made: {reason}; change --optimizer-args or the "
             "hyperparameter it names"
         ) from error
-    return normalize(tx) if optimizer_defaults.is_own(name) else tx
 
 
 def check_args(

@@ -181,11 +181,11 @@ def test_arguments_reach_the_optimizer() -> None:
         ("lbfgs", {}, "give --clip 0 --weight-decay 0"),
         ("math:hypot", {}, "has no signature that can be read"),
         ("tests.optim.test_factory:without_rate", {}, "has no parameter learning_rate"),
-        ("tests.optim.test_factory:without_return", {}, "it returns NoneType, not an optax."),
+        ("tests.optim.test_factory:without_return", {}, "NoneType is not an optax."),
         (
             "tests.optim.test_factory:without_update",
             {},
-            "it returns SimpleNamespace, not an optax.",
+            "SimpleNamespace is not an optax.",
         ),
         ("tests.optim.test_factory:two_numbers", {}, "needs beta; give it as beta=VALUE"),
         ("tests.optim.test_factory:missing", {}, "has no function missing"),
@@ -278,7 +278,7 @@ def texts(learning_rate: float, kind=None) -> optax.GradientTransformation:  # t
 
 
 @pytest.mark.parametrize("name", ["named_kind", "texts"])
-def test_an_optimizer_of_one_s_own_may_take_a_text(name: str) -> None:
+def test_a_user_defined_optimizer_may_take_a_text(name: str) -> None:
     recipe = BASE.replace(
         optimizer=f"tests.optim.test_factory:{name}",
         optimizer_args={"kind": "sgd"},
@@ -288,7 +288,7 @@ def test_an_optimizer_of_one_s_own_may_take_a_text(name: str) -> None:
     np.testing.assert_array_equal(update, -0.5 * np.ones(3))
 
 
-def test_an_optimizer_of_one_s_own_follows_the_schedule() -> None:
+def test_a_user_defined_optimizer_follows_the_schedule() -> None:
     recipe = BASE.replace(
         optimizer="tests.optim.test_factory:two_numbers",
         optimizer_args={"beta": 0.0},
