@@ -1,4 +1,4 @@
-"""Runs on eight simulated devices and on one, for `tests/test_parallel.py`.
+"""Runs on eight simulated devices and on one, for `tests/devices/test_mesh.py`.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.meshes FOLDER small|networks
 """

@@ -31,7 +31,7 @@ TOLERANCES = {"float64": 1e-10, "float32": 1e-2}
 
 
 def abstract(ensemble: int, data: int) -> AbstractMesh:
-    """A mesh of no devices, with the axes that `parallel.make_mesh` gives one of devices."""
+    """A mesh of no devices, with the axes of `make_mesh`."""
     auto = (jax.sharding.AxisType.Auto,) * 2  # in jax 0.12 an abstract mesh has others by default
     return AbstractMesh((ensemble, data), ("ensemble", "data"), auto)
 
