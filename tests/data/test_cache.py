@@ -129,7 +129,7 @@ def test_a_cache_of_another_form_is_rebuilt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [5, ["a", 1], ["a\x1b"]])
 def test_invalid_class_names_are_rebuilt(names: Any, tmp_path: Path) -> None:
-    """Though the manifest has the right digest."""
+    """Although the manifest has the correct digest."""
     load(tmp_path / "c")
     forge(lambda content: content.update(class_names=names))(tmp_path / "c")
     loaded, builds, _ = load(tmp_path / "c")
