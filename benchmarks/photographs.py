@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from jaxcnn.data import synthetic
+from jaxcnn.data.digits import pen_paths
 from jaxcnn.deploy import own_images
 from jaxcnn.devices import environment
 from jaxcnn.errors import UserError
@@ -93,7 +93,7 @@ def _ink(
     rng: np.random.Generator, label: int, size: tuple[int, int], pen: float
 ) -> tuple[np.ndarray, float]:
     """Returns where the ink is, float64[H, W] in 0..1, and the height of the digit in pixels."""
-    paths, drawn = synthetic.pen_paths(rng, np.array([label], np.int32), spread=0.4)
+    paths, drawn = pen_paths(rng, np.array([label], np.int32), spread=0.4)
     turn = np.deg2rad(rng.uniform(-10, 10))
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     path = paths[0] @ rotation.T

@@ -113,7 +113,7 @@ def synthetic_cache(shared_folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_mnist() -> Dataset:
-    """330 training and 70 test pictures of MNIST's shape."""
+    """330 training and 70 test images of MNIST's shape."""
     shape = (28, 28, 1)
     train, test = striped_split(shape, 330, 0), striped_split(shape, 70, 1)
     return Dataset("mnist", "tiny", train, test, tuple("0123456789"))
@@ -121,7 +121,7 @@ def tiny_mnist() -> Dataset:
 
 @pytest.fixture(scope="session")
 def tiny_cifar10() -> Dataset:
-    """90 training and 30 test pictures of CIFAR-10's shape."""
+    """90 training and 30 test images of CIFAR-10's shape."""
     shape = (32, 32, 3)
     train, test = striped_split(shape, 90, 0), striped_split(shape, 30, 1)
     return Dataset("cifar10", "tiny", train, test, CIFAR_NAMES)
@@ -150,7 +150,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 @pytest.fixture
 def unpredicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets networks say of the images that they show one class after the other."""
+    """Replaces predictions: one class after the other."""
     from jaxcnn.train.trained import Trained
 
     rows = np.eye(10, dtype=np.float32)

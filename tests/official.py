@@ -1,4 +1,4 @@
-"""Small archives in the form of the official ones."""
+"""Small archives in the formats of the official ones."""
 
 import gzip
 import hashlib
@@ -29,7 +29,7 @@ CIFAR_NAMES = (
 
 @dataclass(frozen=True)
 class Official:
-    """Small archives in the official form, on a loopback server and in a folder."""
+    """Small archives in the official formats, in a folder that a loopback server offers."""
 
     folder: Path
     url: str
@@ -44,6 +44,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def write_mnist(folder: Path, splits: dict[str, Split]) -> None:
+    """Writes the four IDX files of MNIST."""
     for prefix, split in (("train", splits["train"]), ("t10k", splits["test"])):
         images, labels = split.images[..., 0], split.labels.astype(np.uint8)
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
@@ -52,11 +53,13 @@ def write_mnist(folder: Path, splits: dict[str, Split]) -> None:
 
 
 def cifar_bytes(split: Split) -> bytes:
+    """The bytes of a batch file of CIFAR-10."""
     planes = split.images.transpose(0, 3, 1, 2).reshape(len(split), -1)
     return np.concatenate([split.labels.astype(np.uint8)[:, None], planes], axis=1).tobytes()
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    """Writes a gzip-compressed tar archive."""
     with tarfile.open(path, "w:gz") as archive:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
@@ -65,6 +68,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 def cifar_members(splits: dict[str, Split]) -> dict[str, bytes]:
+    """The members of CIFAR-10's archive, by path."""
     train = splits["train"]
     members = {"batches.meta.txt": ("\n".join(CIFAR_NAMES) + "\n\n").encode()}
     for batch in range(5):
@@ -77,5 +81,6 @@ def cifar_members(splits: dict[str, Split]) -> dict[str, bytes]:
 
 
 def archive(url: str, path: Path) -> Archive:
+    """The description of a file that the server at `url` offers."""
     content = path.read_bytes()
     return Archive(f"{url}/{path.name}", len(content), hashlib.sha256(content).hexdigest())

@@ -1,4 +1,4 @@
-"""Workdirs of runs that were never trained: checkpoints of known weights with a history."""
+"""Workdirs of untrained runs: checkpoints with known weights and a history."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ from jaxcnn.train.state import TrainState, init_state
 from tests import original
 from tests.stripes import striped_split
 
-EPOCHS = (7, 14, 21)  # the steps at which they end
+EPOCHS = (7, 14, 21)  # the last step of each
 STEPS, LAST = EPOCHS[0], EPOCHS[-1]
-ACCURACIES = (0.5, 0.7, 0.6)  # after each epoch; the second one is the best
+ACCURACIES = (0.5, 0.7, 0.6)  # after each epoch; the second is the best
 
 
 def recipe(network: Any, **changes: Any) -> Recipe:
@@ -49,19 +49,19 @@ def save(
 
     Args:
         folder: its workdir.
-        dataset: that it was trained on.
-        saves: the steps at which there is a checkpoint.
-        run: what differs in the run's identity.
+        dataset: the data set that it appears to have been trained on.
+        saves: the steps of the checkpoints.
+        run: changes of the run's identity.
         **changes: of the recipe's fields.
 
     Returns:
         The workdir.
     """
     used = recipe(dataset.name.removeprefix("synthetic-"), **changes)
-    asked = identity(used, dataset, model=make_model(used))
+    requested = identity(used, dataset, model=make_model(used))
     policy = checkpoint.Policy(folder / "checkpoints", keep=len(saves))
     blank = _blank(used)
-    with open_store(policy, {**asked, **run}) as store:
+    with open_store(policy, {**requested, **run}) as store:
         for step in saves:
             variables = pytorch.load_state_dict(weights(used.network, step))
             train_state = blank.replace(**variables, step=np.int32(step))
@@ -72,7 +72,7 @@ def save(
 
 
 def weights(network: str, step: int = LAST) -> dict[str, np.ndarray]:
-    """The state dict of a checkpoint, another one at each step."""
+    """The state dict of a checkpoint, which differs from step to step."""
     made = original.weights(network)
     return {**made, "fc2.weight": made["fc2.weight"] * np.float32(step / LAST)}
 
@@ -83,7 +83,7 @@ def images(network: Any, count: int) -> np.ndarray:
 
 
 def exact_logits(recipe: Recipe, variables: Any, images: np.ndarray) -> np.ndarray:
-    """The logits by float64, which rounds a billion times less than float32 does."""
+    """The logits in float64, whose rounding errors are a billion times smaller than in float32."""
     with jax.enable_x64(True):
         model = make_model(recipe).clone(dtype=jnp.float64)
         exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
@@ -92,7 +92,7 @@ def exact_logits(recipe: Recipe, variables: Any, images: np.ndarray) -> np.ndarr
 
 
 def _blank(recipe: Recipe) -> TrainState:
-    """A state without weights, all ones in the optimizer's; compiling a real one takes seconds."""
+    """A state without weights, ones in the optimizer's; compiling a real one takes seconds."""
     key = jax.random.key(0, impl="threefry2x32")
     init = functools.partial(
         init_state,

@@ -1,4 +1,4 @@
-"""Scores without training, where only what a study makes of them matters."""
+"""Scores without training, for tests of what a study does with them."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,7 +31,7 @@ def chunks(
         part = members.take(slice(first, first + (chunk or 1)))
         rates = part.hyperparameters["learning_rate"]
         diverged = rates > LARGEST
-        # Better with the learning rate, from epoch to epoch, and a little with the seed.
+        # Increases with the learning rate, from epoch to epoch, and a little with the seed.
         share = 0.5 + 0.1 * np.arctan(len(recipe.optimizer) * rates) + 0.01 * part.seeds
         share = np.where(diverged, 0.1, share)
         epochs = np.arange(1, recipe.epochs + 1)[:, None] / recipe.epochs

@@ -30,7 +30,7 @@ def test_a_failed_write_is_one_sentence(number: int, reason: str) -> None:
     assert isinstance(caught.value, UserError)
 
 
-def test_an_error_that_says_little() -> None:
+def test_an_error_without_number() -> None:
     with (
         pytest.raises(WriteError, match=r"^cannot write /a: something odd; buy a disk$"),
         writing(Path("/a"), "buy a disk"),

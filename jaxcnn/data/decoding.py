@@ -9,10 +9,8 @@ import numpy as np
 from jaxcnn.data.cache import Arrays
 from jaxcnn.data.tfds import ANOTHER_FOLDER, Prepared, first_line, quiet_tfds
 from jaxcnn.errors import DataError, ReadError
-from jaxcnn.recipes.named import recipe
+from jaxcnn.recipes.problems import PROBLEMS
 from jaxcnn.storage import document
-
-IMAGE_SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
 # The number of images in each split of the official archives, and their `split_digest`.
 OFFICIAL = {
@@ -48,21 +46,22 @@ def decode_prepared(
     import tensorflow_datasets as tfds
 
     report(f"decoding {prepared.name} {prepared.version} from {prepared.folder}, once")
+    problem = PROBLEMS[prepared.name]
     arrays: dict[str, np.ndarray] = {}
     try:
         _check_features(document.read_json(prepared.folder / "features.json"))
         builder = tfds.builder_from_directory(prepared.folder)
         features = builder.info.features
-        if features["image"].shape != IMAGE_SHAPES[prepared.name]:
+        if features["image"].shape != problem.image_shape:
             raise ValueError(f"its images have the shape {features['image'].shape}")
         class_names = tuple(features["label"].names)
         with quiet_tfds():
             for split in ("train", "test"):
                 source = builder.as_data_source(split, file_format="array_record")
-                images, labels = _decode_split(source, IMAGE_SHAPES[prepared.name])
+                images, labels = _decode_split(source, problem.image_shape)
                 _check_official(prepared.name, split, images, labels)
                 arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-        if class_names != recipe(prepared.name, "fast").class_names:
+        if class_names != problem.class_names:
             raise ValueError(f"its class names are {', '.join(class_names)}")
     except ReadError:
         raise

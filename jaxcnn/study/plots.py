@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.report import drawing
-from jaxcnn.report.drawing import Axes, LogLocator, NullFormatter
+from jaxcnn.report.drawing import Axes, style_axes, use_log_scale
 from jaxcnn.study import comparison
 from jaxcnn.study.runs import Run, select_runs
 from jaxcnn.study.specification import Study
@@ -44,7 +44,6 @@ def write_plots(study: Study, runs: list[Run], folder: Path) -> list[Path]:
         for name, draw in plots.items():
             figures[name], axes = drawing.subplots(figsize=(8, 4.8))
             draw(axes, study, runs)
-            axes.spines[["top", "right"]].set_visible(False)
         return list(drawing.save(figures, folder).values())
 
 
@@ -63,7 +62,7 @@ def _learning_curves(axes: Axes, study: Study, runs: list[Run]) -> None:
     axes.set_xticks(range(1, study.recipe.epochs + 1))
     axes.set(xlabel="epoch", ylabel="validation accuracy, %")
     axes.set_title("Learning curves at the best learning rates (band: standard error)")
-    axes.grid(axis="y", alpha=0.3)
+    style_axes(axes, grid="y")
     axes.legend(frameon=False, ncols=2, loc="lower right")
 
 
@@ -81,13 +80,10 @@ def _learning_rates(axes: Axes, study: Study, runs: list[Run]) -> None:
             errors.append(100 * error[0])
         axes.errorbar(rates, means, errors, label=summary.optimizer, capsize=2, **style)
     axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    use_log_scale(axes)
     axes.set(xlabel="learning rate", ylabel="validation error at the end, %")
     axes.set_title("Error by learning rate (bars: standard error; diverged runs are chance)")
-    axes.grid(alpha=0.3)
+    style_axes(axes, grid="both")
     axes.legend(frameon=False, ncols=2)
 
 
@@ -107,6 +103,7 @@ def _time_to_target(axes: Axes, study: Study, runs: list[Run]) -> None:
     axes.set_ylim(-0.5, len(styled) - 0.5)  # Room for labels without a bar.
     axes.set(xlabel="optimizer steps (median, counted at the end of epochs)")
     axes.set_title(f"Time to {study.target:.1%} validation accuracy")
+    style_axes(axes)
 
 
 def _styled(study: Study, runs: list[Run]) -> list[tuple[dict[str, Any], comparison.Summary]]:

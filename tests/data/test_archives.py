@@ -52,7 +52,7 @@ def test_gather_takes_the_folder_first_and_downloads_the_rest(
 @pytest.mark.parametrize("where", ["folder", "server"])
 def test_wrong_checksum(tmp_path: Path, server: tuple[Path, str], where: str) -> None:
     folder, url = server
-    (folder / "a.gz").write_bytes(b"right")
+    (folder / "a.gz").write_bytes(b"valid")
     wanted = archive(url, folder / "a.gz")
     (folder / "a.gz").write_bytes(b"wrong")
     own = folder if where == "folder" else None
@@ -65,19 +65,19 @@ def test_a_download_larger_than_the_archive_is_cut_off(
     tmp_path: Path, server: tuple[Path, str]
 ) -> None:
     folder, url = server
-    (folder / "a.gz").write_bytes(b"right")
+    (folder / "a.gz").write_bytes(b"valid")
     wanted = archive(url, folder / "a.gz")
     (folder / "a.gz").write_bytes(bytes(10 * 2**20))
     with pytest.raises(DataError, match="wrong checksum"):
         archives.gather_archives([wanted], None, tmp_path, ignore)
-    assert (tmp_path / "a.gz").stat().st_size <= len(b"right")
+    assert (tmp_path / "a.gz").stat().st_size <= len(b"valid")
 
 
 def test_absent_folder_is_an_error_even_where_a_download_would_do(
     tmp_path: Path, server: tuple[Path, str]
 ) -> None:
     folder, url = server
-    (folder / "a.gz").write_bytes(b"right")
+    (folder / "a.gz").write_bytes(b"valid")
     with pytest.raises(DataError, match="--archive-dir") as caught:
         archives.gather_archives([archive(url, folder / "a.gz")], tmp_path / "no", tmp_path, ignore)
     assert not isinstance(caught.value, DataUnavailableError)
@@ -86,7 +86,7 @@ def test_absent_folder_is_an_error_even_where_a_download_would_do(
 @pytest.mark.parametrize("own", [True, False])
 def test_missing_on_the_server(tmp_path: Path, server: tuple[Path, str], own: bool) -> None:
     folder, url = server
-    (folder / "a.gz").write_bytes(b"right")
+    (folder / "a.gz").write_bytes(b"valid")
     wanted = archive(url, folder / "a.gz")
     (folder / "a.gz").unlink()
     with pytest.raises(DataUnavailableError, match=r"a\.gz.*answered 404.*--archive-dir") as caught:

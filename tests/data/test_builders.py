@@ -9,8 +9,8 @@ from PIL import Image
 from tensorflow_datasets.image_classification import cifar, mnist
 
 from jaxcnn.data import builders
-from jaxcnn.data.decoding import IMAGE_SHAPES
 from jaxcnn.data.tfds import VERSIONS
+from jaxcnn.recipes.problems import PROBLEMS
 from tests.official import Official
 
 STOCK = {"mnist": mnist.MNIST, "cifar10": cifar.Cifar10}
@@ -20,7 +20,7 @@ def test_versions_and_features_are_those_of_the_stock_builders(tmp_path: Path, n
     ours = builders.BUILDERS[name](data_dir=tmp_path)
     stock = STOCK[name](data_dir=tmp_path)
     assert str(stock.version) == str(ours.version) == VERSIONS[name]
-    assert stock.info.features["image"].shape == IMAGE_SHAPES[name]
+    assert stock.info.features["image"].shape == PROBLEMS[name].image_shape
     assert repr(ours.info.features) == repr(stock.info.features)
     assert ours.info.full_name == stock.info.full_name
 
@@ -47,7 +47,9 @@ def test_examples_are_those_of_the_archives(tmp_path: Path, name: str, official:
             assert example["label"] == expected.labels[key]
             file = io.BytesIO(example["image"].read())  # as TFDS reads it
             image = np.asarray(Image.open(file, formats=["PNG"]))
-            np.testing.assert_array_equal(image.reshape(IMAGE_SHAPES[name]), expected.images[key])
+            np.testing.assert_array_equal(
+                image.reshape(PROBLEMS[name].image_shape), expected.images[key]
+            )
             assert example.get("id") == (f"{split}_{key:05d}" if name == "cifar10" else None)
 
 

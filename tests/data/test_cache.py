@@ -2,7 +2,6 @@ import errno
 import json
 import multiprocessing
 import os
-import pwd
 import shutil
 import threading
 from collections.abc import Callable
@@ -16,10 +15,8 @@ import pytest
 
 from jaxcnn.data import cache
 from jaxcnn.data.cache import Arrays
-from jaxcnn.errors import DataError, UserError, WriteError
+from jaxcnn.errors import DataError, WriteError
 from jaxcnn.storage import manifest
-from jaxcnn.storage.atomic import cache_root
-from jaxcnn.storage.manifest import short_digest
 from tests.storage.test_manifest import forge
 
 FINGERPRINT = {"version": "1", "files": [["a", 1, 2]]}
@@ -129,7 +126,7 @@ def test_a_cache_of_another_form_is_rebuilt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [5, ["a", 1], ["a\x1b"]])
 def test_invalid_class_names_are_rebuilt(names: Any, tmp_path: Path) -> None:
-    """Though the manifest has the right digest."""
+    """Although the manifest has the correct digest."""
     load(tmp_path / "c")
     forge(lambda content: content.update(class_names=names))(tmp_path / "c")
     loaded, builds, _ = load(tmp_path / "c")
@@ -265,29 +262,3 @@ def test_processes_that_start_together_build_once(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert (tmp_path / "log").read_text() == "built\n"
-
-
-def test_a_short_digest_tells_texts_apart() -> None:
-    assert short_digest("") == "e3b0c44298fc"  # of SHA-256's e3b0c44298fc1c14...
-    assert short_digest("a") != short_digest("b")
-
-
-def test_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cache_root("/x") == Path("/x")
-    monkeypatch.setenv("JAXCNN_CACHE_DIR", str(tmp_path))
-    assert cache_root() == tmp_path
-    monkeypatch.delenv("JAXCNN_CACHE_DIR")
-    assert cache_root().name == "jaxcnn"
-
-
-def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(number: int) -> None:
-        raise KeyError(f"getpwuid(): uid not found: {number}")
-
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
-    for name in ("HOME", "XDG_CACHE_HOME", "JAXCNN_CACHE_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=r"no home folder.*set JAXCNN_CACHE_DIR"):
-        cache_root()
-    monkeypatch.setenv("JAXCNN_CACHE_DIR", "/there")
-    assert cache_root() == Path("/there")

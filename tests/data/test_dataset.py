@@ -61,7 +61,7 @@ def test_auto_takes_the_real_data_where_it_is_available(name: str, official: Off
 
 
 @pytest.mark.usefixtures("small_synthetic")
-def test_auto_falls_back_and_says_why(name: str, official: Official) -> None:
+def test_auto_falls_back_and_states_why(name: str, official: Official) -> None:
     missing = official.archives[0].filename
     (official.folder / missing).unlink()
     dataset = load_data(name, source="auto", archive_dir=official.folder)

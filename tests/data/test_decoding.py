@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ import pytest
 from jaxcnn.data import decoding, tfds
 from jaxcnn.data.cache import Arrays
 from jaxcnn.errors import DataError
+from jaxcnn.recipes.problems import PROBLEMS
 from tests.official import Official
 
 
@@ -106,7 +108,8 @@ def test_images_of_another_shape_are_refused(
     tmp_path: Path, name: str, official: Official, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = prepare(tmp_path, name, official)
-    monkeypatch.setitem(decoding.IMAGE_SHAPES, name, (8, 8, 1))
+    problem = dataclasses.replace(PROBLEMS[name], image_shape=(8, 8, 1))
+    monkeypatch.setitem(PROBLEMS, name, problem)
     with pytest.raises(DataError, match=r"its images have the shape \((28|32), "):
         decoding.decode_prepared(prepared)
 

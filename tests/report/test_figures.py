@@ -75,7 +75,7 @@ def _bare(axes: Axes) -> bool:
 
 
 def _open_above(axes: Axes) -> bool:
-    """Whether only the left and the lower side of the frame are drawn."""
+    """Whether only the left and lower sides of the frame are visible."""
     seen = [side for side, spine in axes.spines.items() if spine.get_visible()]
     return sorted(seen) == ["bottom", "left"]
 
@@ -112,7 +112,7 @@ def test_learning_curves() -> None:
             assert (line.get_marker(), line.get_markersize()) == ("o", 3)
         assert _open_above(axes)
         assert axes.get_xlabel() == "epoch"
-        # Faint lines across, none upright.
+        # Faint horizontal lines, no vertical ones.
         assert [line.get_alpha() for line in axes.get_ygridlines()[:1]] == [0.3]
         assert axes.get_ygridlines()[0].get_visible()
         assert not axes.get_xgridlines()[0].get_visible()
@@ -226,10 +226,10 @@ def test_feature_maps() -> None:
         "conv1": generator.normal(size=(3, 4, 6, 3)),
         "conv2": generator.normal(size=(3, 2, 2, 20)),
     }
-    asked: list[np.ndarray] = []
-    network = _network(feature_maps=lambda images: asked.append(images) or layers)
+    seen: list[np.ndarray] = []
+    network = _network(feature_maps=lambda images: seen.append(images) or layers)
     figure = figures.plot_feature_maps(network, dataset)
-    np.testing.assert_array_equal(asked[0], split.images[:3])
+    np.testing.assert_array_equal(seen[0], split.images[:3])
     assert _grid(figure) == (3, 3)
     assert _size(figure) == pytest.approx([1.5 * 3 + 0.2, 1.5 * 3 + 0.3])
     axes = np.array(figure.axes).reshape(3, 3)

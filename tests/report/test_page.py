@@ -257,18 +257,18 @@ def test_more_images_than_fit_one_call(
     _, network, dataset = unseen
     test = Split(np.tile(dataset.test.images, (17, 1, 1, 1)), np.tile(dataset.test.labels, 17))
     assert len(test) % 500
-    asked: list[int] = []
+    sizes: list[int] = []
     predict = network._predict
 
     def counted(variables: Any, images: Any) -> Any:
-        asked.append(len(images))
+        sizes.append(len(images))
         return predict(variables, images)
 
     counting = dataclasses.replace(network)
     vars(counting)["_predict"] = counted
     write_report(counting, dataclasses.replace(dataset, test=test), tmp_path)
-    assert sum(asked) == len(test)
-    assert max(asked) == 500
+    assert sum(sizes) == len(test)
+    assert max(sizes) == 500
 
 
 ARGV = "--epochs 3 --batch-size 50 --optimizer sgd --no-compilation-cache --workdir".split()

@@ -1,4 +1,5 @@
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -128,3 +129,24 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     assert killed(0) == (0, whole)
     assert path.read_bytes() == b"2" * 100_000
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert atomic.cache_root("/x") == Path("/x")
+    monkeypatch.setenv("JAXCNN_CACHE_DIR", str(tmp_path))
+    assert atomic.cache_root() == tmp_path
+    monkeypatch.delenv("JAXCNN_CACHE_DIR")
+    assert atomic.cache_root().name == "jaxcnn"
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "JAXCNN_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"no home folder.*set JAXCNN_CACHE_DIR"):
+        atomic.cache_root()
+    monkeypatch.setenv("JAXCNN_CACHE_DIR", "/there")
+    assert atomic.cache_root() == Path("/there")

@@ -112,3 +112,8 @@ def test_a_file_that_cannot_be_read_is_not_damaged(
     failures = itertools.repeat(True)
     with pytest.raises(ReadError, match=f"cannot read .*{name}: {os.strerror(number)}"):
         manifest.verify(folder)
+
+
+def test_a_short_digest_distinguishes_texts() -> None:
+    assert manifest.short_digest("") == "e3b0c44298fc"  # of SHA-256's e3b0c44298fc1c14...
+    assert manifest.short_digest("a") != manifest.short_digest("b")
