@@ -163,15 +163,10 @@ def _raw(tree: Any) -> Any:
     return jax.tree.map(raw, tree)
 
 
-PAGE = """# Optimizers
-
-Every optimizer of optax and optax.contrib by its name, as `--optimizer NAME` and
-`recipe.replace(optimizer=NAME)` take it. Written by `python -m tests.conformance`, whose checks the
-tests repeat: 40 steps of a small network with convolution, BatchNorm and dropout lower its loss;
-one program serves all steps; a run that was saved and resumed is bit-identical to one that was not
-interrupted; and four runs, two seeds at two learning rates, train at once in one program.
-
-| optimizer | learning rate | weight decay | needs | evaluated at | loss, steps 1-10, 31-40 |
+# Around the generated part of the page.
+START, END = "<!-- table -->\n", "<!-- end of table -->\n"
+SECTION = """
+| optimizer | learning rate | weight decay | needs | evaluated parameters | losses |
 | --- | --- | --- | --- | --- | --- |
 {rows}
 
@@ -179,28 +174,11 @@ Refused:
 
 {refused}
 
-Building blocks of optax (`scale_by_...`, clipping, masking, accumulation) are no optimizers by
-themselves; in code, `fit(..., tx=optax.chain(...))` takes any combination of them.
-
-Muon trains only kernels whose dimension numbers it is given, and leaves all others to Adam,
-convolution kernels too. `--optimizer muon` gives them, and so does
-`jaxcnn.optim.named.find_factory("muon")(learning_rate)`; `optax.contrib.muon` does not.
-
-The extra arguments that a training step passes to every `update`; the table names those that an
-optimizer needs:
-
-- `value`: the batch's loss; `grad`: its gradient, before clipping and decay;
-- `value_fn`: from parameters to the same batch's loss, with the same dropout and BatchNorm state;
-  `obj_fn`: the same, which can also be differentiated in forward mode; `grad_fn`: its gradient;
-- `key`: a PRNG key, another one every step.
-
-A user-defined optimizer, `--optimizer module:factory`, is called with the peak learning rate, a
-number; its updates are scaled to follow the schedule.
 """
 
 
 def table(findings: list[Finding]) -> str:
-    """Returns the page of the docs."""
+    """Returns the generated part of the page."""
     rows = []
     for found in findings:
         defaults = optimizer_defaults.get(found.name)
@@ -209,7 +187,7 @@ def table(findings: list[Finding]) -> str:
             f"{defaults.learning_rate:g}",
             f"{defaults.weight_decay:g}",
             ", ".join(f"`{name}`" for name in found.needs) or "none",
-            "averaged parameters" if found.averages else "trained parameters",
+            "averaged" if found.averages else "trained",
             f"{found.losses[0]:.2f}, {found.losses[-1]:.2f}",
         )
         rows.append(f"| {' | '.join(cells)} |")
@@ -218,7 +196,7 @@ def table(findings: list[Finding]) -> str:
         for name, defaults in optimizer_defaults.OPTIMIZERS.items()
         if defaults.refused
     ]
-    return PAGE.format(rows="\n".join(rows), refused="\n".join(refused))
+    return SECTION.format(rows="\n".join(rows), refused="\n".join(refused))
 
 
 def main() -> None:
@@ -232,7 +210,9 @@ def main() -> None:
         if name in flags.only and not defaults.refused:
             findings.append(examine(name))
             sys.stdout.write(f"{findings[-1]}\n")
-    flags.out.write_text(table(findings))
+    before, _, rest = flags.out.read_text().partition(START)
+    _, _, after = rest.partition(END)
+    flags.out.write_text(before + START + table(findings) + END + after)
 
 
 if __name__ == "__main__":

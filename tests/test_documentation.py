@@ -1,8 +1,10 @@
-"""What README.md and docs/ say can be typed: every command is taken, and the code runs."""
+"""The documentation: its command lines parse, its links and names resolve, its code runs."""
 
+import pkgutil
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,16 +12,19 @@ from jaxcnn.cli import tools
 from jaxcnn.cli.flags import parse_flags
 from jaxcnn.cli.study import parse_study_flags
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.networks import pytorch
-from jaxcnn.networks.cnn import MnistCNN
-from jaxcnn.recipes.recipe import NetworkName
-from tests import conformance, original
+from jaxcnn.deploy.export import write_export
+from jaxcnn.recipes.recipe import NetworkName, Recipe
+from jaxcnn.train import load_trained
+from tests import conformance, saved
 from tests.conftest import REPOSITORY
 
 # Optax's own arithmetic mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCS = REPOSITORY / "docs"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+# The code of these runs among the quick tests, with a network that is quick to compile.
+QUICK = ("README", "index", "data", "recipes")
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
@@ -36,13 +41,20 @@ def command_lines(program: str) -> list[list[str]]:
             words = shlex.split(line.removeprefix("$ "), comments=True) if program in line else []
             if program in words:
                 argv = words[words.index(program) + 1 :]
-                # Variables of the shell, and commands within quotes for another one.
-                calls.append([w.replace("$names", "sgd") for w in argv if w != "..."])
+                calls.append([word.replace("$names", "sgd") for word in argv])  # of the shell
     return calls
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the recipe file of the documentation."""
+    (tmp_path / "mine.toml").write_text(*blocks(DOCS / "recipes.md", "toml"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.mark.parametrize("network", ["mnist", "cifar10"])
-def test_experiments(network: NetworkName) -> None:
+def test_experiments(network: NetworkName, folder: Path) -> None:
     calls = command_lines(f"experiments/{network}.py")
     assert len(calls) >= 5
     for argv in calls:
@@ -59,7 +71,8 @@ def test_studies() -> None:
 
 def test_the_command_jaxcnn() -> None:
     calls = command_lines("jaxcnn")
-    assert {argv[0] for argv in calls} == {"evaluate", "predict", "export", "demo", "doctor"}
+    commands = {"evaluate", "predict", "export", "report", "demo", "doctor"}
+    assert {argv[0] for argv in calls} == commands
     for argv in calls:
         tools.parse_command(argv)
 
@@ -71,28 +84,71 @@ def test_every_link_leads_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_code_of_readme_runs(
+def test_every_file_and_every_name_is_there() -> None:
+    for page in PAGES:
+        text = page.read_text()
+        for path in re.findall(
+            r"(?<![\w/.])(?:benchmarks|experiments|jaxcnn|tests)/[\w/.-]*\w", text
+        ):
+            assert (REPOSITORY / path).exists(), f"{page.name}: {path}"
+        for module in re.findall(r"python -m tests\.(\w+)", text):
+            assert (REPOSITORY / "tests" / f"{module}.py").exists(), f"{page.name}: {module}"
+        for name in re.findall(r"(?<![\w/])jaxcnn(?:\.[A-Za-z]\w*)+", text):
+            pkgutil.resolve_name(name)
+
+
+def test_the_first_page_stays_one() -> None:
+    lines = (REPOSITORY / "README.md").read_text().splitlines()
+    assert len(lines) <= 160
+    tables = re.findall(r"(?:^\|.*\n)+", "\n".join(lines), re.MULTILINE)
+    assert tables
+    assert all(table.count("\n") <= 2 + 6 for table in tables)  # below head and rule
+
+
+@pytest.mark.parametrize("name", ["throughput-cpu", "study-cifar10/learning-curves"])
+def test_images_of_results_are_those_of_the_benchmarks(name: str) -> None:
+    shown = DOCS / "images" / f"{name.replace('/', '-')}.png"
+    assert shown.read_bytes() == (REPOSITORY / "benchmarks/results" / f"{name}.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem not in QUICK))
+        for page in PAGES
+        if blocks(page, "python")
+    ],
+)
+def test_the_code_of_a_page_runs(
+    page: Path,
+    folder: Path,
     tiny_mnist: Dataset,
-    tmp_path: Path,
+    tiny_cifar10: Dataset,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """On a small data set, for one epoch with a network that is quick to compile."""
-    # The batch divides the 330 images: one program to compile rather than two.
-    small = conformance.RECIPE.replace(epochs=1, batch_size=66, optimizer="sgd")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("jaxcnn.load_data", lambda name: tiny_mnist)
-    monkeypatch.setattr("jaxcnn.recipe", lambda network, name: small)
-    monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda _: conformance.SmallCNN())
-    network = MnistCNN
-    weights = original.weights("mnist")
-    pytorch.save_state_dict(pytorch.load_state_dict(weights), "mnist.safetensors")
-    there = {"MyNetwork": conformance.SmallCNN}
-    for block in blocks(REPOSITORY / "README.md", "python"):
-        takes_weights = "load_state_dict" in block  # the real network's
-        monkeypatch.setattr("jaxcnn.MnistCNN", network if takes_weights else conformance.SmallCNN)
-        exec(block.replace('"mnist.pt"', '"mnist.safetensors"'), there)
-    assert capsys.readouterr().out.splitlines()[-1].endswith(" 70")  # of the test images
-    assert there["result"].test_total == 70
-    assert there["states"].step.tolist() == 8 * [1]
-    assert there["logits"].shape == (64, 10)
+    """From top to bottom, on small data sets, with recipes of one epoch."""
+    datasets = {"mnist": tiny_mnist, "cifar10": tiny_cifar10}
+
+    def small(network: NetworkName, name: str) -> Recipe:
+        # The batch divides the 330 images: one program to compile rather than two.
+        return conformance.RECIPE.replace(name=name, epochs=1, batch_size=66, optimizer="sgd")
+
+    monkeypatch.setattr("jaxcnn.load_data", datasets.get)
+    monkeypatch.setattr("jaxcnn.recipe", small)
+    if page.stem in QUICK:
+        monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda _: conformance.SmallCNN())
+    if page.stem == "deployment":
+        pytest.importorskip("onnxruntime", reason="pip install 'jaxcnn[slow]'")
+        pytest.importorskip("torch", reason="pip install 'jaxcnn[torch]'")
+        network = load_trained(saved.save(folder / "run", tiny_mnist))
+        for form in ("onnx", "stablehlo", "safetensors"):
+            write_export(network, form, folder / f"mnist.{form}")
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), namespace)
+    printed = capsys.readouterr().out.splitlines()
+    prints = "\n".join(blocks(page, "python")).count("print(")
+    assert len(printed) >= prints
+    if page.stem == "README":
+        assert printed[0].endswith(" of 70")

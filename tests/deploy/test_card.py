@@ -18,7 +18,7 @@ from tests import saved
 pytestmark = pytest.mark.loose_promotion
 
 FORMS = ["stablehlo", "safetensors", "onnx"]
-DOCS = Path(__file__).parents[2] / "docs" / "export.md"
+DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
 
 
 def code(text: str) -> str:

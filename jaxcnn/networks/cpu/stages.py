@@ -1,7 +1,7 @@
 """Stages: convolutions fused with the layers around them, for training on CPU.
 
 A stage computes slice after slice of the batch. Three things make it fast, each measured in
-benchmarks/results/cpu.md:
+docs/convolutions.md:
 
 * Images are the last axis, so that every operation runs over long rows of memory whatever the
   number of channels.
