@@ -60,10 +60,9 @@ def per_example(learning_rate: float) -> optax.GradientTransformation:
         ("--devices 1 --mesh data=1", "--devices takes a number of devices"),
         ("--target 2", "--target takes a number from 0 to 1"),
         ("--epochs 0", "--epochs takes a whole number from 1"),
-        ("--network imagenet", "'imagenet'"),
         ("--join nowhere", "nowhere holds no study (study.json is missing): join the workdirs"),
         ("--join tests docs", "tests holds no study (study.json is missing): join the workdirs"),
-        ("--join ~nosuchuser/a", "'~nosuchuser/a' is no path here"),
+        ("--join ~nosuchuser/a", "'~nosuchuser/a' is not a valid path"),
         ("--join a b --seeds 3 --data real", "from the studies: leave out --seeds, --data"),
     ],
 )

@@ -36,7 +36,9 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / RUNS
     assert load_runs(path) == []
     os.mkfifo(path)  # reading would wait for a writer
-    with pytest.raises(UserError, match=r"runs.jsonl holds no runs of a study .* no regular file"):
+    with pytest.raises(
+        UserError, match=r"runs.jsonl holds no runs of a study .* not a regular file"
+    ):
         load_runs(path)
 
 
