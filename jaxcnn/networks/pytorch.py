@@ -21,11 +21,11 @@ import numpy as np
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.networks.cnn import Cifar10CNN, MnistCNN
 from jaxcnn.networks.weight_files import read_weights, write_weights
+from jaxcnn.recipes.problems import PROBLEMS
 
 Variables = dict[str, Any]
 
 _MODELS = {"mnist": MnistCNN(), "cifar10": Cifar10CNN()}
-_IMAGE_SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 # (H, W, C) of the feature maps that are flattened.
 _FLATTENED = {"mnist": (7, 7, 8), "cifar10": (4, 4, 64)}
 # PyTorch's names of Flax's arrays.
@@ -154,7 +154,7 @@ def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
 @functools.cache
 def _names(network: str) -> dict[str, tuple[tuple[str, str, str], tuple[int, ...]]]:
     """Returns, for each of PyTorch's names, the path and the shape of the array in Flax."""
-    images = jax.ShapeDtypeStruct((1, *_IMAGE_SHAPES[network]), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *PROBLEMS[network].image_shape), jnp.float32)
     variables = jax.eval_shape(_MODELS[network].init, jax.random.key(0), images)
     return {
         f"{layer}.{_LEAVES[leaf]}": ((collection, layer, leaf), array.shape)
