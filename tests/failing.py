@@ -1,9 +1,9 @@
-"""Lets every write of a run below its workdir fail from some number on, whatever the number.
+"""Lets the writes of a run below its workdir fail from the n-th one on, for every n.
 
     python -m tests.failing --every 1
 
-Such a run has to end with one sentence and status 2, and the same command has to complete it then,
-with the bits of a run of which no write has failed. `tests/failing.c` lets writes fail.
+Such a run has to end with one sentence and status 2. The same command has to complete it then, with
+arrays bit-identical to those of a run without failures. `tests/failing.c` lets writes fail.
 """
 
 import argparse

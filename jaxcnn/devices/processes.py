@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -33,6 +34,12 @@ LOST = (
     "another process of this run is gone or out of reach: start all of them again with the same "
     "flags, and they resume from what was saved last"
 )
+_HELP = (
+    "check that all were started with the same flags and that --coordinator is an address of "
+    "process 0 that all can reach"
+)
+# Seconds after which a process that waits for the others to start says so. jax aborts it later.
+_PATIENCE = 10
 # Seconds without a sign of life after which a process counts as dead.
 _HEARTBEAT = 30
 # How jax's errors begin that have nothing to do with other processes.
@@ -49,7 +56,7 @@ def join(processes: str, coordinator: str, process_id: int) -> None:
         process_id: the number of this process, counted from 0; -1 if not given.
 
     Raises:
-        UserError: the values contradict each other, or the others do not start in five minutes.
+        UserError: the values contradict each other, or jax cannot connect the processes.
     """
     options: dict[str, Any] = {}
     if processes != "auto":
@@ -76,6 +83,10 @@ def join(processes: str, coordinator: str, process_id: int) -> None:
         raise UserError("--processes auto finds --coordinator and --process-id: leave them out")
     # Its handler would replace Python's of SIGTERM; `any_process` does its work.
     jax.config.update("jax_enable_preemption_service", False)
+    line = f"waiting up to five minutes for the other processes of this run: {_HELP}\n"
+    notice = threading.Timer(_PATIENCE, lambda: sys.stderr.write(line))
+    notice.daemon = True
+    notice.start()
     try:
         jax.distributed.initialize(
             **options, heartbeat_timeout_seconds=_HEARTBEAT, shutdown_timeout_seconds=_HEARTBEAT
@@ -89,9 +100,10 @@ def join(processes: str, coordinator: str, process_id: int) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the processes of this run do not find each other ({reason}): check that all were "
-            "started and that --coordinator is an address of process 0 that all can reach"
+            f"the processes of this run do not find each other ({reason}): {_HELP}"
         ) from None
+    finally:
+        notice.cancel()
 
 
 def count() -> int:

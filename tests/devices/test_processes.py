@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -303,6 +304,22 @@ def test_joining(initialized: list[dict[str, Any]]) -> None:
         },
         waits,
     ]
+
+
+def test_waiting_for_the_others_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    explained = threading.Event()
+
+    def write(text: str) -> None:
+        said.append(text)
+        explained.set()
+
+    monkeypatch.setattr(sys, "stderr", types.SimpleNamespace(write=write))
+    monkeypatch.setattr(processes, "_PATIENCE", 0)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: explained.wait(PATIENCE))
+    processes.join("2", "host:9000", 0)
+    (line,) = said
+    assert line.startswith("waiting up to five minutes for the other processes of this run: check")
 
 
 def test_flags(initialized: list[dict[str, Any]]) -> None:
