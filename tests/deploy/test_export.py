@@ -199,11 +199,35 @@ def test_a_file_that_is_there_is_replaced(networks: dict[str, Trained], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "named"),
     [
         ("--format onnx", "--out"),
         ("--out x.onnx", "--format"),
         ("--format pickle --out x.pickle", "pickle"),
+    ],
+)
+def test_a_malformed_command_line(
+    argv: str,
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The message is tyro's, of several lines."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        tools.main(["export", "/nowhere", *argv.split()])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert named in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
         ("--format onnx --out x.safetensors", "x.safetensors does not end in .onnx"),
         ("--format onnx --out onnx", "does not end in .onnx"),
         ("--format onnx --out nowhere/x.onnx", "folder nowhere is not there"),
