@@ -130,7 +130,9 @@ def checkpoints(folder: Path) -> list[Any]:
     """Saves a tree, and restores it."""
     policy = checkpoint.Policy(folder / "checkpoints", checkpoint.Every(1))
     tree = {"key": jax.random.key(7), "numbers": jnp.arange(3.0)}
-    like = {"key": jax.random.key(0), "numbers": jnp.zeros(3)}
+    # Training begins with sums on all devices.
+    zeros = Placement(make_mesh({"data": 2})).replicate(jnp.zeros(3))
+    like = {"key": jax.random.key(0), "numbers": zeros}
     runs = [lambda: {"run": 1}, failing(AssertionError("process 0 alone describes the run"))]
     with open_shared(policy, runs[jax.process_index()]) as store:
         nothing = store.resume(like)

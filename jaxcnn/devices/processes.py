@@ -51,7 +51,7 @@ def join(processes: str, coordinator: str, process_id: int) -> None:
 
     Args:
         processes: their number, "1" for this one alone; "auto" takes all arguments from the cluster
-            that jax recognises: SLURM, Open MPI, Kubernetes, TPU pods.
+            that jax recognizes: SLURM, Open MPI, Kubernetes, TPU pods.
         coordinator: address of process 0, "host:port".
         process_id: the number of this process, counted from 0; -1 if not given.
 
@@ -71,7 +71,7 @@ def join(processes: str, coordinator: str, process_id: int) -> None:
             raise UserError(
                 f"--processes {number} takes --coordinator HOST:PORT, where process 0 listens, and "
                 f"--process-id from 0 to {number - 1}, got {coordinator!r} and {process_id}; or "
-                "give --processes auto where jax recognises the cluster"
+                "give --processes auto where jax recognizes the cluster"
             )
         options = {
             "coordinator_address": coordinator,
@@ -94,7 +94,7 @@ def join(processes: str, coordinator: str, process_id: int) -> None:
         jax.devices()  # now that all are here: this waits for a late process two minutes at most
     except ValueError as error:
         raise UserError(
-            f"--processes auto: jax recognises no cluster here ({error}): give --coordinator "
+            f"--processes auto: jax recognizes no cluster here ({error}): give --coordinator "
             "HOST:PORT --processes N --process-id K"
         ) from None
     except RuntimeError as error:
@@ -141,23 +141,26 @@ def broadcast(tree: Any) -> Any:
     """Shares the arrays of process 0 with all processes, bit-identical.
 
     Args:
-        tree: a pytree of arrays and PRNG keys, in all processes of the same shapes and dtypes.
+        tree: a pytree of arrays and PRNG keys; in the other processes of their shapes and dtypes.
 
     Raises:
         UserError: another process is gone.
     """
     if count() == 1:
         return tree
-    arrays = jax.tree.map(lambda leaf: np.asarray(unwrap_key(leaf)), tree)
-    # As unsigned integers: the broadcast is a sum, which is not exact for -0.0, NaN and subnormals.
-    bits = jax.tree.map(lambda array: array.view(f"uint{8 * array.itemsize}"), arrays)
+
+    def bits(leaf: Any) -> np.ndarray:
+        # Of unsigned integers: the broadcast is a sum, inexact for -0.0, NaN and subnormals.
+        plain = unwrap_key(leaf)
+        unsigned = f"uint{8 * plain.dtype.itemsize}"
+        return np.asarray(plain).view(unsigned) if is_main() else np.zeros(plain.shape, unsigned)
+
     with noticing_losses():
-        received = multihost_utils.broadcast_one_to_all(bits)
+        received = multihost_utils.broadcast_one_to_all(jax.tree.map(bits, tree))
     return jax.tree.map(
-        lambda array, own, leaf: wrap_key(jnp.asarray(array.view(own.dtype)), leaf),
-        received,
-        arrays,
+        lambda leaf, array: wrap_key(jnp.asarray(array.view(unwrap_key(leaf).dtype)), leaf),
         tree,
+        received,
     )
 
 

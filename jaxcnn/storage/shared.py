@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxcnn.devices import processes
 from jaxcnn.storage.checkpoint import Every, Policy
 from jaxcnn.storage.store import CheckpointStore, open_store
@@ -28,17 +30,19 @@ class SharedStore:
         """Restores the newest undamaged checkpoint in all processes.
 
         Args:
-            like: see `CheckpointStore.resume`.
+            like: see `CheckpointStore.resume`; its shardings do not matter.
 
         Returns:
             What `CheckpointStore.resume` returns.
         """
-        tree = like
+        # Without shardings: process 0 alone cannot put arrays on devices of other processes.
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
+        tree = shapes
 
         @processes.on_main
         def restore() -> tuple[dict[str, Any], str] | None:
             nonlocal tree
-            found = self._own[0].resume(like)
+            found = self._own[0].resume(shapes)
             if found is None:
                 return None
             tree, progress, path = found

@@ -291,7 +291,7 @@ def initialized(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_joining(initialized: list[dict[str, Any]]) -> None:
     with pytest.raises(UserError, match=r"do not find each other \(DEADLINE EXCEEDED\): check"):
         processes.join("3", "host:9000", 2)
-    with pytest.raises(UserError, match=r"jax recognises no cluster here \(no cluster\): give"):
+    with pytest.raises(UserError, match=r"jax recognizes no cluster here \(no cluster\): give"):
         processes.join("auto", "", -1)
     waits = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 30}
     assert initialized == [
