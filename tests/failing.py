@@ -38,13 +38,13 @@ NEVER = 10**6
 
 @dataclass
 class Findings:
-    """What was seen.
+    """What the attempts have found.
 
     Attributes:
-        failed: runs of which writes have failed.
-        completed: of those, by the same command.
-        unharmed: runs that had fewer writes.
-        defects: what should not be, in words.
+        failed: number of runs with writes that failed.
+        completed: number of those that the same command completed.
+        unharmed: number of runs with fewer writes.
+        defects: every violation, in words.
     """
 
     failed: int = 0
@@ -54,7 +54,13 @@ class Findings:
 
 
 def build(folder: Path) -> Path:
-    """Compiles what is preloaded.
+    """Compiles the library that is preloaded.
+
+    Args:
+        folder: of the library.
+
+    Returns:
+        The path of the library.
 
     Raises:
         FileNotFoundError: there is no compiler.
@@ -68,7 +74,17 @@ def build(folder: Path) -> Path:
 def start(
     workdir: Path, library: Path, after: int, number: int
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the experiment; from a call on, what writes below its workdir fails."""
+    """Runs the experiment.
+
+    Args:
+        workdir: of the run.
+        library: see `build`.
+        after: number of calls that write below the workdir and succeed; all others fail.
+        number: errno of those that fail.
+
+    Returns:
+        The ended process, with its output.
+    """
     failing = {"FAIL_BELOW": str(workdir), "FAIL_AFTER": str(after), "FAIL_WITH": str(number)}
     return subprocess.run(
         [sys.executable, "-c", EXPERIMENT, *ARGV.split(), "--workdir", str(workdir)],
@@ -81,23 +97,33 @@ def start(
 
 
 def outcome(workdir: Path) -> dict[str, Any]:
-    """Returns all of a finished run that must not depend on failures."""
+    """Returns everything of a finished run that must not depend on failures."""
     from tests import killing
 
-    pictures = killing.content(workdir, ("*.png",))
+    figures = killing.content(workdir, ("*.png",))
     assert (workdir / "report.html").exists()
-    return {**killing.outcome(workdir), "pictures": pictures}
+    return {**killing.outcome(workdir), "figures": figures}
 
 
 def attempt(after: int, folder: Path, library: Path, expected: dict[str, Any]) -> str:
-    """Lets a run fail and go on; returns "unharmed", "completed", or what is wrong."""
+    """Lets a run fail and resumes it.
+
+    Args:
+        after: see `start`.
+        folder: of the workdir.
+        library: see `build`.
+        expected: `outcome` of a run without failures.
+
+    Returns:
+        "unharmed", "completed", or what is wrong.
+    """
     workdir = folder / f"run-{after}"
     number = REASONS[after % len(REASONS)]
     ended = start(workdir, library, after, number)
     where = f"from call {after} on, {errno.errorcode[number]}"
     said = ended.stderr.strip()
     if ended.returncode == 0:
-        return "unharmed" if outcome(workdir) == expected else f"{where}: other bits"
+        return "unharmed" if outcome(workdir) == expected else f"{where}: arrays differ"
     if ended.returncode != 2 or "Traceback" in said or said.count("error:") != 1:
         return f"{where}: status {ended.returncode}, {said[-500:]!r}"
     if os.strerror(number) not in said and ": " not in said.partition("error:")[2]:
@@ -107,11 +133,16 @@ def attempt(after: int, folder: Path, library: Path, expected: dict[str, Any]) -
     again = start(workdir, library, NEVER, number)
     if again.returncode:
         return f"{where}: {said!r}, then status {again.returncode}, {again.stderr[-500:]!r}"
-    return "completed" if outcome(workdir) == expected else f"{where}: completed with other bits"
+    return "completed" if outcome(workdir) == expected else f"{where}: completed with other arrays"
 
 
 def torment(calls: Sequence[int], jobs: int = 1) -> Findings:
-    """Lets one run fail from each of these calls on."""
+    """Lets one run fail from each of these calls on.
+
+    Args:
+        calls: see `after` of `start`.
+        jobs: number of runs at a time.
+    """
     found = Findings()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -135,7 +166,7 @@ def torment(calls: Sequence[int], jobs: int = 1) -> Findings:
 
 
 def main() -> None:
-    """Prints what was seen; ends with status 1 if anything should not be."""
+    """Prints the findings; ends with status 1 if anything should not be."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--last", type=int, default=120)
