@@ -38,7 +38,7 @@ _HELP = (
     "check that all were started with the same flags and that --coordinator is an address of "
     "process 0 that all can reach"
 )
-# Seconds after which a process that waits for the others to start says so. jax aborts it later.
+# Seconds of waiting for the others to start before a notice is printed; jax aborts much later.
 _PATIENCE = 10
 # Seconds without a sign of life after which a process counts as dead.
 _HEARTBEAT = 30
