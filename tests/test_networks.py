@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import jax
@@ -246,7 +247,8 @@ def test_an_ensemble_that_is_stopped_again_and_again_ends_with_the_same_bits(
                 **options,
             )
         except StoppedError as error:
-            assert "saved in" in str(error)
+            # A stop before the first step of a chunk leaves nothing of it to save.
+            assert re.search("saved in|stopped at step 0 of", str(error))
             stops += 1
         else:
             break
