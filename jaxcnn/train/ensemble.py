@@ -3,9 +3,9 @@
 Member i is the run that `jaxcnn.train.fit.fit` would do with its seed and its hyperparameters.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from jaxcnn.devices.mesh import Placement
 from jaxcnn.errors import UserError
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
-from jaxcnn.storage.store import CheckpointStore, open_store
+from jaxcnn.storage.shared import SharedStore, open_shared
 from jaxcnn.train import loop, steps
 from jaxcnn.train.ensemble_program import EnsembleProgram, compile_ensemble
 from jaxcnn.train.evaluate import EVAL_BATCH_SIZE, eval_batches
@@ -159,10 +159,10 @@ def fit_chunks(
     for first in range(0, len(members), program.chunk):
         indices = np.arange(first, min(first + program.chunk, len(members)))
         # The last chunk is filled up with its last member.
-        padded = np.pad(indices, (0, program.chunk - len(indices)), mode="edge")
+        part = members.take(np.pad(indices, (0, program.chunk - len(indices)), mode="edge"))
         monitor = EnsembleMonitor(members.take(indices), program, recipe.epochs, report)
-        with _open_store(checkpoints, run, first, members.take(padded)) as store:
-            position = loop.resume(store, program, monitor, program.start(members.take(padded)))
+        with _open_store(checkpoints, run, first, part) as store:
+            position = loop.resume(store, program, monitor, program.start(part))
             state = loop.train(
                 program,
                 monitor,
@@ -175,19 +175,16 @@ def fit_chunks(
         yield monitor.result(state if keep_states else None)
 
 
-@contextlib.contextmanager
 def _open_store(
     checkpoints: checkpoint.Policy | None, run: dict[str, Any], first: int, part: Members
-) -> Iterator[CheckpointStore | None]:
+) -> AbstractContextManager[SharedStore | None]:
     """Opens the checkpoints of a chunk, whose first member is the ensemble's number `first`."""
-    if checkpoints is None:
-        yield None
-        return
-    folder = checkpoints.folder / f"members-{first:06d}"
+    if checkpoints:
+        folder = checkpoints.folder / f"members-{first:06d}"
+        checkpoints = dataclasses.replace(checkpoints, folder=folder)
     values = {name: array.tolist() for name, array in part.hyperparameters.items()}
     run = run | {"seed": part.seeds.tolist(), "hyperparameters": values}
-    with open_store(dataclasses.replace(checkpoints, folder=folder), run) as store:
-        yield store
+    return open_shared(checkpoints, lambda: run)
 
 
 class EnsembleMonitor:

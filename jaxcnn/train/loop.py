@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxcnn.errors import StoppedError
-from jaxcnn.storage.checkpoint import Every
+from jaxcnn.storage.shared import SharedStore
 from jaxcnn.train.state import TrainState
 from jaxcnn.train.steps import Metrics
 
@@ -150,22 +150,6 @@ class Monitor(Protocol):
         ...
 
 
-class Store(Protocol):
-    """Checkpoints of a run, see `jaxcnn.storage.store.CheckpointStore`."""
-
-    every: Every
-
-    def resume(self, like: Any) -> tuple[Any, dict[str, Any], Path] | None:
-        """Returns the pytree, the progress and the folder of the latest checkpoint."""
-        ...
-
-    def save(
-        self, step: int, tree: Any, progress: Mapping[str, Any], score: float | None = None
-    ) -> Path:
-        """Saves a checkpoint and returns its folder, see `jaxcnn.storage.store.CheckpointStore`."""
-        ...
-
-
 @dataclass
 class Position:
     """How far a loop has come.
@@ -183,7 +167,9 @@ class Position:
     saved: Path | None = None
 
 
-def resume(store: Store | None, program: Program, monitor: Monitor, start: TrainState) -> Position:
+def resume(
+    store: SharedStore | None, program: Program, monitor: Monitor, start: TrainState
+) -> Position:
     """Returns where training begins: at the latest checkpoint, or at the start.
 
     Args:
@@ -205,7 +191,7 @@ def train(
     monitor: Monitor,
     position: Position,
     epochs: int,
-    store: Store | None = None,
+    store: SharedStore | None = None,
     *,
     evaluate_once: bool = False,
     interrupted: Callable[[], bool] = lambda: False,

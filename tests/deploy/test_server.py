@@ -1,28 +1,13 @@
 import io
 import json
 import socket
-from collections.abc import Iterator
 
 import pytest
 from PIL import Image
 
 from jaxcnn.deploy import demo, server
 from jaxcnn.errors import UserError
-from tests.serving import HANG, Stub, ask, refusal, send, serving
-
-
-@pytest.fixture
-def offered() -> demo.Demo:
-    return Stub()
-
-
-@pytest.fixture
-def listening(offered: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> Iterator[server.Server]:
-    monkeypatch.setattr("jaxcnn.deploy.server._LINGER", HANG)
-    said: list[str] = []
-    with serving(server.Server(offered, patience=HANG, report=said.append)) as found:
-        yield found
-    assert said == []
+from tests.serving import ask, refusal, send, serving
 
 
 @pytest.fixture(scope="module")

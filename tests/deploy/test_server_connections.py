@@ -6,28 +6,13 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from jaxcnn.deploy import demo, server
-from tests.serving import HANG, Stub, ask, connect, received, refusal, serving
-
-
-@pytest.fixture
-def offered() -> demo.Demo:
-    return Stub()
-
-
-@pytest.fixture
-def listening(offered: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> Iterator[server.Server]:
-    monkeypatch.setattr("jaxcnn.deploy.server._LINGER", HANG)
-    said: list[str] = []
-    with serving(server.Server(offered, patience=HANG, report=said.append)) as found:
-        yield found
-    assert said == []
+from tests.serving import HANG, ask, connect, received, refusal, serving
 
 
 class Clock:
