@@ -77,9 +77,16 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folders(
+    shared_folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Keeps every test off the user's caches, data sets and archives."""
     home = tmp_path_factory.mktemp("home")
+    # The kernels take long to compile: once for all processes of the session.
+    kernels = shared_folder / "kernels"
+    kernels.mkdir(mode=0o700, exist_ok=True)
+    (home / "jaxcnn").mkdir()
+    (home / "jaxcnn" / "kernels").symlink_to(kernels)
     monkeypatch.delenv("JAXCNN_ARCHIVE_DIR", raising=False)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.devices import environment
 from jaxcnn.networks import pytorch
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.recipes import named
@@ -19,7 +18,7 @@ from jaxcnn.storage import checkpoint
 from jaxcnn.storage.store import open_store
 from jaxcnn.train import steps
 from jaxcnn.train.identity import identity
-from jaxcnn.train.result import EpochRecord
+from jaxcnn.train.result import EpochRecord, versions
 from jaxcnn.train.run_monitor import checkpoint_tree
 from jaxcnn.train.setup import make_model
 from jaxcnn.train.state import TrainState, init_state
@@ -128,6 +127,6 @@ def _progress(step: int, total: int) -> dict[str, Any]:
         "eval_seconds": 120.0,
         "compile_seconds": 2.0,
         "epoch_seconds": 0.0,
-        "versions": environment.versions(),
+        "versions": versions(),
         "device": "cpu (of a test)",
     }

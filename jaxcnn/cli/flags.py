@@ -146,6 +146,9 @@ class DeviceFlags:
     """Where process 0 listens for the others."""
     process_id: Annotated[int, conf.arg(metavar="K", help_behavior_hint="")] = -1
     """Number of this process, from 0."""
+    kernels: Literal["auto", "native", "xla"] = "auto"
+    """What computes convolutional layers on CPU: kernels compiled for this processor (native), XLA,
+    or the kernels where a C++ compiler is found. Results differ by rounding only."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache folder, so that the next start is quick."""
 
@@ -160,13 +163,14 @@ class DeviceFlags:
             The mesh, or None for jax's default device.
 
         Raises:
-            UserError: the flags contradict each other, there are too few devices, or the other
-                processes cannot be reached in time.
+            UserError: the flags contradict each other, there are too few devices, the kernels that
+                are asked for are not available, or the other processes cannot be reached in time.
         """
         import jax
 
         from jaxcnn.devices import processes
         from jaxcnn.devices.mesh import make_mesh, parse_mesh
+        from jaxcnn.networks.cpu import library
 
         sizes = parse_mesh(self.count, self.mesh, axes)
         processes.join(self.processes, self.coordinator, self.process_id)
@@ -174,6 +178,9 @@ class DeviceFlags:
             raise UserError("several processes have one workdir: give --workdir, the same to all")
         if processes.count() > 1 and not sizes:
             sizes = {axes[0]: jax.device_count()}
+        if self.kernels != "auto":
+            library.choose(self.kernels)
+        library.in_use()  # compiles them now, before anything is timed or drawn
         return make_mesh(sizes) if sizes else None
 
 

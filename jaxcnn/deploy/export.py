@@ -111,7 +111,9 @@ def to_stablehlo(network: Trained) -> bytes:
     from jax import export
 
     recipe = network.recipe
-    predict = steps.make_predict(network.model, normalize=make_normalize(recipe.mean, recipe.std))
+    # Kernels are compiled for this machine alone.
+    model = network.model.clone(staged=False)
+    predict = steps.make_predict(model, normalize=make_normalize(recipe.mean, recipe.std))
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *recipe.image_shape), np.uint8)
     with jax.default_matmul_precision("highest"):

@@ -4,6 +4,7 @@
 Training needs `rngs={"dropout": key}`, and for `Cifar10CNN` also `mutable=["batch_stats"]`.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.networks.cpu.convolution import conv_general_dilated
-from jaxcnn.networks.cpu.features import cifar10_stages, mnist_stages, train_in_stages
+from jaxcnn.networks.cpu.features import cifar10_stages, in_stages, mnist_stages
 from jaxcnn.networks.cpu.pooling import avg_pool, max_pool
 from jaxcnn.recipes.recipe import InitializationName
 
@@ -29,7 +30,7 @@ class CNN(nn.Module):
         initialization: "flax" samples kernels from a truncated normal distribution (LeCun), with
             biases of zero; "pytorch" samples both uniformly from +-1 / sqrt(fan_in), as PyTorch's
             layers do by default.
-        staged: on CPU, train the convolutional layers in the stages of `jaxcnn.networks.cpu`:
+        staged: on CPU, compute the convolutional layers in the stages of `jaxcnn.networks.cpu`:
             several times as fast, with the same results up to rounding. Stages have no forward-mode
             derivative: set False to use `jax.jvp`. Ignored unless `dtype` is float32.
         dtype: of the computation. Parameters, running statistics and logits are always float32.
@@ -45,7 +46,8 @@ class CNN(nn.Module):
             features,
             (kernel_size, kernel_size),
             padding=kernel_size // 2,
-            conv_general_dilated=conv_general_dilated,
+            # Of XLA's operations alone: where the network is not staged, it has all derivatives.
+            conv_general_dilated=functools.partial(conv_general_dilated, kernels=False),
             dtype=self.dtype,
             **self._initializers(fan_in=kernel_size**2 * features_in),
         )
@@ -99,13 +101,13 @@ class MnistCNN(CNN):
         x = self.dropout(x, deterministic=not train)
         return self.fc2(x).astype(jnp.float32)
 
-    @train_in_stages(mnist_stages)
+    @in_stages(mnist_stages)
     def features(self, images: jax.Array, train: bool) -> jax.Array:
         """Computes the convolutional layers.
 
         Args:
             images: float[B, 28, 28, 1], normalised.
-            train: training, which CPU computes in stages.
+            train: training, which computes the same here.
 
         Returns:
             float[B, 392].
@@ -161,7 +163,7 @@ class Cifar10CNN(CNN):
         x = self.dropout(x, deterministic=not train)
         return self.fc2(x).astype(jnp.float32)
 
-    @train_in_stages(cifar10_stages, momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON)
+    @in_stages(cifar10_stages, momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON)
     def features(self, images: jax.Array, train: bool) -> jax.Array:
         """Computes the convolutional layers.
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from jaxcnn.data import tfds
 from jaxcnn.data.augment import make_normalize
 from jaxcnn.devices import environment
 from jaxcnn.errors import ReadError, UserError, describe, writing
+from jaxcnn.networks.cpu import library
 from jaxcnn.recipes import named, optimizer_defaults
 from jaxcnn.recipes.recipe import NetworkName
 from jaxcnn.storage import atomic, compilation, document
@@ -66,7 +66,7 @@ def examine(data_dir: str = "", archive_dir: str = "") -> Iterator[Finding]:
     yield _programs()
     for name in tfds.VERSIONS:
         yield _data(name, data_dir, archive_dir)
-    yield _compiler()
+    yield _kernels()
 
 
 def _device(device: jax.Device) -> Finding:
@@ -205,9 +205,14 @@ def _data(name: str, data_dir: str, archive_dir: str) -> Finding:
     return Finding(what, True, f"not prepared; the first start does that, {source}")
 
 
-def _compiler() -> Finding:
-    found = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    return Finding("C++ compiler", True, found or "none; nothing here needs one")
+def _kernels() -> Finding:
+    try:
+        used = library.in_use()
+    except UserError as error:
+        return Finding("kernels for CPU", False, str(error))
+    if used:
+        return Finding("kernels for CPU", True, f"compiled for this processor, {library.path()}")
+    return Finding("kernels for CPU", True, "none in use, XLA computes the same")
 
 
 def record(findings: list[Finding]) -> None:

@@ -13,7 +13,7 @@ from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import atomic, document, fingerprint
 from jaxcnn.storage.checkpoint import Resume
-from jaxcnn.train.result import EpochRecord, Result
+from jaxcnn.train.result import EpochRecord, Result, versions
 from jaxcnn.train.steps import Metrics
 
 RESULT = "result.json"
@@ -140,7 +140,7 @@ def make_result(
         "eval_seconds": result.eval_seconds,
         "compile_seconds": result.compile_seconds,
         "images_per_second": result.images_per_second,
-        "versions": environment.versions(),
+        "versions": versions(),
         "device": environment.device(),
     }
 

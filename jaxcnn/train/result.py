@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from jaxcnn.devices import environment
+from jaxcnn.networks.cpu import library
 from jaxcnn.storage import document
 from jaxcnn.train import steps
 from jaxcnn.train.state import TrainState
@@ -105,6 +106,16 @@ class Observer(Protocol):
         ...
 
 
+def versions() -> dict[str, str]:
+    """Returns what decides the last bits of a run beside its device.
+
+    Returns:
+        The versions of the packages, see `jaxcnn.devices.environment.versions`; and as "kernels"
+        what computes the convolutional layers, "native" or "xla".
+    """
+    return {**environment.versions(), "kernels": library.description()}
+
+
 @dataclass
 class Progress:
     """The progress of a run, which a checkpoint holds beside the state.
@@ -117,7 +128,7 @@ class Progress:
         eval_seconds: of all evaluations.
         compile_seconds: of the run, each time that it was started.
         epoch_seconds: training time of the epoch that has not ended.
-        versions: of the packages, see `jaxcnn.devices.environment.versions`.
+        versions: see `versions`.
         device: see `jaxcnn.devices.environment.device`.
     """
 
@@ -128,7 +139,7 @@ class Progress:
     eval_seconds: float = 0.0
     compile_seconds: float = 0.0
     epoch_seconds: float = 0.0
-    versions: dict[str, str] = dataclasses.field(default_factory=environment.versions)
+    versions: dict[str, str] = dataclasses.field(default_factory=versions)
     device: str = dataclasses.field(default_factory=environment.device)
 
     @classmethod

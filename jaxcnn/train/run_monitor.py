@@ -17,7 +17,7 @@ from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
 from jaxcnn.train import steps
 from jaxcnn.train.loop import HostMetrics
-from jaxcnn.train.result import EpochRecord, Observer, Progress, Result
+from jaxcnn.train.result import EpochRecord, Observer, Progress, Result, versions
 from jaxcnn.train.state import TrainState
 
 
@@ -99,7 +99,7 @@ class RunMonitor:
         assert self._checkpoints is not None
         report = self._checkpoints.report
         report(f"resuming from {saved}")
-        here = {**environment.versions(), "device": environment.device()}
+        here = {**versions(), "device": environment.device()}
         there = {**self.done.versions, "device": self.done.device}
         changed = [
             f"{name} {there.get(name)} then and {here.get(name)} now"

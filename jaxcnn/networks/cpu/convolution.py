@@ -1,8 +1,8 @@
 """Convolution as is fastest on each platform, to be passed to `nn.Conv(conv_general_dilated=...)`.
 
-On GPU and TPU it is XLA's own convolution. On CPU it is a matrix product over patches: inside a
-loop, XLA's convolution falls back to a single-threaded kernel there and takes about twenty times as
-long as the product.
+On GPU and TPU it is XLA's own convolution. On CPU it is a kernel of `kernels.cpp` where that can be
+compiled, or else a matrix product over patches: inside a loop, XLA's convolution falls back to a
+single-threaded kernel there and takes about twenty times as long as the product.
 """
 
 import math
@@ -12,6 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxcnn.networks.cpu import library
+from jaxcnn.networks.cpu.stages import Stage
 
 # What `nn.Conv` passes for a plain two-dimensional convolution.
 _NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
@@ -28,10 +31,13 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     precision: Any = None,
     preferred_element_type: Any = None,
+    *,
+    kernels: bool = True,
 ) -> jax.Array:
     """Convolves images with a kernel; its signature is that of `jax.lax.conv_general_dilated`.
 
     Dilated or grouped convolutions and those of another stride than 1 go to XLA on all platforms.
+    The kernels take square windows of odd size and float32, and padding that keeps the size.
 
     Args:
         lhs: float[B, H, W, Cin], the images.
@@ -44,6 +50,8 @@ def conv_general_dilated(
         feature_group_count: number of groups of channels.
         precision: of the products, see `jax.lax.Precision`.
         preferred_element_type: dtype of the result.
+        kernels: on CPU, use a kernel, which has a reverse-mode derivative only; set False for
+            `jax.jvp`, `functools.partial(conv_general_dilated, kernels=False)`.
 
     Returns:
         float[B, H', W', Cout].
@@ -63,6 +71,10 @@ def conv_general_dilated(
             preferred_element_type=preferred_element_type,
         )
 
+    def kernel(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        out, _ = Stage()(lhs, rhs, jnp.zeros(rhs.shape[-1], jnp.float32))
+        return out
+
     def product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _as_matrix_product(lhs, rhs, padding, precision, preferred_element_type)
 
@@ -74,7 +86,17 @@ def conv_general_dilated(
     )
     if not plain:
         return native(lhs, rhs)
-    return lax.platform_dependent(lhs, rhs, cpu=product, default=native)
+    size = rhs.shape[0]
+    fits = (
+        rhs.shape[1] == size
+        and size % 2 == 1
+        and all(tuple(pair) == (size // 2, size // 2) for pair in padding)
+        and lhs.dtype == rhs.dtype == jnp.float32
+        and preferred_element_type in (None, jnp.float32)
+        and min(lhs.shape) > 0
+    )
+    on_cpu = kernel if kernels and fits and library.in_use() else product
+    return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=native)
 
 
 def _as_matrix_product(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcnn.networks.cpu import library
 from jaxcnn.networks.cpu.convolution import conv_general_dilated
 
 
@@ -74,9 +75,29 @@ def test_cpu_runs_no_convolution() -> None:
     traced = jax.jit(jax.grad(lambda v: jnp.sum(module.apply(v, images)))).trace(variables)
     cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
     assert "stablehlo.convolution" not in cpu
-    assert "stablehlo.dot_general" in cpu
+    assert library.FORWARD in cpu
     gpu = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "stablehlo.convolution" in gpu
+
+
+def test_without_kernels_a_product_convolves_which_has_all_derivatives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, kernel = integers(0, 3, 8, 8, 4), integers(1, 3, 3, 4, 6)
+    same = ((1, 1), (1, 1))
+
+    def run(kernels: bool) -> Any:
+        def convolve(images: jax.Array) -> jax.Array:
+            return conv_general_dilated(images, kernel, (1, 1), same, kernels=kernels)
+
+        return jax.jit(lambda x: jax.jvp(convolve, (x,), (x,))[1])
+
+    with pytest.raises(TypeError, match="forward-mode"):
+        run(True).lower(images)
+    text = run(False).lower(images).as_text()
+    assert "stablehlo.dot_general" in text
+    monkeypatch.setenv(library.VARIABLE, "xla")
+    np.testing.assert_array_equal(run(True)(images), run(False)(images))
 
 
 def test_precision_and_dtype_reach_the_product() -> None:

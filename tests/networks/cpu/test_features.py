@@ -1,5 +1,3 @@
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,94 +6,57 @@ import numpy as np
 import pytest
 
 from jaxcnn.networks.cnn import Cifar10CNN, MnistCNN
-from jaxcnn.networks.cpu import features
+from jaxcnn.networks.cpu import library
 
-NETWORKS = {
-    "mnist": (MnistCNN, (28, 28, 1), features.mnist_stages),
-    "cifar10": (
-        Cifar10CNN,
-        (32, 32, 3),
-        functools.partial(features.cifar10_stages, momentum=0.9, epsilon=1e-5),
-    ),
-}
+NETWORKS = {"mnist": (MnistCNN, (28, 28, 1)), "cifar10": (Cifar10CNN, (32, 32, 3))}
 
 
-def outcome(compute: Callable[..., Any], variables: Any, images: np.ndarray) -> Any:
-    """Features and running statistics, and the derivatives of a mix of the features."""
-
-    def loss(params: Any, images: jax.Array) -> Any:
-        found, batch_stats = compute({**variables, "params": params}, images)
-        return jnp.sum(jnp.sin(found)), (found, batch_stats)
-
-    return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], images)
-
-
-@pytest.mark.slow
-@pytest.mark.lightly_compiled
-@pytest.mark.usefixtures("_x64")
+@pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("batch", [1, 3, 64, 96, 127])  # 1 slice, except 96: 2 of 48
-def test_networks_train_in_stages_as_in_layers(name: str, batch: int) -> None:
-    network, shape, stages = NETWORKS[name]
-    model = network(dtype=jnp.float64)
-    random = np.random.RandomState(0)
-    images = random.standard_normal((batch, *shape))
-    blank = jax.eval_shape(network().init, jax.random.key(0), np.zeros((1, *shape), np.float32))
-    # A negative scale turns the largest value into the smallest.
-    variables = jax.tree.map(lambda leaf: random.uniform(-0.5, 0.5, leaf.shape), blank)
-    variables["params"] = {k: v for k, v in variables["params"].items() if not k.startswith("fc")}
-
-    def layers(variables: Any, images: jax.Array) -> Any:
-        with jax.numpy_dtype_promotion("standard"):  # Flax asks what float32 and float64 make
-            found, changed = model.apply(
-                variables, images, True, method="features", mutable=["batch_stats"]
-            )
-        return found, changed.get("batch_stats", {})
-
-    ours, expected = jax.jit(lambda *args: (outcome(stages, *args), outcome(layers, *args)))(
-        variables, images
-    )
-    # Float64 rounds to 1e-16. A hundred thousand terms, and a variance that may be ten thousand
-    # times smaller than the mean's square, leave nine digits.
-    (_, value), (_, expected_value) = ours, expected
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8), value, expected_value
-    )
-    (grads, image_grads), (expected_grads, expected_images) = ours[0], expected[0]
-    for layer, leaves in expected_grads.items():
-        # A bias before BatchNorm has no gradient but rounding.
-        scale = np.linalg.norm(leaves.get("kernel", leaves["bias"]))
-        for leaf, wanted in leaves.items():
-            assert np.linalg.norm(grads[layer][leaf] - wanted) <= 1e-8 * scale, (layer, leaf)
-    difference = np.linalg.norm(image_grads - expected_images)
-    assert difference <= 1e-8 * np.linalg.norm(expected_images)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("batch", [1, 3, 64, 96, 127])
-def test_networks_in_stages_round_no_worse_than_in_layers(name: str, batch: int) -> None:
-    network, shape, _ = NETWORKS[name]
+@pytest.mark.parametrize("batch", [1, 4, pytest.param(33, marks=pytest.mark.slow)])
+def test_networks_in_stages_round_no_worse_than_in_layers(
+    name: str, batch: int, train: bool
+) -> None:
+    network, shape = NETWORKS[name]
     variables = jax.jit(network().init)(jax.random.key(0), jnp.zeros((1, *shape)))
     if name == "cifar10":
+        # A negative scale turns the largest value into the smallest.
         for layer in ("batch_norm3", "batch_norm5"):
             scale = variables["params"][layer]["scale"]
             variables["params"][layer]["scale"] = scale.at[::3].set(-0.7)
     images = jax.random.normal(jax.random.key(1), (batch, *shape))
 
-    def run(staged: bool, dtype: Any = jnp.float32) -> tuple[np.ndarray, ...]:
+    def run(staged: bool, dtype: Any = jnp.float32) -> Any:
         model = network(dropout_rate=0.0, staged=staged, dtype=dtype)
-        apply = jax.jit(lambda *args: model.apply(*args, train=True, mutable=["batch_stats"]))
-        return tuple(map(np.asarray, jax.tree.leaves(apply(variables, images))))
+
+        def loss(params: Any, images: jax.Array) -> Any:
+            logits, changed = model.apply(
+                {**variables, "params": params}, images, train=train, mutable=["batch_stats"]
+            )
+            return jnp.sum(jnp.sin(logits)), (logits, changed)
+
+        grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        return jax.device_get(jax.jit(grad)(variables["params"], images))
 
     ours, layers = run(True), run(False)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         exact = run(False, jnp.float64)
+    (grads, image_grads), values = ours
+    _, layer_values = layers
+    (exact_grads, exact_images), exact_values = exact
     # Values depend on their inputs continuously: no relu or pool makes one jump. The largest of
     # ten errors or more is much the same in any order of summation; one in the last digit is free.
-    for one, other, value in zip(ours, layers, exact, strict=True):
+    together = map(jax.tree.leaves, (values, layer_values, exact_values))
+    for one, other, value in zip(*together, strict=True):
         free = 4 * np.finfo(np.float32).eps * np.abs(value).max()
         assert np.abs(one - value).max() <= 8 * np.abs(other - value).max() + free
+    # Gradients jump where a relu or a pool decides otherwise, which is rare.
+    np.testing.assert_allclose(image_grads, exact_images, atol=1e-3 * np.abs(exact_images).max())
+    for layer, leaves in exact_grads.items():
+        # A bias before BatchNorm has no gradient in training but rounding.
+        scale = np.abs(leaves.get("kernel", leaves["bias"])).max()
+        for leaf, wanted in leaves.items():
+            assert np.abs(grads[layer][leaf] - wanted).max() <= 1e-3 * scale, (layer, leaf)
 
 
 @pytest.mark.slow
@@ -115,7 +76,7 @@ def test_members_of_an_ensemble_equal_single_runs() -> None:
         np.testing.assert_allclose(together[member], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_only_cpu_trains_in_stages() -> None:
+def test_only_cpu_computes_in_stages() -> None:
     model = MnistCNN()
     images = jnp.zeros((2, 28, 28, 1))
     variables = jax.eval_shape(model.init, jax.random.key(1), images)
@@ -125,10 +86,22 @@ def test_only_cpu_trains_in_stages() -> None:
         return jnp.sum(model.apply(variables, images, train=True, rngs=rngs))
 
     traced = jax.jit(jax.grad(loss)).trace(variables)
-    assert "stablehlo.convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert library.BACKWARD in traced.lower(lowering_platforms=("cpu",)).as_text()
     cuda = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "stablehlo.convolution" in cuda
-    assert "optimization_barrier" not in cuda  # which only the stages have
+    assert library.BACKWARD not in cuda
+
+
+def test_intermediate_values_are_computed_in_layers() -> None:
+    model, images = MnistCNN(), jnp.zeros((2, 28, 28, 1))
+    variables = jax.eval_shape(model.init, jax.random.key(1), images)
+
+    def text(mutable: Any, images: Any) -> str:
+        run = jax.jit(lambda variables, images: model.apply(variables, images, mutable=mutable))
+        return run.trace(variables, images).lower(lowering_platforms=("cpu",)).as_text()
+
+    assert library.FORWARD in text(False, images)
+    assert library.FORWARD not in text(["intermediates"], images)
 
 
 def test_layers_have_a_forward_mode_derivative() -> None:

@@ -9,33 +9,19 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxcnn.networks.cpu import blocks
+from jaxcnn.networks.cpu import library
 from jaxcnn.networks.cpu.stages import Stage
 
 STAGES = [
     Stage(),
-    Stage(tile=2),
-    Stage(tile=2, relu_before=True, sums=True),
-    Stage(tile=2, relu_before=True, relu_after=True, sums=True, max_after=True),
-    Stage(tile=1, average_before=True, sums=True, max_after=True),
-    Stage(tile=2, relu_before=True, average_before=True, relu_after=True, max_after=True),
+    Stage(relu_after=True, sums=True),
+    Stage(relu_before=True, sums=True),
+    Stage(relu_before=True, relu_after=True, sums=True, max_after=True),
+    Stage(average_before=True, sums=True, max_after=True),
+    Stage(relu_before=True, average_before=True, relu_after=True, max_after=True),
 ]
-# Kernel size, whether there are scale, shift and sign, and the tile of the input.
-SETTINGS = [(3, True, 2), (5, True, 1), (3, False, 1)]
-# Every stage in one setting is quick, in the others slow; of the second the others do all.
-CASES = [
-    pytest.param(
-        stage,
-        *setting,
-        marks=()
-        if place % 3 == other and place != 1
-        else (pytest.mark.slow, pytest.mark.lightly_compiled),
-        id=f"{place}-{other}",
-    )
-    for place, stage in enumerate(STAGES)
-    for other, setting in enumerate(SETTINGS)
-]
-BATCH = 66  # two slices
+# Images (1, 2 and 3 slices, of which the last may be shorter), kernel size and features.
+SIZES = [(1, 3, 5), (4, 5, 8), (35, 3, 17), (6, 1, 4), (3, 7, 3)]
 
 
 def reference(
@@ -75,26 +61,19 @@ def squares(x: jax.Array) -> jax.Array:
     return jnp.stack([x[:, a::2, b::2] for a in (0, 1) for b in (0, 1)], axis=-1)
 
 
-def to_images(x: jax.Array) -> jax.Array:
-    """Undoes `to_slices`."""
-    slices, tile, _, channels, height, width, size = x.shape
-    return x.transpose(0, 6, 4, 1, 5, 2, 3).reshape(
-        slices * size, height * tile, width * tile, channels
-    )
-
-
 def integers(seed: int, *shape: int) -> np.ndarray:
-    return np.random.RandomState(seed).randint(-3, 4, shape).astype(np.float64)
+    """Exact in float32, and so is whatever is added up of them here: they tie, and lie on edges."""
+    return np.random.RandomState(seed).randint(-2, 3, shape).astype(np.float32)
 
 
-def arguments(kernel_size: int, affine: bool) -> tuple[Any, ...]:
+def arguments(batch: int, kernel_size: int, features: int, affine: bool = True) -> tuple[Any, ...]:
     return (
-        integers(0, BATCH, 8, 12, 3),
-        integers(1, kernel_size, kernel_size, 3, 5),
-        integers(2, 5),
-        np.array([2.0, -1.0, 3.0]) if affine else None,
-        integers(4, 3) if affine else None,
-        np.array([1.0, -1.0, 1.0, -1.0, -1.0]) if affine else None,
+        integers(0, batch, 8, 12, 3) * 4,  # means of four are integers
+        integers(1, kernel_size, kernel_size, 3, features),
+        integers(2, features),
+        np.array([2, -1, 1], np.float32) if affine else None,
+        4 * integers(4, 3) if affine else None,
+        np.where(integers(5, features) < 0, -1, 1).astype(np.float32) if affine else None,
     )
 
 
@@ -104,66 +83,149 @@ def outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     def loss(*args: Any) -> Any:
         out, sums = function(*args)
         mix = jnp.sum(out * integers(7, *out.shape))
-        return mix + sum(jnp.sum(s * integers(8, 5)) for s in sums), (out, sums)
+        weights = integers(8, args[2].size)
+        return mix + sum(jnp.sum(s * weights) for s in sums), (out, sums)
 
     wanted = [i for i, arg in enumerate(args) if arg is not None and i < 5]
     return jax.grad(loss, argnums=wanted, has_aux=True)(*args)
 
 
-def staged(stage: Stage, input_tile: int) -> Callable[..., Any]:
-    """The stage as a function of NHWC images."""
-
-    def function(images: jax.Array, *rest: Any) -> Any:
-        out, sums = stage(blocks.to_slices(images, input_tile), *rest)
-        return to_images(out), sums
-
-    return function
+def exact(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """The outcome in float64."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        wide = [None if arg is None else np.float64(arg) for arg in args]
+        return jax.jit(lambda args: outcome(function, args))(wide)
 
 
-@pytest.mark.usefixtures("_x64")
-@pytest.mark.parametrize(("stage", "kernel_size", "affine", "input_tile"), CASES)
+def assert_equal(ours: Any, expected: Any) -> None:
+    """Equal but for the rounding of sums that float32 cannot hold exactly."""
+
+    def compare(one: Any, other: Any) -> None:
+        largest = np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * largest)
+
+    jax.tree.map(compare, ours, expected)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("batch", "kernel_size", "features"), SIZES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_value_and_gradients_are_those_of_the_definition(
-    stage: Stage, affine: bool, kernel_size: int, input_tile: int
+    stage: Stage, batch: int, kernel_size: int, features: int, affine: bool
 ) -> None:
-    # Integers, and quarters of them, are exact in float64 in whatever order they are added; and
-    # with them values tie and lie on a relu's edge.
-    args = arguments(kernel_size, affine)
-    ours, expected = jax.jit(
-        lambda args: (
-            outcome(staged(stage, input_tile), args),
-            outcome(lambda *args: reference(stage, *args), args),
-        )
-    )(args)
-    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+    args = arguments(batch, kernel_size, features, affine)
+    ours = jax.jit(lambda args: outcome(stage, args))(args)
+    assert_equal(ours, exact(lambda *args: reference(stage, *args), args))
     assert all((np.asarray(grad) != 0).any() for grad in ours[0])
 
 
+@pytest.mark.parametrize("batch", [1, 5, 40])
+def test_sliced_images_pass_from_stage_to_stage(batch: int) -> None:
+    first = Stage(sums=True, relu_after=True, max_after=True)
+    second = Stage(average_before=True, sums=True)
+    third = Stage(relu_before=True, max_after=True)
+    args = arguments(batch, 3, 5)
+    kernels = [integers(seed, 3, 3, 5, 5) for seed in (20, 21)]
+    images = args[0].repeat(2, axis=1).repeat(2, axis=2)
+
+    def chain(sliced: bool, run: Callable[..., Any]) -> Callable[..., Any]:
+        def function(images: Any, kernel: Any, bias: Any, *affine: Any) -> Any:
+            own = [jnp.asarray(kernel, images.dtype) for kernel in kernels]
+            a, b = ({"sliced_out": sliced}, {"sliced_in": sliced})
+            x, (total, _) = run(dataclasses.replace(first, **a), images, kernel, bias, *affine)
+            x, _ = run(dataclasses.replace(second, **a, **b), x, own[0], bias, None, None, None)
+            last = dataclasses.replace(third, **b)
+            return run(last, x, own[1], bias, None, None, affine[2])[0], (total,)
+
+        return function
+
+    start = (images, *args[1:])
+    expected = exact(chain(False, reference), start)
+    for sliced in (True, False):
+        run = chain(sliced, lambda stage, *rest: stage(*rest))
+        assert_equal(jax.jit(lambda args, run=run: outcome(run, args))(start), expected)
+
+
+def test_gradients_that_nobody_wants_are_not_computed() -> None:
+    args = arguments(4, 3, 5)
+    stage = STAGES[3]
+
+    def loss(kernel: jax.Array, images: jax.Array) -> jax.Array:
+        return jnp.sum(stage(images, kernel, *args[2:])[0])
+
+    alone = jax.jit(jax.grad(loss))
+    both = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    np.testing.assert_array_equal(alone(args[1], args[0]), both(args[1], args[0])[0])
+    pixels = "x".join(map(str, args[0].shape))
+    texts = [f.lower(args[1], args[0]).as_text() for f in (alone, both)]
+    assert [f"-> (tensor<{pixels}xf32>" in text for text in texts] == [False, True]
+
+
 def test_a_stage_is_a_convolution_alone_by_default() -> None:
-    assert dataclasses.astuple(Stage()) == (1, False, False, False, False, False)
+    assert not any(dataclasses.astuple(Stage()))
 
 
-@pytest.mark.usefixtures("_x64")
 def test_members_of_an_ensemble_equal_single_stages() -> None:
-    stage = STAGES[2]
-    args = arguments(3, True)
+    stage = STAGES[3]
+    args = arguments(4, 3, 5)
     kernels = integers(9, 3, 3, 3, 3, 5)
 
     def run(kernel: jax.Array) -> Any:
-        return outcome(staged(stage, 2), (args[0], kernel, *args[2:]))
+        return outcome(stage, (args[0], kernel, *args[2:]))
 
     together, alone = jax.jit(lambda k: (jax.vmap(run)(k), run(k[1])))(kernels)
     jax.tree.map(lambda many, one: np.testing.assert_array_equal(many[1], one), together, alone)
 
 
-@pytest.mark.usefixtures("_x64")
 def test_a_tie_goes_to_the_first_corner_as_in_pytorch() -> None:
-    stage = Stage(tile=2, max_after=True)
-    kernel = np.zeros((3, 3, 1, 1))
+    stage = Stage(max_after=True)
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
     kernel[1, 1] = 1.0
 
     def total(images: jax.Array) -> jax.Array:
-        out, _ = stage(blocks.to_slices(images, 2), kernel, np.zeros(1))
-        return jnp.sum(out)
+        return jnp.sum(stage(images, kernel, np.zeros(1, np.float32))[0])
 
-    grad = jax.jit(jax.grad(total))(np.ones((1, 4, 4, 1)))[0, :, :, 0]
+    grad = jax.jit(jax.grad(total))(np.ones((1, 4, 4, 1), np.float32))[0, :, :, 0]
     np.testing.assert_array_equal(grad, np.kron(np.ones((2, 2)), [[1, 0], [0, 0]]))
+
+
+def test_nan_spreads_as_in_xla() -> None:
+    images = integers(0, 2, 8, 8, 1)
+    images[1, 3, 3] = np.nan
+    kernel, bias = integers(1, 3, 3, 1, 4), np.zeros(4, np.float32)
+    stage = Stage(relu_before=True, relu_after=True, max_after=True)
+    ours, _ = jax.jit(stage)(images, kernel, bias)
+    theirs, _ = jax.jit(lambda *args: reference(stage, *args, None, None, None))(
+        images, kernel, bias
+    )
+    np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kernel": (2, 2, 3, 5)}, "odd"),
+        ({"kernel": (3, 3, 4, 5)}, "channels"),
+        ({"bias": (4,)}, "bias"),
+        ({"scale": (2,), "shift": (2,)}, "scale"),
+        ({"scale": (3,), "shift": (0,)}, "shift"),
+        ({"sign": (3,)}, "sign"),
+        ({"x": (2, 7, 8, 3)}, "pooling"),
+        ({"x": (0, 8, 8, 3), "out": (0, 4, 4, 5), "y": (0, 8, 8, 5)}, "empty"),
+        ({"x": (8, 8, 3)}, "axes"),
+        ({"out": (2, 4, 4, 4)}, "output"),
+        ({"y": (2, 4, 4, 5)}, "kept"),
+        ({"sums": (5,)}, "sums"),
+    ],
+)
+def test_a_wrong_shape_is_an_error(change: dict[str, tuple[int, ...]], message: str) -> None:
+    shapes = {
+        "x": (2, 8, 8, 3), "kernel": (3, 3, 3, 5), "bias": (5,), "scale": (3,), "shift": (3,),
+        "sign": (5,), "out": (2, 4, 4, 5), "y": (2, 8, 8, 5), "sums": (2, 5),
+    } | change  # fmt: skip
+    assert library.in_use()
+    results = [jax.ShapeDtypeStruct(shapes[name], np.float32) for name in ("out", "y", "sums")]
+    given = [np.zeros(shapes[n], np.float32) for n in "x kernel bias scale shift sign".split()]
+    call = jax.ffi.ffi_call(library.FORWARD, results)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        jax.block_until_ready(call(*given, **Stage(relu_after=True, max_after=True)._layers()))
