@@ -93,7 +93,7 @@ def conv_general_dilated(
         and all(tuple(pair) == (size // 2, size // 2) for pair in padding)
         and lhs.dtype == rhs.dtype == jnp.float32
         and preferred_element_type in (None, jnp.float32)
-        and min(lhs.shape) > 0
+        and all(isinstance(axis, int) and axis > 0 for axis in lhs.shape)
     )
     on_cpu = kernel if kernels and fits and library.in_use() else product
     return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=native)

@@ -39,7 +39,8 @@ def in_stages(stages: Callable[..., Any], **options: Any) -> Callable[[_Features
     def decorate(features: _Features) -> _Features:
         @functools.wraps(features)
         def staged_on_cpu(network: nn.Module, images: jax.Array, train: bool) -> jax.Array:
-            staged = network.staged and network.dtype == jnp.float32 and images.shape[0] >= 1
+            known = isinstance(images.shape[0], int) and images.shape[0] > 0  # else symbolic
+            staged = network.staged and network.dtype == jnp.float32 and known
             watched = network.is_initializing() or network.is_mutable_collection("intermediates")
             if not staged or watched or not library.in_use():
                 return features(network, images, train)

@@ -154,7 +154,8 @@ class Sums {
 
 // Runs tasks 0 .. tasks - 1 on the threads of a pool. It may be called by a thread of that very
 // pool: whoever calls does all that no other thread has begun, and waits for nothing else.
-void ForEach(ffi::ThreadPool& pool, int64_t tasks, const std::function<void(int64_t)>& task) {
+template <typename Pool>
+void ForEach(Pool& pool, int64_t tasks, const std::function<void(int64_t)>& task) {
   struct Job {
     std::atomic<int64_t> next{0};
     int64_t done = 0;

@@ -31,7 +31,7 @@ FORWARD, BACKWARD = "jaxcnn_forward", "jaxcnn_backward"
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = "-std=c++17 -O3 -march=native -fPIC -shared -pthread".split()
-_SECONDS = 120  # that a compiler may take; usual are 5 to 15
+_SECONDS = 600  # that a compiler may take; usual are 5 to 15
 _REMEDY = (
     "training on CPU takes two to three times as long as with a C++ compiler (c++, g++, clang++ or "
     f"CXX) and a cache folder of one's own for libraries; {VARIABLE}=xla silences this"

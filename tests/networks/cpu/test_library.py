@@ -1,9 +1,9 @@
+import functools
 import os
 import re
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,15 +14,14 @@ from jaxcnn.networks.cpu import library
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A process that has not loaded the kernels yet, and its cache folder."""
     monkeypatch.setenv("JAXCNN_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv(library.VARIABLE, raising=False)
     # Once in a process, and the tests have it already.
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: None)
-    library._load.cache_clear()
-    yield tmp_path
-    library._load.cache_clear()
+    monkeypatch.setattr(library, "_load", functools.cache(library._load.__wrapped__))
+    return tmp_path
 
 
 def compiler(folder: Path, script: str) -> str:
