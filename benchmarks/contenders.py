@@ -5,10 +5,12 @@ backward pass, SGD with momentum, dropout; the images are on the device as uint8
 optax, numpy and torch only.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import flax_networks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +90,48 @@ def jaxcnn(task: Task) -> Epoch:
                     train_state, chunk.batches, np.int32(chunk.count)
                 )
         jax.block_until_ready(metrics)
+
+    return epoch
+
+
+def flax(task: Task) -> Epoch:
+    """Trains as most people write it in Flax: plain layers, and a jitted step at a time."""
+    dtype = jnp.bfloat16 if task.precision == "bfloat16" else jnp.float32
+    model, tx = flax_networks.NETWORKS[task.network](), optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
+    split = task.split()
+    images, labels = jnp.asarray(split.images), jnp.asarray(split.labels)
+    variables = model.init(jax.random.key(1), jnp.zeros((1, *SHAPES[task.network])))
+    state = (variables["params"], variables.get("batch_stats", {}))
+    train_state = (*state, tx.init(variables["params"]), jax.random.key(2))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: Any, indices: jax.Array) -> Any:
+        params, batch_stats, opt_state, key = state
+        key, dropout = jax.random.split(key)
+        batch = ((images[indices] / 255 - MEAN) / STD).astype(dtype)
+
+        def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+            logits, changed = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                batch,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout},
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[indices])
+            return losses.mean(), changed.get("batch_stats", {})
+
+        (_, changed), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), changed, opt_state, key
+
+    rng = np.random.default_rng(0)
+
+    def epoch() -> None:
+        nonlocal train_state
+        for indices in rng.permutation(len(labels)).reshape(task.steps, task.batch_size):
+            train_state = step(train_state, indices)
+        jax.block_until_ready(train_state)
 
     return epoch
 

@@ -5,9 +5,10 @@
 
 All contenders of a row train the same network on the same images in one process, in turn, round
 after round. A row's ratio is the median time of PyTorch's fastest configuration over that of
-jaxcnn, with a 95 % bootstrap interval over rounds. Compilation is not timed, but recorded. Prints a
-table, and writes a figure beside the JSON file. Needs jax, flax, optax, numpy, matplotlib and
-torch.
+jaxcnn, with a 95 % bootstrap interval over rounds. Beside them train plain layers of Flax, a jitted
+step at a time. The share is the arithmetic of jaxcnn's step over that of a large matrix product of
+PyTorch in the same rounds. Compilation is not timed, but recorded. Prints a table, and writes a
+figure beside the JSON file. Needs jax, flax, optax, numpy, matplotlib and torch.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def measure(task: contenders.Task, arguments: argparse.Namespace) -> dict[str, A
     epochs: dict[str, contenders.Epoch] = {}
     first: dict[str, float] = {}
     failed: dict[str, str] = {}
-    for name, make in {"jaxcnn": contenders.jaxcnn, **variants}.items():
+    for name, make in {"jaxcnn": contenders.jaxcnn, "flax": contenders.flax, **variants}.items():
         began = time.perf_counter()
         try:
             torch.compiler.reset()  # otherwise it compiles for dynamic batch sizes
@@ -93,13 +94,17 @@ def measure(task: contenders.Task, arguments: argparse.Namespace) -> dict[str, A
             continue
         epochs[name] = epoch
     times: dict[str, list[float]] = {name: [] for name in epochs}
+    products = []
     for _ in range(arguments.rounds):
+        products.append(product_speed())
         for name, epoch in epochs.items():
             began = time.perf_counter()
             epoch()
             times[name].append((time.perf_counter() - began) / task.steps)
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    best = min((name for name in medians if name != "jaxcnn"), key=medians.__getitem__)
+    theirs = [name for name in medians if name not in ("jaxcnn", "flax")]
+    best = min(theirs, key=medians.__getitem__)
+    work = step_operations(task.network, task.batch_size) / medians["jaxcnn"]
     low, high = interval(times[best], times["jaxcnn"])
 
     def speed(name: str) -> dict[str, Any]:
@@ -124,10 +129,42 @@ def measure(task: contenders.Task, arguments: argparse.Namespace) -> dict[str, A
         "ratio_low": low,
         "ratio_high": high,
         "ratio_to_eager": medians["eager"] / medians["jaxcnn"] if "eager" in medians else None,
+        "gflops": work / 1e9,
+        "product_gflops": statistics.median(products) / 1e9,
+        "share": work / statistics.median(products),
+        "ratio_to_flax": medians["flax"] / medians["jaxcnn"] if "flax" in medians else None,
         "jaxcnn": speed("jaxcnn"),
-        "pytorch": {name: speed(name) for name in epochs if name != "jaxcnn"},
+        "flax": speed("flax") if "flax" in medians else None,
+        "pytorch": {name: speed(name) for name in theirs},
         "failed": failed,
     }
+
+
+def step_operations(network: str, batch_size: int) -> int:
+    """Returns the additions and multiplications of a step's convolutions and matrix products.
+
+    Two for a multiply-add, forward and for both gradients, but for that of the images.
+    """
+    if network == "mnist":
+        first = 28**2 * 25 * 4
+        others = 14**2 * 100 * 8 + 392 * 512 + 5120
+    else:
+        first = 32**2 * 27 * 4
+        others = 32**2 * (36 * 8 + 72 * 16) + 16**2 * 144 * 32 + 8**2 * 288 * 64
+        others += 1024 * 512 + 5120
+    return 2 * batch_size * (2 * first + 3 * others)
+
+
+def product_speed(size: int = 2048) -> float:
+    """Returns the additions and multiplications a second of a float32 product of two matrices."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    one, other = torch.randn(2, size, size, device=device)
+    seconds = []
+    for _ in range(4):  # the first wakes the threads up
+        began = time.perf_counter()
+        (one @ other)[0, 0].item()
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(seconds[1:])
 
 
 def interval(theirs: list[float], ours: list[float]) -> tuple[float, float]:
@@ -164,14 +201,16 @@ def step_count(network: str, batch_size: int, precision: Any, seconds: float) ->
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns the rows as a Markdown table."""
     lines = [
-        "| network | batch | precision | jaxcnn, images/s | PyTorch, images/s | which | ratio |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| network | batch | precision | jaxcnn, images/s | PyTorch, images/s | which | ratio "
+        "| Flax, images/s | share |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
         f"| {row['network']} | {row['batch_size']:,} | {row['precision']} "
         f"| {row['jaxcnn_images_per_second']:,.0f} | {row['best_pytorch_images_per_second']:,.0f} "
         f"| {row['best_pytorch']} "
-        f"| **{row['ratio']:.2f}** ({row['ratio_low']:.2f} to {row['ratio_high']:.2f}) |"
+        f"| **{row['ratio']:.2f}** ({row['ratio_low']:.2f} to {row['ratio_high']:.2f}) "
+        f"| {row['flax']['images_per_second'] if row['flax'] else 0:,.0f} | {row['share']:.2f} |"
         for row in rows
     ]
     return "\n".join(lines)
