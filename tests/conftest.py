@@ -88,6 +88,7 @@ def _own_folders(
     (home / "jaxcnn").mkdir()
     (home / "jaxcnn" / "kernels").symlink_to(kernels)
     monkeypatch.delenv("JAXCNN_ARCHIVE_DIR", raising=False)
+    monkeypatch.setenv("JAXCNN_KERNELS", "auto")  # and what a test sets is undone
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("JAXCNN_CACHE_DIR", str(home / "jaxcnn"))

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from experiments import mnist
 from jaxcnn.cli.flags import CheckpointFlags, DataFlags, DeviceFlags, parse_flags
 from jaxcnn.errors import UserError
+from jaxcnn.networks.cpu import library
 from jaxcnn.recipes import named, optimizer_defaults
 from jaxcnn.recipes.named import RECIPES
 from jaxcnn.storage import checkpoint
@@ -272,3 +274,16 @@ def test_help_is_quick() -> None:
         for _ in range(3)
     ]
     assert min(ours for ours, _ in pairs) < min(theirs for _, theirs in pairs)
+
+
+def test_the_user_chooses_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kernels in ("native", "xla"):
+        DeviceFlags(kernels=kernels).join(("data",), "")
+        assert os.environ[library.VARIABLE] == kernels
+    monkeypatch.setenv(library.VARIABLE, "native")
+    monkeypatch.setattr(library, "_load", lambda: "there is no compiler")
+    with pytest.raises(UserError, match="not available: there is no compiler"):
+        DeviceFlags().join(("data",), "")
+    monkeypatch.setenv(library.VARIABLE, "fast")
+    with pytest.raises(UserError, match=library.VARIABLE):
+        DeviceFlags().join(("data",), "")

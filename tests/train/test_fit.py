@@ -16,6 +16,7 @@ import pytest
 
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.devices import environment
+from jaxcnn.networks.cpu import library
 from jaxcnn.errors import DivergedError, StoppedError, UserError
 from jaxcnn.networks.cnn import MnistCNN
 from jaxcnn.recipes.recipe import Recipe
@@ -308,6 +309,7 @@ def test_a_finished_run_is_read_and_not_trained_again(
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxcnn.devices.environment.device", lambda: "abacus")
+        patch.setattr(library, "description", lambda: "slide rule")
         again = fit(
             checkpoints=dataclasses.replace(policy, report=said.append), observers=[recorder]
         )
@@ -318,6 +320,7 @@ def test_a_finished_run_is_read_and_not_trained_again(
     assert said[0] == f"resuming from {found[-1].folder}"
     assert "may not be bit-identical" in said[1]
     assert f"device {environment.device()} then and abacus now" in said[1]
+    assert "kernels native then and slide rule now" in said[1]
     assert len(said) == 2
 
 

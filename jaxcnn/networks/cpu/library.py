@@ -1,4 +1,4 @@
-"""The library of kernels: `kernels.cpp`, compiled for this processor when it is first wanted.
+"""The library of kernels: the folder `native`, compiled for this processor when it is first wanted.
 
 Without a C++ compiler, or where the library cannot be kept, XLA computes everything; the results
 are the same up to rounding.
@@ -9,6 +9,7 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -28,9 +29,10 @@ KernelsName = Literal["auto", "native", "xla"]
 VARIABLE = "JAXCNN_KERNELS"
 FORWARD, BACKWARD = "jaxcnn_forward", "jaxcnn_backward"
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_SOURCES = Path(__file__).with_name("native")
 _COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = "-std=c++17 -O3 -march=native -fPIC -shared -pthread".split()
+_HOST = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+_FLAGS = ["-std=c++17", "-O3", _HOST, "-fPIC", "-shared", "-pthread"]
 _SECONDS = 600  # that a compiler may take; usual are 5 to 15
 _REMEDY = (
     "training on CPU takes two to three times as long as with a C++ compiler (c++, g++, clang++ or "
@@ -138,7 +140,14 @@ def _compile(file: Path) -> None:
     began = time.perf_counter()
     try:
         done = subprocess.run(
-            [*command, "-isystem", jax.ffi.include_dir(), str(_SOURCE), "-o", str(partial)],
+            [
+                *command,
+                "-isystem",
+                jax.ffi.include_dir(),
+                str(_SOURCES / "kernels.cpp"),
+                "-o",
+                str(partial),
+            ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -173,9 +182,10 @@ def _compiler() -> list[str]:
 
 
 def _digest(command: list[str]) -> str:
-    """Returns a digest of all that decides the library: its source, compiler, flags, processor."""
+    """Returns a digest of all that decides the library: its sources, compiler, flags, processor."""
     compiler = Path(command[0]).resolve()
     status = compiler.stat()
     changed = f"{status.st_size} {status.st_mtime_ns}"  # asking the compiler takes a process
     parts = [*command, str(compiler), changed, environment.processor(), version("jaxlib")]
-    return hashlib.sha256("\n".join(parts).encode() + _SOURCE.read_bytes()).hexdigest()[:32]
+    sources = [path.read_bytes() for path in sorted(_SOURCES.iterdir()) if path.is_file()]
+    return hashlib.sha256(b"\n".join(["\n".join(parts).encode(), *sources])).hexdigest()[:32]

@@ -1,6 +1,6 @@
 """Stages: convolutions fused with the layers around them, computed by kernels on CPU.
 
-`kernels.cpp` beside this file has the kernels, and says what makes them fast.
+The folder `native` beside this file has the kernels, and says what makes them fast.
 
 BatchNorm needs sums over the whole batch. Therefore a stage takes its input before normalisation,
 together with the scale and shift that normalise it, and returns the sums for the next stage's.

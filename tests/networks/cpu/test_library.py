@@ -17,7 +17,6 @@ from jaxcnn.networks.cpu import library
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A process that has not loaded the kernels yet, and its cache folder."""
     monkeypatch.setenv("JAXCNN_CACHE_DIR", str(tmp_path))
-    monkeypatch.delenv(library.VARIABLE, raising=False)
     # Once in a process, and the tests have it already.
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: None)
     monkeypatch.setattr(library, "_load", functools.cache(library._load.__wrapped__))

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 from jaxcnn.networks.cpu import library
@@ -54,11 +53,17 @@ def test_no_access_is_out_of_bounds_and_no_operation_undefined(tmp_path: Path) -
 def test_calls_at_once_neither_race_nor_wait_for_each_other(tmp_path: Path) -> None:
     assert GCC is not None
     sanitizer("tsan")
-    source = library._SOURCE.parent
-    command = [GCC, "-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{source}"]
-    include = ["-isystem", jax.ffi.include_dir()]
+    command = [
+        GCC,
+        "-std=c++17",
+        "-O1",
+        "-g",
+        "-fsanitize=thread",
+        "-pthread",
+        f"-I{library._SOURCES}",
+    ]
     program = tmp_path / "threads"
-    subprocess.run([*command, *include, HERE / "threads.cpp", "-o", program], check=True)
+    subprocess.run([*command, HERE / "threads.cpp", "-o", program], check=True)
     done = subprocess.run([program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING: ThreadSanitizer" not in done.stderr

@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from jax import lax
 
 from jaxcnn.networks.cpu import library
 from jaxcnn.networks.cpu.stages import Stage
+from tests.conftest import REPOSITORY
 
 STAGES = [
     Stage(),
@@ -229,3 +232,25 @@ def test_a_wrong_shape_is_an_error(change: dict[str, tuple[int, ...]], message: 
     call = jax.ffi.ffi_call(library.FORWARD, results)
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         jax.block_until_ready(call(*given, **Stage(relu_after=True, max_after=True)._layers()))
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    code = """
+import hashlib, os, sys
+if sys.argv[1:] and hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import jax
+from tests.networks.cpu import test_stages as tests
+
+args = tests.arguments(100, 3, 17)
+args = jax.tree.map(lambda x: x * 0.37, args)
+found = jax.jit(lambda args: tests.outcome(tests.STAGES[3], args))(args)
+bits = b"".join(leaf.tobytes() for leaf in jax.device_get(jax.tree.leaves(found)))
+print(hashlib.sha256(bits).hexdigest())
+"""
+    command = [sys.executable, "-c", code]
+    found = [
+        subprocess.check_output([*command, *one], cwd=REPOSITORY, text=True)
+        for one in ([], ["one"])
+    ]
+    assert found[0] == found[1]

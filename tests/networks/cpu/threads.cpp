@@ -1,11 +1,12 @@
 // Many calls of the kernels at once, by threads of the very pool that they hand work to: each has to
 // end, and to do every task once. Built with ThreadSanitizer by test_sanitizers.py.
 
-#include "kernels.cpp"
+#include "threads.h"
 
 #include <cstdio>
 #include <deque>
 #include <thread>
+#include <vector>
 
 // As XLA's: a fixed number of threads and one queue.
 class Pool {
@@ -59,7 +60,7 @@ int main() {
     for (int call = 0; call < kCalls; ++call) {
       pool.Schedule([&, call] {
         std::vector<float> values(kTasksEach);
-        ForEach(pool, kTasksEach, [&](int64_t task) {
+        jaxcnn::ForEach(pool, kTasksEach, [&](int64_t task) {
           ++counts[call][task];
           values[task] = task;
         });

@@ -1,0 +1,206 @@
+// Stages of convolutional layers for CPU, as handlers of XLA's foreign function interface.
+//
+// A stage is a convolution of stride 1 that keeps the size, and the layers around it: scale and
+// shift, relu, average pooling; the convolution, bias, relu; sums for BatchNorm; max pooling.
+// `jaxcnn/networks/cpu/stages.py` declares the same handlers and says what each argument is.
+//
+// The slices of a batch are shared among XLA's threads. A task writes sums of its own, and these are
+// added in the order of the tasks, so that the result does not depend on the number of threads.
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "stages.h"
+#include "threads.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jaxcnn {
+namespace {
+
+namespace ffi = xla::ffi;
+using Buffer = ffi::Buffer<ffi::F32>;
+using Result = ffi::ResultBuffer<ffi::F32>;
+
+ffi::Error Wrong(const std::string& what) {
+  return ffi::Error::InvalidArgument("jaxcnn's kernels: " + what);
+}
+
+using Shape = ffi::Span<const int64_t>;
+
+bool Same(Shape a, Shape b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
+
+bool Is(Shape shape, std::initializer_list<int64_t> expected) {
+  return Same(shape, Shape(expected.begin(), expected.size()));
+}
+
+Images MakeImages(float* data, Shape shape, bool sliced) {
+  return {data, shape[1], shape[2], shape[3], sliced};
+}
+
+// Fills in a stage from its arguments, or says what is wrong with them.
+ffi::Error MakeStage(Stage& s, Buffer x, Buffer kernel, Buffer scale, Buffer shift, Buffer sign,
+                     Shape out, bool sliced_in, bool sliced_out) {
+  const auto in = x.dimensions(), window = kernel.dimensions();
+  if (in.size() != 4 || window.size() != 4) return Wrong("images and kernel have four axes");
+  const int64_t shrink = s.average_before ? 2 : 1, pool = s.max_after ? 2 : 1;
+  const int64_t height = in[1] / shrink, width = in[2] / shrink, features = window[3];
+  if (window[0] != window[1] || window[0] % 2 == 0) return Wrong("the kernel is odd and square");
+  if (window[2] != in[3]) return Wrong("the kernel has as many channels as the images");
+  if (in[1] % (shrink * pool) || in[2] % (shrink * pool)) return Wrong("pooling divides the size");
+  if (!Is(out, {in[0], height / pool, width / pool, features})) return Wrong("shape of the output");
+  for (int64_t axis : in) if (axis < 1) return Wrong("empty images");
+  if (features < 1) return Wrong("no features");
+  for (const Buffer& affine : {scale, shift}) {
+    if (!Is(affine.dimensions(), {0}) && !Is(affine.dimensions(), {in[3]})) return Wrong("scale");
+  }
+  if (scale.element_count() != shift.element_count()) return Wrong("scale and shift");
+  if (!Is(sign.dimensions(), {0}) && !Is(sign.dimensions(), {features})) return Wrong("sign");
+  s.taps = window[0];
+  s.x = MakeImages(x.typed_data(), in, sliced_in);
+  s.out = {nullptr, height / pool, width / pool, features, sliced_out};
+  s.y = {nullptr, height, width, features, true};
+  s.kernel = kernel.typed_data();
+  s.scale = scale.element_count() ? scale.typed_data() : nullptr;
+  s.shift = shift.typed_data();
+  s.sign = sign.element_count() ? sign.typed_data() : nullptr;
+  return ffi::Error::Success();
+}
+
+ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias, Buffer scale,
+                   Buffer shift, Buffer sign, Result out, Result y, Result sums, bool relu_before,
+                   bool average_before, bool relu_after, bool max_after, bool sliced_in,
+                   bool sliced_out) {
+  Stage s{relu_before, average_before, relu_after, max_after};
+  if (auto error = MakeStage(s, x, kernel, scale, shift, sign, out->dimensions(), sliced_in,
+                             sliced_out); error.failure()) return error;
+  const int64_t batch = x.dimensions()[0], features = s.y.channels;
+  if (!Is(bias.dimensions(), {features})) return Wrong("bias");
+  const bool whole = Is(y->dimensions(), {batch, s.height(), s.width(), features});
+  if (!whole && !Is(y->dimensions(), {0})) return Wrong("shape of what is kept");
+  const bool summed = Is(sums->dimensions(), {2, features});
+  if (!summed && !Is(sums->dimensions(), {0})) return Wrong("shape of the sums");
+  s.bias = bias.typed_data();
+  s.out.data = out->typed_data();
+  s.y.data = y->typed_data();
+  s.kept = whole;
+  if (!max_after && sliced_out) {  // what comes out is what would be kept
+    s.y.data = s.out.data;
+    s.kept = true;
+  }
+  const Slices slices(batch);
+  const Packed packed(s.kernel, s.taps, s.x.channels, features, false);
+  std::vector<Sums> partial(summed ? 2 * slices.tasks : 0, Sums(features));
+  ForEach(pool, slices.tasks, [&](int64_t task) {
+    Padded padded(memory_of_x, s.x.channels, s.height(), s.width(), s.taps / 2);
+    slices.Each(task, [&](int64_t first, int64_t images) {
+      ForwardSlice(s, first, images, packed, padded,
+                   summed ? &partial[2 * task] : nullptr);
+    });
+  });
+  if (summed) {
+    std::fill_n(sums->typed_data(), 2 * features, 0.0f);
+    for (size_t i = 0; i < partial.size(); ++i) {
+      partial[i].AddTo(sums->typed_data() + i % 2 * features);
+    }
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale, Buffer shift,
+                    Buffer sign, Buffer y, Buffer d_out, Buffer d_sums, Result dx, Result d_kernel,
+                    Result d_bias, Result d_scale, Result d_shift, bool relu_before,
+                    bool average_before, bool relu_after, bool max_after, bool sliced_in,
+                    bool sliced_out) {
+  Stage s{relu_before, average_before, relu_after, max_after};
+  if (auto error = MakeStage(s, x, kernel, scale, shift, sign, d_out.dimensions(), sliced_in,
+                             sliced_out); error.failure()) return error;
+  const int64_t batch = x.dimensions()[0], features = s.y.channels, channels = s.x.channels;
+  s.kept = Is(y.dimensions(), {batch, s.height(), s.width(), features});
+  const bool summed = Is(d_sums.dimensions(), {2, features});
+  if (!s.kept && (relu_after || max_after || summed)) return Wrong("shape of what was kept");
+  if (!summed && !Is(d_sums.dimensions(), {0})) return Wrong("shape of the sums");
+  const bool wanted = Same(dx->dimensions(), x.dimensions());
+  if (!wanted && !Is(dx->dimensions(), {0})) return Wrong("gradient of the images");
+  if (!Same(d_kernel->dimensions(), kernel.dimensions())) return Wrong("gradient of the kernel");
+  if (!Is(d_bias->dimensions(), {features})) return Wrong("gradient of the bias");
+  if (!Same(d_scale->dimensions(), scale.dimensions())) return Wrong("gradient of the scale");
+  if (!Same(d_shift->dimensions(), shift.dimensions())) return Wrong("gradient of the shift");
+  s.y.data = y.typed_data();
+  const Gradients g{MakeImages(d_out.typed_data(), d_out.dimensions(), sliced_out),
+                    {wanted ? dx->typed_data() : nullptr, s.x.height, s.x.width, channels,
+                     sliced_in},
+                    summed ? d_sums.typed_data() : nullptr};
+  const Slices slices(batch);
+  const Packed transposed(s.kernel, s.taps, channels, features, true);
+  std::vector<TaskGradients> partial(
+      slices.tasks, {std::vector<float>(kernel.element_count()), Sums(features), Sums(channels),
+                     Sums(channels)});
+  ForEach(pool, slices.tasks, [&](int64_t task) {
+    Padded padded(memory_of_x, channels, s.height(), s.width(), s.taps / 2);
+    Padded dy(memory_of_dy, features, s.height(), s.width(), s.taps / 2);
+    slices.Each(task, [&](int64_t first, int64_t images) {
+      BackwardSlice(s, g, first, images, transposed, padded, dy, partial[task]);
+    });
+  });
+  for (Result result : {d_kernel, d_bias, d_scale, d_shift}) {
+    std::fill_n(result->typed_data(), result->element_count(), 0.0f);
+  }
+  for (const TaskGradients& sums : partial) {
+    for (size_t i = 0; i < sums.kernel.size(); ++i) d_kernel->typed_data()[i] += sums.kernel[i];
+    sums.bias.AddTo(d_bias->typed_data());
+    if (s.scale) {
+      sums.scale.AddTo(d_scale->typed_data());
+      sums.shift.AddTo(d_shift->typed_data());
+    }
+  }
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnForward, Forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Buffer>()  // x
+                                  .Arg<Buffer>()  // kernel
+                                  .Arg<Buffer>()  // bias
+                                  .Arg<Buffer>()  // scale
+                                  .Arg<Buffer>()  // shift
+                                  .Arg<Buffer>()  // sign
+                                  .Ret<Buffer>()  // out
+                                  .Ret<Buffer>()  // y
+                                  .Ret<Buffer>()  // sums
+                                  .Attr<bool>("relu_before")
+                                  .Attr<bool>("average_before")
+                                  .Attr<bool>("relu_after")
+                                  .Attr<bool>("max_after")
+                                  .Attr<bool>("sliced_in")
+                                  .Attr<bool>("sliced_out"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnBackward, Backward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Buffer>()  // x
+                                  .Arg<Buffer>()  // kernel
+                                  .Arg<Buffer>()  // scale
+                                  .Arg<Buffer>()  // shift
+                                  .Arg<Buffer>()  // sign
+                                  .Arg<Buffer>()  // y
+                                  .Arg<Buffer>()  // d_out
+                                  .Arg<Buffer>()  // d_sums
+                                  .Ret<Buffer>()  // dx
+                                  .Ret<Buffer>()  // d_kernel
+                                  .Ret<Buffer>()  // d_bias
+                                  .Ret<Buffer>()  // d_scale
+                                  .Ret<Buffer>()  // d_shift
+                                  .Attr<bool>("relu_before")
+                                  .Attr<bool>("average_before")
+                                  .Attr<bool>("relu_after")
+                                  .Attr<bool>("max_after")
+                                  .Attr<bool>("sliced_in")
+                                  .Attr<bool>("sliced_out"));
+
+}  // namespace jaxcnn

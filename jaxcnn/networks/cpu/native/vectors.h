@@ -1,0 +1,132 @@
+// Vectors of the processor's width, by the vector extensions of GCC and Clang.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace jaxcnn {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+// Vectors of L values; of kLanes, wherever as many are left.
+template <int L>
+struct Lanes {
+  typedef float Vector __attribute__((vector_size(4 * L)));
+};
+template <int L>
+using Vector = typename Lanes<L>::Vector;
+using Vec = Vector<kLanes>;
+
+template <int L>
+inline Vector<L> Load(const float* from, Lanes<L>) {
+  Vector<L> v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+inline Vec Load(const float* from) { return Load(from, Lanes<kLanes>()); }
+
+template <typename V>
+inline void Store(float* to, V v) {
+  std::memcpy(to, &v, sizeof(v));
+}
+
+// NaN stays NaN, as in jax.
+template <typename V>
+inline V Relu(V v) {
+  return v < 0 ? V{} : v;
+}
+template <typename V>
+inline V Largest(V a, V b) {
+  return (a > b) | (a != a) ? a : b;
+}
+
+// Calls f(position, lanes) for vectors that together have `size` values: whole ones, then for the
+// rest a half, a quarter and so on.
+template <int L = kLanes, typename F>
+inline void ForVectors(int64_t size, F f, int64_t begin = 0) {
+  if constexpr (L > 0) {
+    for (; begin + L <= size; begin += L) f(begin, Lanes<L>());
+    ForVectors<L / 2>(size, f, begin);
+  }
+}
+
+// Calls f(position, vector) for the first `size` values of some vectors.
+template <int V, typename F>
+inline void ForValues(const Vec (&vectors)[V], int64_t size, F f) {
+  if (size >= V * kLanes) {
+    for (int v = 0; v < V; ++v) f(v * kLanes, vectors[v]);
+  } else {
+    const float* values = reinterpret_cast<const float*>(vectors);
+    ForVectors(size, [&](int64_t i, auto lanes) { f(i, Load(values + i, lanes)); });
+  }
+}
+
+// The sum of vectors of L values, of L / 2 and so on.
+template <int L>
+struct Sum : Sum<L / 2> {
+  Vector<L> total{};
+
+  using Sum<L / 2>::Add;
+  void Add(Vector<L> v) { total += v; }
+  void AddTo(float* lanes) const {
+    Store(lanes, Load(lanes, Lanes<L>()) + total);
+    Sum<L / 2>::AddTo(lanes);
+  }
+};
+template <>
+struct Sum<0> {
+  void Add() {}
+  void AddTo(float*) const {}
+};
+
+// The lanes of two vectors at the given places, of those of a and then b.
+#if defined(__clang__)
+#define JAXCNN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else  // __builtin_shufflevector came with GCC 12
+typedef int Places __attribute__((vector_size(4 * kLanes)));
+#define JAXCNN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Places{__VA_ARGS__})
+#endif
+
+// Sums of neighbours: the first half of the result is of a, the second of b.
+inline Vec AddNeighbours(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return JAXCNN_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         JAXCNN_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif defined(__AVX__)
+  return JAXCNN_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
+         JAXCNN_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+  return JAXCNN_SHUFFLE(a, b, 0, 2, 4, 6) + JAXCNN_SHUFFLE(a, b, 1, 3, 5, 7);
+#endif
+}
+
+// Lane i of the result is the sum of all lanes of v[i].
+inline Vec SumLanes(Vec (&v)[kLanes]) {
+  for (int left = kLanes / 2; left > 0; left /= 2) {
+    for (int i = 0; i < left; ++i) v[i] = AddNeighbours(v[2 * i], v[2 * i + 1]);
+  }
+  return v[0];
+}
+
+// A vector of sums for each of several channels.
+class Sums {
+ public:
+  explicit Sums(int64_t channels) : lanes_(channels * kLanes) {}
+  void Add(int64_t channel, const Sum<kLanes>& sum) { sum.AddTo(&lanes_[channel * kLanes]); }
+  void AddTo(float* totals) const {
+    for (size_t i = 0; i < lanes_.size(); ++i) totals[i / kLanes] += lanes_[i];
+  }
+
+ private:
+  std::vector<float> lanes_;
+};
+
+}  // namespace jaxcnn
