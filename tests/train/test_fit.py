@@ -16,9 +16,9 @@ import pytest
 
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.devices import environment
-from jaxcnn.networks.cpu import library
 from jaxcnn.errors import DivergedError, StoppedError, UserError
 from jaxcnn.networks.cnn import MnistCNN
+from jaxcnn.networks.cpu import library
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
 from jaxcnn.storage.store import open_store

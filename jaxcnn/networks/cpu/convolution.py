@@ -1,8 +1,8 @@
 """Convolution as is fastest on each platform, to be passed to `nn.Conv(conv_general_dilated=...)`.
 
-On GPU and TPU it is XLA's own convolution. On CPU it is a kernel of the folder `native` where that can be
-compiled, or else a matrix product over patches: inside a loop, XLA's convolution falls back to a
-single-threaded kernel there and takes about twenty times as long as the product.
+On GPU and TPU it is XLA's own convolution. On CPU it is a kernel of the folder `native` where that
+can be compiled, or else a matrix product over patches: inside a loop, XLA's convolution falls back
+to a single-threaded kernel there and takes about twenty times as long as the product.
 """
 
 import math
