@@ -176,15 +176,25 @@ void ConvolveRow(const Padded& x, const Packed& kernel, int64_t row, int64_t siz
   }
 }
 
+// The gradient of a kernel is added up in blocks of features, float[blocks, Cin, K, K, features].
+// Calls f(first feature, number of features) for each.
+template <typename F>
+inline void ForGradients(int64_t features, int64_t taps, F f) {
+  for (int64_t first = 0, count = 0; first < features; first += count) {
+    const int64_t left = features - first;
+    count = left >= kGradients && taps < 5 ? kGradients : left >= 4 ? 4 : 1;
+    f(first, count);
+  }
+}
+
 // Adds the gradient of F features and T taps of a row of the kernel, from rows begin .. end - 1.
 template <int F, int T>
-inline void GradientBlock(Padded& x, Padded& dy, int64_t taps, int64_t feature, int64_t channel,
-                          int64_t i, int64_t j, int64_t begin, int64_t end, int64_t size,
-                          float* d_kernel) {
-  const int64_t images = x.images();
-  Vec sums[T][F];
-  for (auto& tap : sums) for (Vec& sum : tap) sum = Vec{};
-  const int64_t next = dy.Row(1, 0) - dy.Row(0, 0);
+inline void GradientBlock(const Padded& x, const Padded& dy, int64_t taps, int64_t feature,
+                          int64_t channel, int64_t i, int64_t j, int64_t begin, int64_t end,
+                          int64_t size, float* d_kernel) {
+  const int64_t images = x.images(), next = dy.Row(1, 0) - dy.Row(0, 0);
+  Vec sums[T * F];
+  for (Vec& sum : sums) sum = Vec{};
   for (int64_t row = begin; row < end; ++row) {
     const float* from = x.Window(channel, row + i - taps / 2) + j * images;
     const float* gradient = dy.Row(feature, row);
@@ -196,60 +206,55 @@ inline void GradientBlock(Padded& x, Padded& dy, int64_t taps, int64_t feature, 
       for (int f = 0; f < F; ++f) {
         const Vec g = Load(gradient + f * next + start);
 #pragma GCC unroll 8
-        for (int t = 0; t < T; ++t) sums[t][f] += g * values[t];
+        for (int t = 0; t < T; ++t) sums[t * F + f] += g * values[t];
       }
     }
   }
-  for (int first = 0; first < T * F; first += kLanes) {
-    const int count = std::min(kLanes, T * F - first);
-    Vec group[kLanes] = {};
-    for (int k = 0; k < count; ++k) group[k] = (&sums[0][0])[first + k];
-    const Vec totals = SumLanes(group);
-    for (int k = 0; k < count; ++k) {
-      const int t = (first + k) / F, f = (first + k) % F;
-      d_kernel[((i * taps + j + t) * x.channels() + channel) * dy.channels() + feature + f] +=
-          totals[k];
-    }
-  }
+  AddLanes<T * F>(sums, d_kernel + feature * x.channels() * taps * taps +
+                            ((channel * taps + i) * taps + j) * F);
 }
 
 template <int F>
-inline void GradientRows(Padded& x, Padded& dy, int64_t taps, int64_t feature, int64_t begin,
-                         int64_t end, int64_t size, float* d_kernel) {
+inline void GradientRows(const Padded& x, const Padded& dy, int64_t taps, int64_t feature,
+                         int64_t begin, int64_t end, int64_t size, float* d_kernel) {
   for (int64_t channel = 0; channel < x.channels(); ++channel) {
     for (int64_t i = 0; i < taps; ++i) {
+      auto add = [&](auto block, int64_t j) {
+        block(x, dy, taps, feature, channel, i, j, begin, end, size, d_kernel);
+      };
       int64_t j = 0;
-      for (; taps - j >= 5; j += 5) {
-        GradientBlock<std::min(F, 4), 5>(x, dy, taps, feature, channel, i, j, begin, end, size,
-                                         d_kernel);
-        if (F > 4) {
-          GradientBlock<std::min(F, 4), 5>(x, dy, taps, feature + 4, channel, i, j, begin, end,
-                                           size, d_kernel);
-        }
+      if constexpr (F <= 4) {
+        for (; taps - j >= 5; j += 5) add(GradientBlock<F, 5>, j);
       }
-      for (; taps - j >= 3; j += 3) {
-        GradientBlock<F, 3>(x, dy, taps, feature, channel, i, j, begin, end, size, d_kernel);
-      }
-      for (; taps - j >= 1; j += 1) {
-        GradientBlock<F, 1>(x, dy, taps, feature, channel, i, j, begin, end, size, d_kernel);
-      }
+      for (; taps - j >= 3; j += 3) add(GradientBlock<F, 3>, j);
+      for (; taps - j >= 1; j += 1) add(GradientBlock<F, 1>, j);
     }
   }
 }
 
-// Adds the gradient of the kernel, float[K, K, Cin, Cout], from rows begin .. end - 1.
-inline void AddKernelGradient(Padded& x, Padded& dy, int64_t taps, int64_t begin, int64_t end,
-                       int64_t size, float* d_kernel) {
-  int64_t feature = 0;
-  for (; feature + kGradients <= dy.channels(); feature += kGradients) {
-    GradientRows<kGradients>(x, dy, taps, feature, begin, end, size, d_kernel);
-  }
-  for (; feature + 4 <= dy.channels(); feature += 4) {
-    GradientRows<4>(x, dy, taps, feature, begin, end, size, d_kernel);
-  }
-  for (; feature < dy.channels(); ++feature) {
-    GradientRows<1>(x, dy, taps, feature, begin, end, size, d_kernel);
-  }
+// Adds the gradient of a kernel, in blocks, from rows begin .. end - 1.
+inline void AddKernelGradient(const Padded& x, const Padded& dy, int64_t taps, int64_t begin,
+                              int64_t end, int64_t size, float* d_kernel) {
+  ForGradients(dy.channels(), taps, [&](int64_t first, int64_t count) {
+    switch (count) {
+      case 1: return GradientRows<1>(x, dy, taps, first, begin, end, size, d_kernel);
+      case 4: return GradientRows<4>(x, dy, taps, first, begin, end, size, d_kernel);
+      default: return GradientRows<kGradients>(x, dy, taps, first, begin, end, size, d_kernel);
+    }
+  });
+}
+
+// Adds blocks to float[K, K, Cin, Cout].
+inline void AddBlocks(const float* blocks, int64_t taps, int64_t channels, int64_t features,
+                      float* d_kernel) {
+  ForGradients(features, taps, [&](int64_t first, int64_t count) {
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      for (int64_t tap = 0; tap < taps * taps; ++tap) {
+        float* to = d_kernel + (tap * channels + channel) * features + first;
+        for (int64_t f = 0; f < count; ++f) to[f] += *blocks++;
+      }
+    }
+  });
 }
 
 }  // namespace jaxcnn

@@ -149,7 +149,7 @@ ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale,
     std::fill_n(result->typed_data(), result->element_count(), 0.0f);
   }
   for (const TaskGradients& sums : partial) {
-    for (size_t i = 0; i < sums.kernel.size(); ++i) d_kernel->typed_data()[i] += sums.kernel[i];
+    AddBlocks(sums.kernel.data(), s.taps, channels, features, d_kernel->typed_data());
     sums.bias.AddTo(d_bias->typed_data());
     if (s.scale) {
       sums.scale.AddTo(d_scale->typed_data());

@@ -73,12 +73,17 @@ inline void ForValues(const Vec (&vectors)[V], int64_t size, F f) {
 template <int L>
 struct Sum : Sum<L / 2> {
   Vector<L> total{};
+  bool shorter = false;  // whether there are vectors of fewer values
 
-  using Sum<L / 2>::Add;
   void Add(Vector<L> v) { total += v; }
+  template <typename V>
+  void Add(V v) {
+    shorter = true;
+    Sum<L / 2>::Add(v);
+  }
   void AddTo(float* lanes) const {
     Store(lanes, Load(lanes, Lanes<L>()) + total);
-    Sum<L / 2>::AddTo(lanes);
+    if (shorter) Sum<L / 2>::AddTo(lanes);
   }
 };
 template <>
@@ -108,12 +113,28 @@ inline Vec AddNeighbours(Vec a, Vec b) {
 #endif
 }
 
-// Lane i of the result is the sum of all lanes of v[i].
-inline Vec SumLanes(Vec (&v)[kLanes]) {
-  for (int left = kLanes / 2; left > 0; left /= 2) {
-    for (int i = 0; i < left; ++i) v[i] = AddNeighbours(v[2 * i], v[2 * i + 1]);
+// The largest power of two that is neither more than n nor than the number of lanes.
+constexpr int LargestPower(int n) {
+  int power = 1;
+  while (2 * power <= n && 2 * power <= kLanes) power *= 2;
+  return power;
+}
+
+// Adds the sum of the lanes of each of N vectors to one of N values.
+template <int N>
+inline void AddLanes(const Vec* vectors, float* values) {
+  if constexpr (N > 0) {
+    constexpr int kPower = LargestPower(N);
+    Vec v[kPower];
+    for (int i = 0; i < kPower; ++i) v[i] = vectors[i];
+    for (int left = kPower / 2; left > 0; left /= 2) {
+      for (int i = 0; i < left; ++i) v[i] = AddNeighbours(v[2 * i], v[2 * i + 1]);
+    }
+    for (int lanes = kPower; lanes < kLanes; lanes *= 2) v[0] = AddNeighbours(v[0], v[0]);
+    constexpr Lanes<kPower> kAll{};
+    Store(values, Load(values, kAll) + Load(reinterpret_cast<const float*>(v), kAll));
+    AddLanes<N - kPower>(vectors + kPower, values + kPower);
   }
-  return v[0];
 }
 
 // A vector of sums for each of several channels.
