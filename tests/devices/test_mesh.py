@@ -44,7 +44,7 @@ def runs(folder: Path, which: str, precision: str) -> dict[str, Any]:
     simulated = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     start = ["-m", "tests.meshes"]
     if precision == "float64":
-        simulated["JAX_ENABLE_X64"] = "1"
+        simulated |= {"JAX_ENABLE_X64": "1", "JAXCNN_KERNELS": "xla"}  # they have float32 only
         start = ["-c", DOUBLE]
     run = subprocess.run(
         [sys.executable, *start, folder, which],
