@@ -35,7 +35,7 @@ _HOST = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-marc
 _FLAGS = ["-std=c++17", "-O3", _HOST, "-fPIC", "-shared", "-pthread"]
 _SECONDS = 600  # that a compiler may take; usual are 5 to 15
 _REMEDY = (
-    "training on CPU takes two to three times as long as with a C++ compiler (c++, g++, clang++ or "
+    "training on CPU takes four to nine times as long as with a C++ compiler (c++, g++, clang++ or "
     f"CXX) and a cache folder of one's own for libraries; {VARIABLE}=xla silences this"
 )
 
