@@ -7,6 +7,7 @@ optax, numpy and torch only.
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +68,12 @@ Epoch = Callable[[], None]
 """Trains an epoch and returns when the device has finished."""
 
 
+def _matmul_precision(task: Task) -> AbstractContextManager[None]:
+    """Returns a context in which JAX multiplies float32 matrices as the task asks for."""
+    precision = "tensorfloat32" if task.precision == "tf32" else "float32"
+    return jax.default_matmul_precision(precision)
+
+
 def jaxcnn(task: Task) -> Epoch:
     """Trains as `jaxcnn.fit` does: many steps in one program."""
     dtype = jnp.bfloat16 if task.precision == "bfloat16" else jnp.float32
@@ -82,9 +89,7 @@ def jaxcnn(task: Task) -> Epoch:
         nonlocal train_state, number
         number += 1
         metrics: Any = None
-        with jax.default_matmul_precision(
-            "tensorfloat32" if task.precision == "tf32" else "float32"
-        ):
+        with _matmul_precision(task):
             for chunk in source.epoch(number):
                 train_state, metrics = train_steps(
                     train_state, chunk.batches, np.int32(chunk.count)
@@ -97,7 +102,8 @@ def jaxcnn(task: Task) -> Epoch:
 def flax(task: Task) -> Epoch:
     """Trains as most people write it in Flax: plain layers, and a jitted step at a time."""
     dtype = jnp.bfloat16 if task.precision == "bfloat16" else jnp.float32
-    model, tx = flax_networks.NETWORKS[task.network](), optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
+    model = flax_networks.NETWORKS[task.network](dtype=dtype)
+    tx = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
     split = task.split()
     images, labels = jnp.asarray(split.images), jnp.asarray(split.labels)
     variables = model.init(jax.random.key(1), jnp.zeros((1, *SHAPES[task.network])))
@@ -108,7 +114,7 @@ def flax(task: Task) -> Epoch:
     def step(state: Any, indices: jax.Array) -> Any:
         params, batch_stats, opt_state, key = state
         key, dropout = jax.random.split(key)
-        batch = ((images[indices] / 255 - MEAN) / STD).astype(dtype)
+        batch = (images[indices] / 255 - MEAN) / STD
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
             logits, changed = model.apply(
@@ -118,7 +124,9 @@ def flax(task: Task) -> Epoch:
                 mutable=["batch_stats"],
                 rngs={"dropout": dropout},
             )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[indices])
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits.astype(jnp.float32), labels[indices]
+            )
             return losses.mean(), changed.get("batch_stats", {})
 
         (_, changed), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -129,8 +137,9 @@ def flax(task: Task) -> Epoch:
 
     def epoch() -> None:
         nonlocal train_state
-        for indices in rng.permutation(len(labels)).reshape(task.steps, task.batch_size):
-            train_state = step(train_state, indices)
+        with _matmul_precision(task):
+            for indices in rng.permutation(len(labels)).reshape(task.steps, task.batch_size):
+                train_state = step(train_state, indices)
         jax.block_until_ready(train_state)
 
     return epoch

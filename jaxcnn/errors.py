@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# The remedy that `writing` states where a workdir cannot be written.
+# The remedies that `writing` states where a cache or a workdir cannot be written.
+CACHE_REMEDY = "set JAXCNN_CACHE_DIR to a folder that can be written and has room"
 WORKDIR_REMEDY = "give --workdir a folder that can be written and has room"
 
 

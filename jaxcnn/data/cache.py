@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.errors import DataError, writing
+from jaxcnn.errors import CACHE_REMEDY, DataError, writing
 from jaxcnn.storage import document, manifest
 from jaxcnn.storage.atomic import locked, replacing
 
@@ -58,9 +58,8 @@ def load_or_build(
     arrays, _ = _open(folder, fingerprint)
     if arrays is not None:
         return arrays
-    remedy = "set JAXCNN_CACHE_DIR to a folder that can be written and has room"
-    lock = locked(folder.parent, f".{folder.name}.lock", wait=True, remedy=remedy)
-    with writing(folder, remedy), lock:
+    lock = locked(folder.parent, f".{folder.name}.lock", wait=True, remedy=CACHE_REMEDY)
+    with writing(folder, CACHE_REMEDY), lock:
         arrays, defect = _open(folder, fingerprint)  # another process may have built it
         if arrays is not None:
             return arrays

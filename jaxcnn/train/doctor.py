@@ -16,7 +16,7 @@ import optax
 from jaxcnn.data import tfds
 from jaxcnn.data.augment import make_normalize
 from jaxcnn.devices import environment
-from jaxcnn.errors import ReadError, UserError, describe, writing
+from jaxcnn.errors import CACHE_REMEDY, ReadError, UserError, describe, writing
 from jaxcnn.networks.cpu import library
 from jaxcnn.recipes import named, optimizer_defaults
 from jaxcnn.recipes.recipe import NetworkName
@@ -26,7 +26,6 @@ from jaxcnn.train import setup, steps
 from jaxcnn.train.state import TrainState, init_state
 
 _OUTCOME = "doctor.json"
-_CACHE_REMEDY = "set JAXCNN_CACHE_DIR to a folder that can be written and has room"
 
 _CALLS = 200
 _BATCH = 16  # images
@@ -186,7 +185,7 @@ def _programs() -> Finding:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(2**20))
     except OSError as error:
-        return Finding(what, False, f"{describe(error, folder)}: {_CACHE_REMEDY}")
+        return Finding(what, False, f"{describe(error, folder)}: {CACHE_REMEDY}")
     entries = list(folder.glob("*-cache"))
     size = sum(path.stat().st_size for path in entries) / 2**20
     return Finding(what, True, f"{len(entries)} for this processor, {size:.0f} MiB in {folder}")
@@ -224,9 +223,9 @@ def record(findings: list[Finding]) -> None:
     path = cache_root() / _OUTCOME
     unsound = [finding.what for finding in findings if not finding.sound]
     content = {"machine": environment.machine(), "unsound": unsound}
-    with writing(path, _CACHE_REMEDY):
+    with writing(path, CACHE_REMEDY):
         path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, json.dumps(content).encode(), _CACHE_REMEDY)
+    atomic.write(path, json.dumps(content).encode(), CACHE_REMEDY)
 
 
 def outcome() -> str:

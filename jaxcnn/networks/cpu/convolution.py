@@ -57,7 +57,7 @@ def conv_general_dilated(
         float[B, H', W', Cout].
     """
 
-    def native(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    def by_xla(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(
             lhs,
             rhs,
@@ -71,11 +71,11 @@ def conv_general_dilated(
             preferred_element_type=preferred_element_type,
         )
 
-    def kernel(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    def by_kernel(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         out, _ = Stage()(lhs, rhs, jnp.zeros(rhs.shape[-1], jnp.float32))
         return out
 
-    def product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    def by_product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _as_matrix_product(lhs, rhs, padding, precision, preferred_element_type)
 
     plain = (
@@ -85,7 +85,7 @@ def conv_general_dilated(
         and not isinstance(padding, str)
     )
     if not plain:
-        return native(lhs, rhs)
+        return by_xla(lhs, rhs)
     size = rhs.shape[0]
     fits = (
         rhs.shape[1] == size
@@ -95,8 +95,8 @@ def conv_general_dilated(
         and preferred_element_type in (None, jnp.float32)
         and all(isinstance(axis, int) and axis > 0 for axis in lhs.shape)
     )
-    on_cpu = kernel if kernels and fits and library.in_use() else product
-    return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=native)
+    on_cpu = by_kernel if kernels and fits and library.in_use() else by_product
+    return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=by_xla)
 
 
 def _as_matrix_product(

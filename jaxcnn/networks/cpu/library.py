@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import jax
 
 from jaxcnn.devices import environment
-from jaxcnn.errors import UserError
+from jaxcnn.errors import CACHE_REMEDY, UserError
 from jaxcnn.storage.atomic import cache_root, locked
 
 KernelsName = Literal["auto", "native", "xla"]
@@ -121,7 +121,7 @@ def _compiled() -> Path:
     folder = file.parent
     if not file.exists():
         # Of processes that start together one compiles, and the others wait for it.
-        with locked(folder, wait=True):
+        with locked(folder, wait=True, remedy=CACHE_REMEDY):
             folder.chmod(0o700)
             if not file.exists():
                 _compile(file)

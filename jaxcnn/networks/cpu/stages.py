@@ -114,19 +114,16 @@ def _forward(stage: Stage, *arguments: Any, keep: bool) -> tuple[jax.Array, jax.
     pool = 2 if stage.max_after else 1
     before = batch, height // shrink, width // shrink, features
     after = batch, before[1] // pool, before[2] // pool, features
-    # Without pooling, a sliced output is all that the backward pass needs of it.
-    output_is_enough = stage.sliced_out and not stage.max_after
-    needed = stage.relu_after or stage.sums or stage.max_after
+    keep = keep and (stage.relu_after or stage.sums or stage.max_after)
+    is_output = stage.sliced_out and not stage.max_after
     shapes = (
         after,
-        before if keep and needed and not output_is_enough else (0,),
+        before if keep and not is_output else (0,),
         (2, features) if stage.sums else (0,),
     )
     call = _kernel(library.FORWARD, shapes)
     out, y, sums = call(x, kernel, bias, *map(_given, optional), **stage._layers())
-    if keep and needed and output_is_enough:
-        y = out
-    return out, y, tuple(sums) if stage.sums else ()
+    return out, out if keep and is_output else y, tuple(sums) if stage.sums else ()
 
 
 def _forward_with_residuals(stage: Stage, *arguments: Any) -> Any:

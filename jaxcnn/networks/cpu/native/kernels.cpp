@@ -17,6 +17,14 @@
 #include "threads.h"
 #include "xla/ffi/api/ffi.h"
 
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(jaxcnn::Layers,
+                                      xla::ffi::StructMember<bool>("relu_before"),
+                                      xla::ffi::StructMember<bool>("average_before"),
+                                      xla::ffi::StructMember<bool>("relu_after"),
+                                      xla::ffi::StructMember<bool>("max_after"),
+                                      xla::ffi::StructMember<bool>("sliced_in"),
+                                      xla::ffi::StructMember<bool>("sliced_out"));
+
 namespace jaxcnn {
 namespace {
 
@@ -42,7 +50,7 @@ Images MakeImages(float* data, Shape shape, bool sliced) {
 
 // Fills in a stage from its arguments, or says what is wrong with them.
 ffi::Error MakeStage(Stage& s, Buffer x, Buffer kernel, Buffer scale, Buffer shift, Buffer sign,
-                     Shape out, bool sliced_in, bool sliced_out) {
+                     Shape out) {
   const auto in = x.dimensions(), window = kernel.dimensions();
   if (in.size() != 4 || window.size() != 4) return Wrong("images and kernel have four axes");
   const int64_t shrink = s.average_before ? 2 : 1, pool = s.max_after ? 2 : 1;
@@ -59,8 +67,8 @@ ffi::Error MakeStage(Stage& s, Buffer x, Buffer kernel, Buffer scale, Buffer shi
   if (scale.element_count() != shift.element_count()) return Wrong("scale and shift");
   if (!Is(sign.dimensions(), {0}) && !Is(sign.dimensions(), {features})) return Wrong("sign");
   s.taps = window[0];
-  s.x = MakeImages(x.typed_data(), in, sliced_in);
-  s.out = {nullptr, height / pool, width / pool, features, sliced_out};
+  s.x = MakeImages(x.typed_data(), in, s.sliced_in);
+  s.out = {nullptr, height / pool, width / pool, features, s.sliced_out};
   s.y = {nullptr, height, width, features, true};
   s.kernel = kernel.typed_data();
   s.scale = scale.element_count() ? scale.typed_data() : nullptr;
@@ -70,12 +78,12 @@ ffi::Error MakeStage(Stage& s, Buffer x, Buffer kernel, Buffer scale, Buffer shi
 }
 
 ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias, Buffer scale,
-                   Buffer shift, Buffer sign, Result out, Result y, Result sums, bool relu_before,
-                   bool average_before, bool relu_after, bool max_after, bool sliced_in,
-                   bool sliced_out) {
-  Stage s{relu_before, average_before, relu_after, max_after};
-  if (auto error = MakeStage(s, x, kernel, scale, shift, sign, out->dimensions(), sliced_in,
-                             sliced_out); error.failure()) return error;
+                   Buffer shift, Buffer sign, Result out, Result y, Result sums, Layers layers) {
+  Stage s{layers};
+  if (auto error = MakeStage(s, x, kernel, scale, shift, sign, out->dimensions());
+      error.failure()) {
+    return error;
+  }
   const int64_t batch = x.dimensions()[0], features = s.y.channels;
   if (!Is(bias.dimensions(), {features})) return Wrong("bias");
   const bool whole = Is(y->dimensions(), {batch, s.height(), s.width(), features});
@@ -86,7 +94,7 @@ ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias, B
   s.out.data = out->typed_data();
   s.y.data = y->typed_data();
   s.kept = whole;
-  if (!max_after && sliced_out) {  // what comes out is what would be kept
+  if (!s.max_after && s.sliced_out) {  // what comes out is what would be kept
     s.y.data = s.out.data;
     s.kept = true;
   }
@@ -111,16 +119,16 @@ ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias, B
 
 ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale, Buffer shift,
                     Buffer sign, Buffer y, Buffer d_out, Buffer d_sums, Result dx, Result d_kernel,
-                    Result d_bias, Result d_scale, Result d_shift, bool relu_before,
-                    bool average_before, bool relu_after, bool max_after, bool sliced_in,
-                    bool sliced_out) {
-  Stage s{relu_before, average_before, relu_after, max_after};
-  if (auto error = MakeStage(s, x, kernel, scale, shift, sign, d_out.dimensions(), sliced_in,
-                             sliced_out); error.failure()) return error;
+                    Result d_bias, Result d_scale, Result d_shift, Layers layers) {
+  Stage s{layers};
+  if (auto error = MakeStage(s, x, kernel, scale, shift, sign, d_out.dimensions());
+      error.failure()) {
+    return error;
+  }
   const int64_t batch = x.dimensions()[0], features = s.y.channels, channels = s.x.channels;
   s.kept = Is(y.dimensions(), {batch, s.height(), s.width(), features});
   const bool summed = Is(d_sums.dimensions(), {2, features});
-  if (!s.kept && (relu_after || max_after || summed)) return Wrong("shape of what was kept");
+  if (!s.kept && (s.relu_after || s.max_after || summed)) return Wrong("shape of what was kept");
   if (!summed && !Is(d_sums.dimensions(), {0})) return Wrong("shape of the sums");
   const bool wanted = Same(dx->dimensions(), x.dimensions());
   if (!wanted && !Is(dx->dimensions(), {0})) return Wrong("gradient of the images");
@@ -129,9 +137,9 @@ ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale,
   if (!Same(d_scale->dimensions(), scale.dimensions())) return Wrong("gradient of the scale");
   if (!Same(d_shift->dimensions(), shift.dimensions())) return Wrong("gradient of the shift");
   s.y.data = y.typed_data();
-  const Gradients g{MakeImages(d_out.typed_data(), d_out.dimensions(), sliced_out),
+  const Gradients g{MakeImages(d_out.typed_data(), d_out.dimensions(), s.sliced_out),
                     {wanted ? dx->typed_data() : nullptr, s.x.height, s.x.width, channels,
-                     sliced_in},
+                     s.sliced_in},
                     summed ? d_sums.typed_data() : nullptr};
   const Slices slices(batch);
   const Packed transposed(s.kernel, s.taps, channels, features, true);
@@ -173,12 +181,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnForward, Forward,
                                   .Ret<Buffer>()  // out
                                   .Ret<Buffer>()  // y
                                   .Ret<Buffer>()  // sums
-                                  .Attr<bool>("relu_before")
-                                  .Attr<bool>("average_before")
-                                  .Attr<bool>("relu_after")
-                                  .Attr<bool>("max_after")
-                                  .Attr<bool>("sliced_in")
-                                  .Attr<bool>("sliced_out"));
+                                  .Attrs<jaxcnn::Layers>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnBackward, Backward,
                               ffi::Ffi::Bind()
@@ -196,11 +199,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnBackward, Backward,
                                   .Ret<Buffer>()  // d_bias
                                   .Ret<Buffer>()  // d_scale
                                   .Ret<Buffer>()  // d_shift
-                                  .Attr<bool>("relu_before")
-                                  .Attr<bool>("average_before")
-                                  .Attr<bool>("relu_after")
-                                  .Attr<bool>("max_after")
-                                  .Attr<bool>("sliced_in")
-                                  .Attr<bool>("sliced_out"));
+                                  .Attrs<jaxcnn::Layers>());
 
 }  // namespace jaxcnn

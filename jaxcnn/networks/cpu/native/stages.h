@@ -53,8 +53,12 @@ struct Images {
   }
 };
 
-struct Stage {
-  bool relu_before, average_before, relu_after, max_after;
+// What is around the convolution, and how images come and go; the attributes of `Stage` in Python.
+struct Layers {
+  bool relu_before, average_before, relu_after, max_after, sliced_in, sliced_out;
+};
+
+struct Stage : Layers {
   int64_t taps;
   Images x, y, out;  // y before pooling
   const float *kernel, *bias, *scale, *shift, *sign;

@@ -1,4 +1,4 @@
-// How the images of a batch are shared among threads, and the memory that a thread keeps.
+// How the images of a batch are shared among threads.
 
 #pragma once
 

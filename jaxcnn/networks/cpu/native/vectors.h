@@ -88,7 +88,6 @@ struct Sum : Sum<L / 2> {
 };
 template <>
 struct Sum<0> {
-  void Add() {}
   void AddTo(float*) const {}
 };
 
