@@ -96,10 +96,9 @@ def make_echo(console: "Console") -> Echo:
     from jaxcnn.devices import processes
 
     def echo(line: str, style: str | None = None) -> None:
-        if processes.is_main():
-            console.print(screen.line(line), style=style, soft_wrap=True, markup=False)
+        console.print(screen.line(line), style=style, soft_wrap=True, markup=False)
 
-    return echo
+    return processes.main_only(echo, lambda line, style=None: None)
 
 
 def echo_source_files(optimizers: Sequence[str], echo: Echo) -> None:

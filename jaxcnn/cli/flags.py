@@ -166,18 +166,17 @@ class DeviceFlags:
             UserError: the flags contradict each other, there are too few devices, the kernels that
                 are asked for are not available, or the other processes cannot be reached in time.
         """
-        import jax
-
         from jaxcnn.devices import processes
         from jaxcnn.devices.mesh import make_mesh, parse_mesh
         from jaxcnn.networks.cpu import library
 
         sizes = parse_mesh(self.count, self.mesh, axes)
         processes.join(self.processes, self.coordinator, self.process_id)
-        if processes.count() > 1 and not workdir:
-            raise UserError("several processes have one workdir: give --workdir, the same to all")
-        if processes.count() > 1 and not sizes:
-            sizes = {axes[0]: jax.device_count()}
+        if not workdir:
+            processes.require_one(
+                "several processes have one workdir: give --workdir, the same to all"
+            )
+        sizes = sizes or processes.default_axes(axes[0])
         if self.kernels != "auto":
             library.choose(self.kernels)
         library.in_use()  # compiles them now, before anything is timed or drawn

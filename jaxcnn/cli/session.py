@@ -113,9 +113,8 @@ class Session:
             except StoppedError as error:
                 # Where there are several processes, another one may have received the signal.
                 number = interrupted.received or signal.SIGTERM
-                if processes.is_main():
-                    advice = f"the same flags with --workdir {self.workdir} resume it"
-                    sys.stderr.write(f"{error}; {advice}\n")
+                advice = f"the same flags with --workdir {self.workdir} resume it"
+                sys.stderr.write(processes.main_only(f"{error}; {advice}\n", ""))
                 raise SystemExit(128 + number) from None
 
     def finish(self, result: Result, dataset: Dataset) -> None:

@@ -204,7 +204,7 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
             folder,
             chunk=flags.chunk or None,
             mesh=mesh,
-            observer=StudyProgress(console) if processes.is_main() else None,
+            observer=processes.main_only(StudyProgress(console), None),
             command=command,
         )
     return study, runs, folder

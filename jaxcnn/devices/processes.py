@@ -116,6 +116,32 @@ def is_main() -> bool:
     return count() == 1 or jax.process_index() == 0
 
 
+def main_only(value: T, otherwise: T) -> T:
+    """Returns `value` in process 0 and `otherwise` in the others, without any communication."""
+    return value if is_main() else otherwise
+
+
+def require_one(reason: str) -> None:
+    """Checks that this process is the only one of the run.
+
+    Args:
+        reason: why it has to be, and what to do instead.
+
+    Raises:
+        UserError: `reason`, where there are several processes.
+    """
+    if count() > 1:
+        raise UserError(reason)
+
+
+def default_axes(axis: str) -> dict[str, int]:
+    """Returns the sizes of a mesh that none was asked for, by axis.
+
+    Several processes share all of their devices along `axis`; one process needs no mesh.
+    """
+    return {axis: jax.device_count()} if count() > 1 else {}
+
+
 def gather(value: Any) -> list[Any]:
     """Shares a value of each process with all of them.
 

@@ -141,8 +141,8 @@ def fit_chunks(
     check_sizes(recipe, dataset, placement)
     if not len(members):
         raise UserError("an ensemble without members: give at least one seed")
-    if processes.count() > 1 and (checkpoints or keep_states):
-        raise UserError(
+    if checkpoints or keep_states:
+        processes.require_one(
             "several processes have the states of an ensemble in parts: take one process for "
             "checkpoints and keep_states"
         )

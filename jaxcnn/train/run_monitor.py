@@ -49,7 +49,7 @@ class RunMonitor:
         self._recipe = recipe
         self._images = len(dataset.train)
         self._schedule = schedule
-        self._observers = observers if processes.is_main() else ()
+        self._observers = processes.main_only(observers, ())
         self._checkpoints = checkpoints
 
     @contextlib.contextmanager

@@ -117,11 +117,11 @@ def test_a_missing_device(platform: str, tmp_path: Path) -> None:
 
 def test_lines_are_printed_in_process_0(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
-    echo = console.make_echo(Console(file=file, width=9, force_terminal=True, color_system=None))
-    echo("a line of [bold] more than 9 letters\x1b[31m", "bold red")
+    narrow = Console(file=file, width=9, force_terminal=True, color_system=None)
+    console.make_echo(narrow)("a line of [bold] more than 9 letters\x1b[31m", "bold red")
     assert file.getvalue() == "a line of [bold] more than 9 letters\ufffd[31m\n"
     monkeypatch.setattr("jaxcnn.devices.processes.is_main", lambda: False)
-    echo("of another process")
+    console.make_echo(narrow)("of another process", style="bold")
     assert "another" not in file.getvalue()
 
 

@@ -144,8 +144,21 @@ def test_one_process_needs_no_other(tmp_path: Path) -> None:
             run(divmod)(1, 0)
     assert processes.gather(value := object()) == [value]
     assert processes.broadcast(value) is value
+    assert processes.main_only("main", otherwise="other") == "main"
+    assert processes.default_axes("data") == {}
+    processes.require_one("not raised")
     processes.check_same({"seed": 1})
     processes.leave(3)  # does nothing
+
+
+def test_what_only_one_process_may_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxcnn.devices.processes.count", lambda: 2)
+    with pytest.raises(UserError, match=r"^two of them$"):
+        processes.require_one("two of them")
+    assert processes.default_axes("data") == {"data": jax.device_count()}
+    for main, expected in ((True, "main"), (False, "other")):
+        monkeypatch.setattr("jaxcnn.devices.processes.is_main", lambda main=main: main)
+        assert processes.main_only("main", otherwise="other") == expected
 
 
 def test_several_processes_agree_a_call_later(monkeypatch: pytest.MonkeyPatch) -> None:
