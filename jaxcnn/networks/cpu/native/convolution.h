@@ -123,7 +123,7 @@ inline void ConvolveBlock(const Padded& x, const Packed& kernel, int64_t first, 
       for (int64_t j = 0; j < taps; ++j, from += images, weights += F) {
         Vec values[V];
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) values[v] = Load(from + v * kLanes);
+        for (int v = 0; v < V; ++v) values[v] = LoadOnce(from + v * kLanes);
 #pragma GCC unroll 8
         for (int g = 0; g < G; ++g) {
 #pragma GCC unroll 8
@@ -201,10 +201,10 @@ inline void GradientBlock(const Padded& x, const Padded& dy, int64_t taps, int64
     for (int64_t start = 0; start < size; start += kLanes) {
       Vec values[T];
 #pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) values[t] = Load(from + start + t * images);
+      for (int t = 0; t < T; ++t) values[t] = LoadOnce(from + start + t * images);
 #pragma GCC unroll 8
       for (int f = 0; f < F; ++f) {
-        const Vec g = Load(gradient + f * next + start);
+        const Vec g = LoadOnce(gradient + f * next + start);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) sums[t * F + f] += g * values[t];
       }

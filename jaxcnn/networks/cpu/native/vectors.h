@@ -33,6 +33,18 @@ inline Vector<L> Load(const float* from, Lanes<L>) {
 }
 inline Vec Load(const float* from) { return Load(from, Lanes<kLanes>()); }
 
+// A vector that stays in a register. GCC would rather read it from memory for each of its products,
+// and the processor reads fewer vectors in a cycle than it multiplies.
+inline Vec LoadOnce(const float* from) {
+  Vec v = Load(from);
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 template <typename V>
 inline void Store(float* to, V v) {
   std::memcpy(to, &v, sizeof(v));
