@@ -99,13 +99,13 @@ ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias, B
     s.kept = true;
   }
   const Slices slices(batch);
-  const Packed packed(s.kernel, s.taps, s.x.channels, features, false);
+  const Kernel packed(s.kernel, s.taps, s.x.channels, features, false, s.filtered());
+  const Form form = s.filtered() ? Form::kWindows : Form::kPlain;
   std::vector<Sums> partial(summed ? 2 * slices.tasks : 0, Sums(features));
   ForEach(pool, slices.tasks, [&](int64_t task) {
-    Padded padded(memory_of_x, s.x.channels, s.height(), s.width(), s.taps / 2);
+    Rows input(form, memory_of_x, s.x.channels, s.height(), s.width(), s.taps / 2);
     slices.Each(task, [&](int64_t first, int64_t images) {
-      ForwardSlice(s, first, images, packed, padded,
-                   summed ? &partial[2 * task] : nullptr);
+      ForwardSlice(s, first, images, packed, input, summed ? &partial[2 * task] : nullptr);
     });
   });
   if (summed) {
@@ -142,28 +142,35 @@ ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale,
                      s.sliced_in},
                     summed ? d_sums.typed_data() : nullptr};
   const Slices slices(batch);
-  const Packed transposed(s.kernel, s.taps, channels, features, true);
+  const bool filtered = s.filtered();
+  const Kernel transposed(s.kernel, s.taps, channels, features, true, filtered);
+  const int64_t size = GradientSize(s.taps, channels, features, filtered);
   std::vector<TaskGradients> partial(
-      slices.tasks, {std::vector<float>(kernel.element_count()), Sums(features), Sums(channels),
-                     Sums(channels)});
+      slices.tasks,
+      {std::vector<float>(size), Sums(features), Sums(channels), Sums(channels)});
   ForEach(pool, slices.tasks, [&](int64_t task) {
-    Padded padded(memory_of_x, channels, s.height(), s.width(), s.taps / 2);
-    Padded dy(memory_of_dy, features, s.height(), s.width(), s.taps / 2);
+    Rows input(filtered ? Form::kPairs : Form::kPlain, memory_of_x, channels, s.height(),
+               s.width(), s.taps / 2);
+    Rows dy(filtered ? Form::kWindows : Form::kPlain, memory_of_dy, features, s.height(),
+            s.width(), s.taps / 2);
     slices.Each(task, [&](int64_t first, int64_t images) {
-      BackwardSlice(s, g, first, images, transposed, padded, dy, partial[task]);
+      BackwardSlice(s, g, first, images, transposed, input, dy, partial[task]);
     });
   });
-  for (Result result : {d_kernel, d_bias, d_scale, d_shift}) {
+  std::vector<float> d_blocks(size);
+  for (Result result : {d_bias, d_scale, d_shift}) {
     std::fill_n(result->typed_data(), result->element_count(), 0.0f);
   }
   for (const TaskGradients& sums : partial) {
-    AddBlocks(sums.kernel.data(), s.taps, channels, features, d_kernel->typed_data());
+    for (int64_t i = 0; i < size; ++i) d_blocks[i] += sums.kernel[i];
     sums.bias.AddTo(d_bias->typed_data());
     if (s.scale) {
       sums.scale.AddTo(d_scale->typed_data());
       sums.shift.AddTo(d_shift->typed_data());
     }
   }
+  FinishKernelGradient(d_blocks.data(), s.taps, channels, features, filtered,
+                       d_kernel->typed_data());
   return ffi::Error::Success();
 }
 

@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <vector>
 
-#include "convolution.h"
+#include "filtering.h"
 #include "vectors.h"
 
 namespace jaxcnn {
+
+inline thread_local Memory memory_of_rows;
 
 // An array of images, in slices or as float[B, H, W, C].
 struct Images {
@@ -20,7 +22,7 @@ struct Images {
 
   // Where a row of a slice lies if it is sliced.
   float* Row(int64_t first, int64_t images, int64_t channel, int64_t row) const {
-    return data + first * height * width * channels + (channel * height + row) * width * images;
+    return data + first * height * width * channels + (row * channels + channel) * width * images;
   }
   float* Pixels(int64_t image, int64_t row) const {
     return data + (image * height + row) * width * channels;
@@ -66,11 +68,12 @@ struct Stage : Layers {
 
   int64_t height() const { return y.height; }
   int64_t width() const { return y.width; }
+  bool filtered() const { return IsFiltered(taps, y.width, x.channels, y.channels); }
 };
 
-// The layers before the convolution: rows of x to rows of `padded`.
+// The layers before the convolution: row(s) of x to a row of what is convolved.
 inline void Prepare(const Stage& s, int64_t first, int64_t images, int64_t row, float* gathered,
-             Padded& padded) {
+             const Rows& to_rows) {
   const int64_t size = s.width() * images, width = s.width();
   const int64_t sources = s.average_before ? 2 : 1;
   const bool relu = s.relu_before;
@@ -86,7 +89,7 @@ inline void Prepare(const Stage& s, int64_t first, int64_t images, int64_t row, 
       v = v * scale + shift;
       return relu ? Relu(v) : v;
     };
-    float* to = padded.Row(channel, row);
+    float* to = to_rows.Row(channel, row);
     const float* top = s.x.Read(first, images, channel, sources * row, gathered);
     if (!s.average_before) {
       ForVectors(size, [&](int64_t i, auto lanes) { Store(to + i, layers(Load(top + i, lanes))); });
@@ -103,6 +106,7 @@ inline void Prepare(const Stage& s, int64_t first, int64_t images, int64_t row, 
       });
     }
   }
+  to_rows.Finish(row);
 }
 
 // The transpose of `Prepare`: adds to d_scale and d_shift, and writes rows of dx.
@@ -162,10 +166,10 @@ inline auto LoadCorners(const float* top, const float* bottom, int64_t images, f
   return Corners<typename L::Vector>{{a, b, c, d}, Largest(Largest(a, b), Largest(c, d))};
 }
 
-inline void ForwardSlice(const Stage& s, int64_t first, int64_t images, const Packed& kernel,
-                  Padded& padded, Sums* sums) {
+inline void ForwardSlice(const Stage& s, int64_t first, int64_t images, const Kernel& kernel,
+                  Rows& input, Sums* sums) {
   const int64_t features = s.y.channels, size = s.width() * images, border = s.taps / 2;
-  padded.Resize(images);
+  input.Resize(images);
   const int64_t input_row = 2 * s.x.channels * s.x.width * images;
   float* gathered = memory_of_rows.Get(input_row + 3 * features * size);
   float* rows = gathered + input_row;
@@ -173,18 +177,17 @@ inline void ForwardSlice(const Stage& s, int64_t first, int64_t images, const Pa
   int64_t prepared = 0;
   for (int64_t row = 0; row < s.height(); ++row) {
     for (; prepared < std::min(s.height(), row + border + 1); ++prepared) {
-      Prepare(s, first, images, prepared, gathered, padded);
+      Prepare(s, first, images, prepared, gathered, input);
     }
     auto at = [&](int64_t feature, int64_t row) {
       return s.kept ? s.y.Row(first, images, feature, row)
                     : rows + ((row % 2) * features + feature) * size;
     };
-    ConvolveRow(padded, kernel, row, size, [&, relu = s.relu_after](
-                                               int64_t f, int64_t start, auto& values) {
+    Convolve(input, kernel, row, [&, relu = s.relu_after](int64_t f, auto each) {
       const float bias = s.bias[f];
-      float* to = at(f, row) + start;
+      float* to = at(f, row);
       Sum<kLanes> sum, squares;
-      ForValues(values, size - start, [&](int64_t i, auto v) {
+      each([&](int64_t i, auto v) {
         v += bias;
         if (relu) v = Relu(v);
         Store(to + i, v);
@@ -225,7 +228,7 @@ struct Gradients {
 
 // The layers after the convolution, backwards: row(s) of d_out to row(s) of dy.
 inline void AfterTranspose(const Stage& s, const Gradients& g, int64_t first, int64_t images, int64_t row,
-                    float* gathered, Padded& dy, Sums& d_bias) {
+                    float* gathered, const Rows& dy, Sums& d_bias) {
   const int64_t size = s.width() * images, features = s.y.channels;
   const int64_t out_row = s.max_after ? row / 2 : row;
   if (!g.d_out.sliced) g.d_out.Gather(first, images, out_row, gathered);
@@ -249,7 +252,7 @@ inline void AfterTranspose(const Stage& s, const Gradients& g, int64_t first, in
         finish(dy.Row(f, row) + i, Load(d + i, lanes), Load(y + i, lanes));
       });
     } else {
-      const float *top = s.y.Row(first, images, f, row), *bottom = top + size;
+      const float *top = s.y.Row(first, images, f, row), *bottom = s.y.Row(first, images, f, row + 1);
       float* const to[2] = {dy.Row(f, row), dy.Row(f, row + 1)};
       for (int64_t column = 0; column < width; ++column) {
         ForVectors(images, [&](int64_t i, auto lanes) {
@@ -267,6 +270,7 @@ inline void AfterTranspose(const Stage& s, const Gradients& g, int64_t first, in
     }
     d_bias.Add(f, bias);
   }
+  for (int64_t i = 0; i < (s.max_after ? 2 : 1); ++i) dy.Finish(row + i);
 }
 
 struct TaskGradients {
@@ -275,31 +279,31 @@ struct TaskGradients {
 };
 
 inline void BackwardSlice(const Stage& s, const Gradients& g, int64_t first, int64_t images,
-                   const Packed& transposed, Padded& padded, Padded& dy,
-                   TaskGradients& sums) {
+                   const Kernel& transposed, Rows& input, Rows& dy, TaskGradients& sums) {
   const int64_t size = s.width() * images, border = s.taps / 2, height = s.height();
-  padded.Resize(images);
+  const bool filtered = transposed.filtered();
+  input.Resize(images);
   dy.Resize(images);
   const int64_t input_row = 2 * s.x.channels * s.x.width * images;
   float* gathered = memory_of_rows.Get(input_row + (s.x.channels + s.y.channels) * size);
   float* row_gradient = gathered + input_row;
   float* gathered_out = row_gradient + s.x.channels * size;
   const int64_t step = s.max_after ? 2 : 1;
-  int64_t band = std::max<int64_t>(1, kBand / size), prepared = 0, carried = 0;
+  int64_t band = std::max<int64_t>(1, kBand / input.part(0).size()), prepared = 0, carried = 0;
   for (int64_t begin = 0; begin < height; begin += band) {
     const int64_t end = std::min(height, begin + band);
     for (; prepared < std::min(height, end + border); ++prepared) {
-      Prepare(s, first, images, prepared, gathered, padded);
+      Prepare(s, first, images, prepared, gathered, input);
     }
     for (; carried < std::min(height, end + border); carried += step) {
       AfterTranspose(s, g, first, images, carried, gathered_out, dy, sums.bias);
     }
-    AddKernelGradient(padded, dy, s.taps, begin, end, size, sums.kernel.data());
+    AddKernelGradient(input, dy, s.taps, filtered, begin, end, sums.kernel.data());
     if (!g.dx.data) continue;
     for (int64_t row = begin; row < end; ++row) {
-      ConvolveRow(dy, transposed, row, size, [&](int64_t channel, int64_t start, auto& values) {
-        float* to = row_gradient + channel * size + start;
-        ForValues(values, size - start, [&](int64_t i, auto v) { Store(to + i, v); });
+      Convolve(dy, transposed, row, [&](int64_t channel, auto each) {
+        float* to = row_gradient + channel * size;
+        each([&](int64_t i, auto v) { Store(to + i, v); });
       });
       PrepareTranspose(s, first, images, row, row_gradient, gathered, g.dx, sums.scale, sums.shift);
     }

@@ -66,7 +66,7 @@ template <int L = kLanes, typename F>
 inline void ForVectors(int64_t size, F f, int64_t begin = 0) {
   if constexpr (L > 0) {
     for (; begin + L <= size; begin += L) f(begin, Lanes<L>());
-    ForVectors<L / 2>(size, f, begin);
+    if (begin < size) ForVectors<L / 2>(size, f, begin);
   }
 }
 
