@@ -23,8 +23,17 @@ STAGES = [
     Stage(average_before=True, sums=True, max_after=True),
     Stage(relu_before=True, average_before=True, relu_after=True, max_after=True),
 ]
-# Images (1, 2 and 3 slices, of which the last may be shorter), kernel size and features.
-SIZES = [(1, 3, 5), (4, 5, 8), (35, 3, 17), (6, 1, 4), (3, 7, 3)]
+# Images (1, 2 and 3 slices, of which the last may be shorter), kernel size, channels and features;
+# the last two are large enough for minimal filtering.
+SIZES = [
+    (1, 3, 3, 5),
+    (4, 5, 3, 8),
+    (35, 3, 3, 17),
+    (6, 1, 3, 4),
+    (3, 7, 3, 3),
+    (33, 3, 8, 17),
+    (5, 3, 9, 8),
+]
 
 
 def reference(
@@ -69,13 +78,15 @@ def integers(seed: int, *shape: int) -> np.ndarray:
     return np.random.RandomState(seed).randint(-2, 3, shape).astype(np.float32)
 
 
-def arguments(batch: int, kernel_size: int, features: int, affine: bool = True) -> tuple[Any, ...]:
+def arguments(
+    batch: int, kernel_size: int, channels: int, features: int, affine: bool = True
+) -> tuple[Any, ...]:
     return (
-        integers(0, batch, 8, 12, 3) * 4,  # means of four are integers
-        integers(1, kernel_size, kernel_size, 3, features),
+        integers(0, batch, 8, 12, channels) * 4,  # means of four are integers
+        integers(1, kernel_size, kernel_size, channels, features),
         integers(2, features),
-        np.array([2, -1, 1], np.float32) if affine else None,
-        4 * integers(4, 3) if affine else None,
+        np.resize(np.array([2, -1, 1], np.float32), channels) if affine else None,
+        4 * integers(4, channels) if affine else None,
         np.where(integers(5, features) < 0, -1, 1).astype(np.float32) if affine else None,
     )
 
@@ -111,12 +122,12 @@ def assert_equal(ours: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize(("batch", "kernel_size", "features"), SIZES)
+@pytest.mark.parametrize(("batch", "kernel_size", "channels", "features"), SIZES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_value_and_gradients_are_those_of_the_definition(
-    stage: Stage, batch: int, kernel_size: int, features: int, affine: bool
+    stage: Stage, batch: int, kernel_size: int, channels: int, features: int, affine: bool
 ) -> None:
-    args = arguments(batch, kernel_size, features, affine)
+    args = arguments(batch, kernel_size, channels, features, affine)
     ours = jax.jit(lambda args: outcome(stage, args))(args)
     assert_equal(ours, exact(lambda *args: reference(stage, *args), args))
     assert all((np.asarray(grad) != 0).any() for grad in ours[0])
@@ -127,7 +138,7 @@ def test_sliced_images_pass_from_stage_to_stage(batch: int) -> None:
     first = Stage(sums=True, relu_after=True, max_after=True)
     second = Stage(average_before=True, sums=True)
     third = Stage(relu_before=True, max_after=True)
-    args = arguments(batch, 3, 5)
+    args = arguments(batch, 3, 3, 5)
     kernels = [integers(seed, 3, 3, 5, 5) for seed in (20, 21)]
     images = args[0].repeat(2, axis=1).repeat(2, axis=2)
 
@@ -150,7 +161,7 @@ def test_sliced_images_pass_from_stage_to_stage(batch: int) -> None:
 
 
 def test_gradients_that_nobody_wants_are_not_computed() -> None:
-    args = arguments(4, 3, 5)
+    args = arguments(4, 3, 3, 5)
     stage = STAGES[3]
 
     def loss(kernel: jax.Array, images: jax.Array) -> jax.Array:
@@ -170,7 +181,7 @@ def test_a_stage_is_a_convolution_alone_by_default() -> None:
 
 def test_members_of_an_ensemble_equal_single_stages() -> None:
     stage = STAGES[3]
-    args = arguments(4, 3, 5)
+    args = arguments(4, 3, 3, 5)
     kernels = integers(9, 3, 3, 3, 3, 5)
 
     def run(kernel: jax.Array) -> Any:
@@ -242,7 +253,7 @@ if sys.argv[1:] and hasattr(os, "sched_setaffinity"):
 import jax
 from tests.networks.cpu import test_stages as tests
 
-args = tests.arguments(100, 3, 17)
+args = tests.arguments(100, 3, 3, 17)
 args = jax.tree.map(lambda x: x * 0.37, args)
 found = jax.jit(lambda args: tests.outcome(tests.STAGES[3], args))(args)
 bits = b"".join(leaf.tobytes() for leaf in jax.device_get(jax.tree.leaves(found)))

@@ -1,4 +1,4 @@
-// Direct convolution of a slice of images, float[C, H, W, N], and its gradient for the kernel.
+// Direct convolution of a slice of images, float[H, C, W, N], and its gradient for the kernel.
 //
 // The W N values of a row are one run of memory: shifted by one pixel, it begins N values later.
 // Vectors therefore run over pixels and images alike, and no patches are written. A block of vectors
