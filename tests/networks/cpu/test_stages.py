@@ -24,7 +24,7 @@ STAGES = [
     Stage(relu_before=True, average_before=True, relu_after=True, max_after=True),
 ]
 # Images (1, 2 and 3 slices, of which the last may be shorter), kernel size, channels and features;
-# the last two are large enough for minimal filtering.
+# those of the last three are large enough for Winograd's products.
 SIZES = [
     (1, 3, 3, 5),
     (4, 5, 3, 8),
@@ -32,7 +32,8 @@ SIZES = [
     (6, 1, 3, 4),
     (3, 7, 3, 3),
     (33, 3, 8, 17),
-    (5, 3, 9, 8),
+    (9, 3, 9, 8),
+    (30, 3, 8, 9),
 ]
 
 
@@ -133,13 +134,19 @@ def test_value_and_gradients_are_those_of_the_definition(
     assert all((np.asarray(grad) != 0).any() for grad in ours[0])
 
 
-@pytest.mark.parametrize("batch", [1, 5, 40])
-def test_sliced_images_pass_from_stage_to_stage(batch: int) -> None:
+def test_an_odd_width() -> None:
+    args = (integers(0, 10, 5, 9, 8), integers(1, 3, 3, 8, 9), integers(2, 9), None, None, None)
+    ours = jax.jit(lambda args: outcome(Stage(), args))(args)
+    assert_equal(ours, exact(lambda *args: reference(Stage(), *args), args))
+
+
+@pytest.mark.parametrize(("batch", "features"), [(1, 5), (5, 5), (40, 5), (10, 8), (40, 8)])
+def test_sliced_images_pass_from_stage_to_stage(batch: int, features: int) -> None:
     first = Stage(sums=True, relu_after=True, max_after=True)
     second = Stage(average_before=True, sums=True)
     third = Stage(relu_before=True, max_after=True)
-    args = arguments(batch, 3, 3, 5)
-    kernels = [integers(seed, 3, 3, 5, 5) for seed in (20, 21)]
+    args = arguments(batch, 3, 3, features)
+    kernels = [integers(seed, 3, 3, features, features) for seed in (20, 21)]
     images = args[0].repeat(2, axis=1).repeat(2, axis=2)
 
     def chain(sliced: bool, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,7 +168,7 @@ def test_sliced_images_pass_from_stage_to_stage(batch: int) -> None:
 
 
 def test_gradients_that_nobody_wants_are_not_computed() -> None:
-    args = arguments(4, 3, 3, 5)
+    args = arguments(8, 3, 8, 8)
     stage = STAGES[3]
 
     def loss(kernel: jax.Array, images: jax.Array) -> jax.Array:
@@ -253,7 +260,7 @@ if sys.argv[1:] and hasattr(os, "sched_setaffinity"):
 import jax
 from tests.networks.cpu import test_stages as tests
 
-args = tests.arguments(100, 3, 3, 17)
+args = tests.arguments(100, 3, 8, 17)
 args = jax.tree.map(lambda x: x * 0.37, args)
 found = jax.jit(lambda args: tests.outcome(tests.STAGES[3], args))(args)
 bits = b"".join(leaf.tobytes() for leaf in jax.device_get(jax.tree.leaves(found)))

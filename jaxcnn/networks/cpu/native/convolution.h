@@ -1,4 +1,4 @@
-// Direct convolution of a slice of images, float[H, C, W, N], and its gradient for the kernel.
+// Convolution of rows of a slice of images, float[C, H, W, N], and its gradient for the kernel.
 //
 // The W N values of a row are one run of memory: shifted by one pixel, it begins N values later.
 // Vectors therefore run over pixels and images alike, and no patches are written. A block of vectors
@@ -7,7 +7,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "vectors.h"
@@ -31,9 +33,14 @@ class Memory {
     }
     return reinterpret_cast<float*>(vectors_.data());
   }
+  // Whether it was last used with the same layout, so that the zeros of `Padded` are still there.
+  bool Keeps(const std::array<int64_t, 6>& layout) {
+    return std::exchange(layout_, layout) == layout;
+  }
 
  private:
   std::vector<Vec> vectors_;  // aligned, unlike floats
+  std::array<int64_t, 6> layout_{};
 };
 
 // Rows of a slice with zeros around them: float[C, H + 2 rows, W + 2 columns, N].
@@ -44,7 +51,8 @@ class Padded {
       : memory_(memory), channels_(channels), height_(height), width_(width), rows_(rows),
         columns_(columns) {}
 
-  // Prepares for slices of so many images. All between rows is zero, a vector at least.
+  // Prepares for slices of so many images. All between rows is zero, a vector at least, so that
+  // vectors may reach past a row.
   void Resize(int64_t images) {
     if (images == images_) return;
     images_ = images;
@@ -52,7 +60,8 @@ class Padded {
     const int64_t gap = std::max<int64_t>(2 * left, kLanes);
     stride_ = (size + gap + kLanes - 1) / kLanes * kLanes;
     const int64_t rows = height_ + 2 * rows_, end = channels_ * rows * stride_;
-    data_ = memory_.Get(end + 2 * stride_ + 2 * kVectors * kLanes);
+    data_ = memory_.Get(end + stride_);
+    if (memory_.Keeps({channels_, height_, width_, rows_, columns_, images})) return;
     for (int64_t i = 0; i < channels_ * rows; ++i) {
       float* row = data_ + i * stride_;
       const int64_t place = i % rows - rows_;
@@ -84,7 +93,7 @@ class Padded {
 // A kernel in blocks of features, float[Cout / 4, Cin, KH, KW, 4], the last block shorter.
 class Packed {
  public:
-  // From float[KH, KW, Cin, Cout]; transposed: turned, with inputs and outputs exchanged.
+  // From float[KH, KW, Cin, Cout]; transposed: flipped, with inputs and outputs exchanged.
   Packed(const float* kernel, int64_t rows, int64_t columns, int64_t in, int64_t out,
          bool transposed)
       : rows_(rows), columns_(columns), in_(transposed ? out : in), out_(transposed ? in : out) {
@@ -193,13 +202,15 @@ template <typename F>
 inline void ForGradients(int64_t features, int64_t taps, F f) {
   for (int64_t first = 0, count = 0; first < features; first += count) {
     const int64_t left = features - first;
+    // With five taps in a row, as many features would not fit the registers.
     count = left >= kGradients && taps < 25 ? kGradients : left >= 4 ? 4 : 1;
     f(first, count);
   }
 }
 
 // Adds the gradient of F features and T taps, from rows begin .. end - 1 of dy. The values of the
-// first tap begin at `from`, those of the others `step` further each.
+// first tap begin at `from`, those of the others `step` further each. The last vector may reach past
+// a row: there dy is zero.
 template <int F, int T>
 inline void GradientBlock(const float* from, int64_t step, int64_t stride, const Padded& dy,
                           int64_t feature, int64_t begin, int64_t end, float* d_kernel) {
@@ -240,7 +251,7 @@ inline void GradientBlocks(const Padded& x, const Padded& dy, int64_t rows, int6
         d_kernel += count * F;
       };
       int64_t left = taps;
-      if constexpr (5 * F + 5 < kRegisters) {
+      if constexpr (5 * F + 5 + 1 <= kRegisters) {  // sums, values and one of dy
         for (; left >= 5; left -= 5) add(GradientBlock<F, 5>, 5);
       }
       for (; left >= 3; left -= 3) add(GradientBlock<F, 3>, 3);

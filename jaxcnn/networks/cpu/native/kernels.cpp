@@ -66,7 +66,8 @@ ffi::Error MakeStage(Stage& s, Buffer x, Buffer kernel, Buffer scale, Buffer shi
   }
   if (scale.element_count() != shift.element_count()) return Wrong("scale and shift");
   if (!Is(sign.dimensions(), {0}) && !Is(sign.dimensions(), {features})) return Wrong("sign");
-  s.taps = window[0];
+  s.kernel_size = window[0];
+  s.winograd = UsesWinograd(s.kernel_size, width, Slices(in[0]).size, in[3], features);
   s.x = MakeImages(x.typed_data(), in, s.sliced_in);
   s.out = {nullptr, height / pool, width / pool, features, s.sliced_out};
   s.y = {nullptr, height, width, features, true};
@@ -99,13 +100,13 @@ ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias, B
     s.kept = true;
   }
   const Slices slices(batch);
-  const Kernel packed(s.kernel, s.taps, s.x.channels, features, false, s.filtered());
-  const Form form = s.filtered() ? Form::kWindows : Form::kPlain;
+  const Kernel packed(s.kernel, s.kernel_size, s.x.channels, features, false, s.winograd);
   std::vector<Sums> partial(summed ? 2 * slices.tasks : 0, Sums(features));
   ForEach(pool, slices.tasks, [&](int64_t task) {
-    Rows input(form, memory_of_x, s.x.channels, s.height(), s.width(), s.taps / 2);
+    Rows input(s.winograd ? Form::kWindows : Form::kPlain, memory_of_x, s.x.channels, s.height(),
+               s.width(), s.border());
     slices.Each(task, [&](int64_t first, int64_t images) {
-      ForwardSlice(s, first, images, packed, input, summed ? &partial[2 * task] : nullptr);
+      ForwardSlice(s, {first, images}, packed, input, summed ? &partial[2 * task] : nullptr);
     });
   });
   if (summed) {
@@ -142,19 +143,18 @@ ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale,
                      s.sliced_in},
                     summed ? d_sums.typed_data() : nullptr};
   const Slices slices(batch);
-  const bool filtered = s.filtered();
-  const Kernel transposed(s.kernel, s.taps, channels, features, true, filtered);
-  const int64_t size = GradientSize(s.taps, channels, features, filtered);
+  const Kernel transposed(s.kernel, s.kernel_size, channels, features, true, s.winograd);
+  const int64_t size = GradientSize(s.kernel_size, channels, features, s.winograd);
   std::vector<TaskGradients> partial(
       slices.tasks,
       {std::vector<float>(size), Sums(features), Sums(channels), Sums(channels)});
   ForEach(pool, slices.tasks, [&](int64_t task) {
-    Rows input(filtered ? Form::kPairs : Form::kPlain, memory_of_x, channels, s.height(),
-               s.width(), s.taps / 2);
-    Rows dy(filtered ? Form::kWindows : Form::kPlain, memory_of_dy, features, s.height(),
-            s.width(), s.taps / 2);
+    Rows input(s.winograd ? Form::kPairs : Form::kPlain, memory_of_x, channels, s.height(),
+               s.width(), s.border());
+    Rows dy(s.winograd ? Form::kWindows : Form::kPlain, memory_of_dy, features, s.height(),
+            s.width(), s.border());
     slices.Each(task, [&](int64_t first, int64_t images) {
-      BackwardSlice(s, g, first, images, transposed, input, dy, partial[task]);
+      BackwardSlice(s, g, {first, images}, transposed, input, dy, partial[task]);
     });
   });
   std::vector<float> d_blocks(size);
@@ -169,7 +169,7 @@ ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale,
       sums.shift.AddTo(d_shift->typed_data());
     }
   }
-  FinishKernelGradient(d_blocks.data(), s.taps, channels, features, filtered,
+  FinishKernelGradient(d_blocks.data(), s.kernel_size, channels, features, s.winograd,
                        d_kernel->typed_data());
   return ffi::Error::Success();
 }

@@ -7,51 +7,57 @@
 #include <cstdint>
 #include <vector>
 
-#include "filtering.h"
 #include "vectors.h"
+#include "winograd.h"
 
 namespace jaxcnn {
 
-inline thread_local Memory memory_of_rows;
+// Consecutive images of a batch.
+struct Slice {
+  int64_t first, images;
+};
 
-// An array of images, in slices or as float[B, H, W, C].
+// An array of images: float[B, H, W, C], or sliced, where each slice is float[H, C, W, N]. The rows
+// of all channels lie together: far apart, they would share few places of the caches.
 struct Images {
   float* data;
   int64_t height, width, channels;
   bool sliced;
 
-  // Where a row of a slice lies if it is sliced.
-  float* Row(int64_t first, int64_t images, int64_t channel, int64_t row) const {
-    return data + first * height * width * channels + (row * channels + channel) * width * images;
-  }
-  float* Pixels(int64_t image, int64_t row) const {
-    return data + (image * height + row) * width * channels;
-  }
-  // Copies a row of all channels, float[C, W, N], from float[B, H, W, C].
-  void Gather(int64_t first, int64_t images, int64_t row, float* to) const {
-    const int64_t image = height * width * channels;
+  // Where a row of all channels, float[C, W, N], is read: in place, or in `buffer`.
+  const float* Read(Slice slice, int64_t row, float* buffer) const {
+    if (sliced) return Row(slice, row);
+    float* to = buffer;
     for (int64_t channel = 0; channel < channels; ++channel) {
       for (int64_t column = 0; column < width; ++column) {
-        const float* from = Pixels(first, row) + column * channels + channel;
-        for (int64_t n = 0; n < images; ++n) *to++ = from[n * image];
+        const float* from = Pixels(slice.first, row) + column * channels + channel;
+        for (int64_t n = 0; n < slice.images; ++n) *to++ = from[n * height * width * channels];
       }
     }
+    return buffer;
   }
-  // The other way; the rows of the channels are `next` values apart.
-  void Scatter(int64_t first, int64_t images, int64_t row, const float* from, int64_t next) const {
-    for (int64_t n = 0; n < images; ++n) {
-      float* to = Pixels(first + n, row);
+  // Where it is to be written: in place, or in `buffer`. Then `Finish` is to be called.
+  float* Target(Slice slice, int64_t row, float* buffer) const {
+    return sliced ? Row(slice, row) : buffer;
+  }
+  void Finish(Slice slice, int64_t row, const float* from) const {
+    if (sliced) return;
+    for (int64_t n = 0; n < slice.images; ++n) {
+      float* to = Pixels(slice.first + n, row);
       for (int64_t column = 0; column < width; ++column) {
         for (int64_t channel = 0; channel < channels; ++channel) {
-          *to++ = from[channel * next + column * images + n];
+          *to++ = from[(channel * width + column) * slice.images + n];
         }
       }
     }
   }
-  // The row of a channel: where it lies, or in `gathered`.
-  const float* Read(int64_t first, int64_t images, int64_t channel, int64_t row,
-                    const float* gathered) const {
-    return sliced ? Row(first, images, channel, row) : gathered + channel * width * images;
+  float* Row(Slice slice, int64_t row) const {
+    return data + (slice.first * height + row * slice.images) * width * channels;
+  }
+
+ private:
+  float* Pixels(int64_t image, int64_t row) const {
+    return data + (image * height + row) * width * channels;
   }
 };
 
@@ -61,27 +67,27 @@ struct Layers {
 };
 
 struct Stage : Layers {
-  int64_t taps;
+  int64_t kernel_size;
+  bool winograd;
   Images x, y, out;  // y before pooling
   const float *kernel, *bias, *scale, *shift, *sign;
   bool kept;  // y is written
 
   int64_t height() const { return y.height; }
   int64_t width() const { return y.width; }
-  bool filtered() const { return IsFiltered(taps, y.width, x.channels, y.channels); }
+  int64_t border() const { return kernel_size / 2; }
 };
 
-// The layers before the convolution: row(s) of x to a row of what is convolved.
-inline void Prepare(const Stage& s, int64_t first, int64_t images, int64_t row, float* gathered,
-             const Rows& to_rows) {
-  const int64_t size = s.width() * images, width = s.width();
-  const int64_t sources = s.average_before ? 2 : 1;
-  const bool relu = s.relu_before;
-  for (int64_t i = 0; i < sources; ++i) {
-    if (!s.x.sliced) {
-      s.x.Gather(first, images, sources * row + i, gathered + i * s.x.channels * s.x.width * images);
-    }
-  }
+inline thread_local Memory memory_of_rows;
+
+// The layers before the convolution: row(s) of x to a row of its input.
+inline void Prepare(const Stage& s, Slice slice, int64_t row, float* buffer, Rows& input) {
+  const int64_t images = slice.images, width = s.width(), size = width * images;
+  const bool average = s.average_before, relu = s.relu_before;
+  const int64_t source_size = s.x.width * images;
+  const float *top, *bottom = nullptr;
+  top = s.x.Read(slice, average ? 2 * row : row, buffer);
+  if (average) bottom = s.x.Read(slice, 2 * row + 1, buffer + s.x.channels * source_size);
   for (int64_t channel = 0; channel < s.x.channels; ++channel) {
     const float scale = s.scale ? s.scale[channel] : 1.0f;
     const float shift = s.scale ? s.shift[channel] : 0.0f;
@@ -89,49 +95,47 @@ inline void Prepare(const Stage& s, int64_t first, int64_t images, int64_t row, 
       v = v * scale + shift;
       return relu ? Relu(v) : v;
     };
-    float* to = to_rows.Row(channel, row);
-    const float* top = s.x.Read(first, images, channel, sources * row, gathered);
-    if (!s.average_before) {
-      ForVectors(size, [&](int64_t i, auto lanes) { Store(to + i, layers(Load(top + i, lanes))); });
-      continue;
+    float* to = input.Target(channel, row);
+    const float* a = top + channel * source_size;
+    if (average) {
+      const float* b = bottom + channel * source_size;
+      for (int64_t column = 0; column < width; ++column) {
+        const int64_t left = 2 * column * images, right = left + images;
+        ForVectors(images, [&](int64_t i, auto lanes) {
+          const auto sum =
+              layers(Load(a + left + i, lanes)) + layers(Load(a + right + i, lanes)) +
+              layers(Load(b + left + i, lanes)) + layers(Load(b + right + i, lanes));
+          Store(to + column * images + i, 0.25f * sum);
+        });
+      }
+    } else {
+      ForVectors(size, [&](int64_t i, auto lanes) { Store(to + i, layers(Load(a + i, lanes))); });
     }
-    const float* bottom = s.x.Read(first, images, channel, 2 * row + 1,
-                                   gathered + s.x.channels * s.x.width * images);
-    for (int64_t column = 0; column < width; ++column) {
-      const int64_t left = 2 * column * images, right = left + images;
-      ForVectors(images, [&](int64_t i, auto lanes) {
-        const auto sum = layers(Load(top + left + i, lanes)) + layers(Load(top + right + i, lanes)) +
-                        layers(Load(bottom + left + i, lanes)) + layers(Load(bottom + right + i, lanes));
-        Store(to + column * images + i, 0.25f * sum);
-      });
-    }
+    input.Finish(channel, row);
   }
-  to_rows.Finish(row);
 }
 
 // The transpose of `Prepare`: adds to d_scale and d_shift, and writes rows of dx.
-inline void PrepareTranspose(const Stage& s, int64_t first, int64_t images, int64_t row,
-                      const float* gradient, float* gathered, const Images& dx, Sums& d_scale,
-                      Sums& d_shift) {
-  const int64_t size = s.width() * images;
-  const int64_t width = s.width(), sources = s.average_before ? 2 : 1;
+inline void PrepareTranspose(const Stage& s, Slice slice, int64_t row, const float* gradient,
+                             float* buffer, const Images& dx, Sums& d_scale, Sums& d_shift) {
+  const int64_t images = slice.images, width = s.width(), size = width * images;
+  const int64_t sources = s.average_before ? 2 : 1, source_size = s.x.width * images;
   const bool relu = s.relu_before;
   for (int64_t k = 0; k < sources; ++k) {
-    if (!s.x.sliced) s.x.Gather(first, images, sources * row + k, gathered);
+    const float* x = s.x.Read(slice, sources * row + k, buffer);
+    float* to = dx.Target(slice, sources * row + k, buffer);
     for (int64_t channel = 0; channel < s.x.channels; ++channel) {
       const float scale = s.scale ? s.scale[channel] : 1.0f;
       const float shift = s.scale ? s.shift[channel] : 0.0f;
-      const float* x = s.x.Read(first, images, channel, sources * row + k, gathered);
       const float* g = gradient + channel * size;
-      float* to = dx.sliced ? dx.Row(first, images, channel, sources * row + k)
-                            : gathered + channel * s.x.width * images;
+      const int64_t first = channel * source_size;
       Sum<kLanes> scale_sum, shift_sum;
-      auto layers = [&](int64_t at, auto d, auto lanes) {
-        const auto v = Load(x + at, lanes);
+      auto layers = [&](int64_t i, auto d, auto lanes) {
+        const auto v = Load(x + first + i, lanes);
         if (relu) d = v * scale + shift > 0 ? d : decltype(d){};
         scale_sum.Add(d * v);
         shift_sum.Add(d);
-        Store(to + at, d * scale);
+        Store(to + first + i, d * scale);
       };
       if (sources == 1) {
         ForVectors(size, [&](int64_t i, auto lanes) { layers(i, Load(g + i, lanes), lanes); });
@@ -149,7 +153,7 @@ inline void PrepareTranspose(const Stage& s, int64_t first, int64_t images, int6
         d_shift.Add(channel, shift_sum);
       }
     }
-    if (!dx.sliced) dx.Scatter(first, images, sources * row + k, gathered, s.x.width * images);
+    dx.Finish(slice, sources * row + k, to);
   }
 }
 
@@ -160,32 +164,33 @@ struct Corners {
 };
 
 template <typename L>
-inline auto LoadCorners(const float* top, const float* bottom, int64_t images, float sign, L lanes) {
+inline auto LoadCorners(const float* top, const float* bottom, int64_t images, float sign,
+                        L lanes) {
   const auto a = Load(top, lanes) * sign, b = Load(top + images, lanes) * sign;
   const auto c = Load(bottom, lanes) * sign, d = Load(bottom + images, lanes) * sign;
   return Corners<typename L::Vector>{{a, b, c, d}, Largest(Largest(a, b), Largest(c, d))};
 }
 
-inline void ForwardSlice(const Stage& s, int64_t first, int64_t images, const Kernel& kernel,
-                  Rows& input, Sums* sums) {
-  const int64_t features = s.y.channels, size = s.width() * images, border = s.taps / 2;
+inline void ForwardSlice(const Stage& s, Slice slice, const Kernel& kernel, Rows& input,
+                         Sums* sums) {
+  const int64_t images = slice.images, features = s.y.channels, size = s.width() * images;
   input.Resize(images);
-  const int64_t input_row = 2 * s.x.channels * s.x.width * images;
-  float* gathered = memory_of_rows.Get(input_row + 3 * features * size);
-  float* rows = gathered + input_row;
+  const int64_t input_size = 2 * s.x.channels * s.x.width * images;
+  float* buffer = memory_of_rows.Get(input_size + 3 * features * size);
+  float* rows = buffer + input_size;
   float* pooled = rows + 2 * features * size;
   int64_t prepared = 0;
   for (int64_t row = 0; row < s.height(); ++row) {
-    for (; prepared < std::min(s.height(), row + border + 1); ++prepared) {
-      Prepare(s, first, images, prepared, gathered, input);
+    for (; prepared < std::min(s.height(), row + s.border() + 1); ++prepared) {
+      Prepare(s, slice, prepared, buffer, input);
     }
-    auto at = [&](int64_t feature, int64_t row) {
-      return s.kept ? s.y.Row(first, images, feature, row)
-                    : rows + ((row % 2) * features + feature) * size;
+    auto at = [&](int64_t row) {
+      return s.kept ? s.y.Row(slice, row) : rows + row % 2 * features * size;
     };
+    float* y = at(row);
     Convolve(input, kernel, row, [&, relu = s.relu_after](int64_t f, auto each) {
       const float bias = s.bias[f];
-      float* to = at(f, row);
+      float* to = y + f * size;
       Sum<kLanes> sum, squares;
       each([&](int64_t i, auto v) {
         v += bias;
@@ -199,15 +204,15 @@ inline void ForwardSlice(const Stage& s, int64_t first, int64_t images, const Ke
       sums[1].Add(f, squares);
     });
     if (!s.max_after) {
-      if (!s.out.sliced) s.out.Scatter(first, images, row, at(0, row), at(1, row) - at(0, row));
+      s.out.Finish(slice, row, y);
       continue;
     }
     if (row % 2 == 0) continue;
+    float* out = s.out.Target(slice, row / 2, pooled);
     for (int64_t f = 0; f < features; ++f) {
       const float sign = s.sign ? s.sign[f] : 1.0f;
-      float* to = s.out.sliced ? s.out.Row(first, images, f, row / 2)
-                               : pooled + f * s.out.width * images;
-      const float *top = at(f, row - 1), *bottom = at(f, row);
+      float* to = out + f * s.out.width * images;
+      const float *top = at(row - 1) + f * size, *bottom = y + f * size;
       for (int64_t column = 0, columns = s.out.width; column < columns; ++column) {
         ForVectors(images, [&](int64_t i, auto lanes) {
           const int64_t left = 2 * column * images + i;
@@ -216,7 +221,7 @@ inline void ForwardSlice(const Stage& s, int64_t first, int64_t images, const Ke
         });
       }
     }
-    if (!s.out.sliced) s.out.Scatter(first, images, row / 2, pooled, s.out.width * images);
+    s.out.Finish(slice, row / 2, out);
   }
 }
 
@@ -226,19 +231,18 @@ struct Gradients {
   const float* d_sums;
 };
 
-// The layers after the convolution, backwards: row(s) of d_out to row(s) of dy.
-inline void AfterTranspose(const Stage& s, const Gradients& g, int64_t first, int64_t images, int64_t row,
-                    float* gathered, const Rows& dy, Sums& d_bias) {
-  const int64_t size = s.width() * images, features = s.y.channels;
-  const int64_t out_row = s.max_after ? row / 2 : row;
-  if (!g.d_out.sliced) g.d_out.Gather(first, images, out_row, gathered);
+// The layers after the convolution, backwards: a row of d_out to row(s) of dy.
+inline void AfterTranspose(const Stage& s, const Gradients& g, Slice slice, int64_t row,
+                           float* buffer, Rows& dy, Sums& d_bias) {
+  const int64_t images = slice.images, features = s.y.channels, size = s.width() * images;
+  const int64_t width = s.out.width;
+  const bool summed = g.d_sums, relu = s.relu_after;
+  const float* d_out = g.d_out.Read(slice, s.max_after ? row / 2 : row, buffer);
   for (int64_t f = 0; f < features; ++f) {
-    const float* d = g.d_out.Read(first, images, f, out_row, gathered);
-    const float d_sum = g.d_sums ? g.d_sums[f] : 0.0f;
-    const float d_square = g.d_sums ? 2 * g.d_sums[features + f] : 0.0f;
+    const float d_sum = summed ? g.d_sums[f] : 0.0f;
+    const float d_square = summed ? 2 * g.d_sums[features + f] : 0.0f;
     const float sign = s.sign ? s.sign[f] : 1.0f;
-    const bool summed = g.d_sums, relu = s.relu_after;
-    const int64_t width = s.out.width;
+    const float* d = d_out + f * width * images;
     Sum<kLanes> bias;
     auto finish = [&](float* to, auto v, auto y) {
       if (summed) v += d_sum + y * d_square;
@@ -246,14 +250,9 @@ inline void AfterTranspose(const Stage& s, const Gradients& g, int64_t first, in
       Store(to, v);
       bias.Add(v);
     };
-    if (!s.max_after) {
-      const float* y = s.kept ? s.y.Row(first, images, f, row) : d;
-      ForVectors(size, [&](int64_t i, auto lanes) {
-        finish(dy.Row(f, row) + i, Load(d + i, lanes), Load(y + i, lanes));
-      });
-    } else {
-      const float *top = s.y.Row(first, images, f, row), *bottom = s.y.Row(first, images, f, row + 1);
-      float* const to[2] = {dy.Row(f, row), dy.Row(f, row + 1)};
+    if (s.max_after) {
+      const float *top = s.y.Row(slice, row) + f * size, *bottom = top + features * size;
+      float* const to[2] = {dy.Target(f, row), dy.Target(f, row + 1)};
       for (int64_t column = 0; column < width; ++column) {
         ForVectors(images, [&](int64_t i, auto lanes) {
           const int64_t left = 2 * column * images + i;
@@ -267,10 +266,18 @@ inline void AfterTranspose(const Stage& s, const Gradients& g, int64_t first, in
           }
         });
       }
+      dy.Finish(f, row);
+      dy.Finish(f, row + 1);
+    } else {
+      const float* y = s.kept ? s.y.Row(slice, row) + f * size : d;
+      float* to = dy.Target(f, row);
+      ForVectors(size, [&](int64_t i, auto lanes) {
+        finish(to + i, Load(d + i, lanes), Load(y + i, lanes));
+      });
+      dy.Finish(f, row);
     }
     d_bias.Add(f, bias);
   }
-  for (int64_t i = 0; i < (s.max_after ? 2 : 1); ++i) dy.Finish(row + i);
 }
 
 struct TaskGradients {
@@ -278,34 +285,33 @@ struct TaskGradients {
   Sums bias, scale, shift;
 };
 
-inline void BackwardSlice(const Stage& s, const Gradients& g, int64_t first, int64_t images,
-                   const Kernel& transposed, Rows& input, Rows& dy, TaskGradients& sums) {
-  const int64_t size = s.width() * images, border = s.taps / 2, height = s.height();
-  const bool filtered = transposed.filtered();
-  input.Resize(images);
-  dy.Resize(images);
-  const int64_t input_row = 2 * s.x.channels * s.x.width * images;
-  float* gathered = memory_of_rows.Get(input_row + (s.x.channels + s.y.channels) * size);
-  float* row_gradient = gathered + input_row;
-  float* gathered_out = row_gradient + s.x.channels * size;
-  const int64_t step = s.max_after ? 2 : 1;
-  int64_t band = std::max<int64_t>(1, kBand / input.part(0).size()), prepared = 0, carried = 0;
+inline void BackwardSlice(const Stage& s, const Gradients& g, Slice slice,
+                          const Kernel& transposed, Rows& input, Rows& dy, TaskGradients& sums) {
+  const int64_t size = s.width() * slice.images, height = s.height();
+  input.Resize(slice.images);
+  dy.Resize(slice.images);
+  const int64_t input_size = 2 * s.x.channels * s.x.width * slice.images;
+  float* buffer = memory_of_rows.Get(input_size + (s.x.channels + s.y.channels) * size);
+  float* row_gradient = buffer + input_size;
+  float* buffer_out = row_gradient + s.x.channels * size;
+  const int64_t band = std::max<int64_t>(1, kBand / input.size()), step = s.max_after ? 2 : 1;
+  int64_t prepared = 0, carried = 0;
   for (int64_t begin = 0; begin < height; begin += band) {
     const int64_t end = std::min(height, begin + band);
-    for (; prepared < std::min(height, end + border); ++prepared) {
-      Prepare(s, first, images, prepared, gathered, input);
+    for (; prepared < std::min(height, end + s.border()); ++prepared) {
+      Prepare(s, slice, prepared, buffer, input);
     }
-    for (; carried < std::min(height, end + border); carried += step) {
-      AfterTranspose(s, g, first, images, carried, gathered_out, dy, sums.bias);
+    for (; carried < std::min(height, end + s.border()); carried += step) {
+      AfterTranspose(s, g, slice, carried, buffer_out, dy, sums.bias);
     }
-    AddKernelGradient(input, dy, s.taps, filtered, begin, end, sums.kernel.data());
+    AddKernelGradient(input, dy, s.kernel_size, begin, end, sums.kernel.data());
     if (!g.dx.data) continue;
     for (int64_t row = begin; row < end; ++row) {
       Convolve(dy, transposed, row, [&](int64_t channel, auto each) {
         float* to = row_gradient + channel * size;
         each([&](int64_t i, auto v) { Store(to + i, v); });
       });
-      PrepareTranspose(s, first, images, row, row_gradient, gathered, g.dx, sums.scale, sums.shift);
+      PrepareTranspose(s, slice, row, row_gradient, buffer, g.dx, sums.scale, sums.shift);
     }
   }
 }
