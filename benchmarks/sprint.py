@@ -80,7 +80,8 @@ def main(flags: Flags) -> None:
             content = {"dataset": dataset.name, "recipe": hyperparameters, **summary(runs, mark)}
             # After every run, so that an interrupted benchmark leaves its results.
             write_json(flags.out, {**content, "runs": runs})
-            print(f"seed {run['seed']}: {run['correct']} of {result.total}, {end - start:.2f} s")
+            line = f"seed {run['seed']}: {run['correct']} of {result.total}, {end - start:.2f} s"
+            print(line, flush=True)
         start = time.perf_counter()
     final = summary(runs, mark)
     print(

@@ -54,6 +54,30 @@ _FAST = {
     # A short run needs less dropout.
     "cifar10": _BEST["cifar10"].replace(name="fast", epochs=15, dropout=0.2),
 }
+_SPRINT = {
+    # AdamW with Nesterov's momentum at five times its usual learning rate, in steps that are cheap.
+    "mnist": _BEST["mnist"].replace(
+        name="sprint",
+        epochs=1,
+        batch_size=48,
+        optimizer="nadamw",
+        optimizer_args={"b2": 0.99},
+        learning_rate=0.01,
+        weight_decay=0.1,
+        schedule="linear",
+        label_smoothing=0.1,
+        augment="none",
+    ),
+    # Three steps of Muon's iteration instead of five.
+    "cifar10": _BEST["cifar10"].replace(
+        name="sprint",
+        epochs=9,
+        learning_rate=0.03,
+        optimizer_args={"ns_steps": 3},
+        dropout=0.0,
+        label_smoothing=0.05,
+    ),
+}
 
 RECIPES: dict[str, dict[str, Recipe]] = {
     network: {
@@ -63,6 +87,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "fast": _FAST[network],
         # The highest accuracy, however long it takes.
         "best": _BEST[network],
+        # A high accuracy in the least time: two seconds (MNIST), two minutes (CIFAR-10).
+        "sprint": _SPRINT[network],
     }
     for network in get_args(NetworkName)
 }
@@ -73,7 +99,7 @@ def recipe(network: str, name: str) -> Recipe:
 
     Args:
         network: "mnist" or "cifar10".
-        name: "reference", "fast" or "best".
+        name: "reference", "fast", "best" or "sprint".
 
     Raises:
         ValueError: there is none of that name.

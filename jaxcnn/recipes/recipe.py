@@ -11,7 +11,7 @@ from jaxcnn.recipes import optimizer_defaults
 from jaxcnn.recipes.problems import MNIST, PROBLEMS, Problem
 
 NetworkName = Literal["mnist", "cifar10"]  # the names of `PROBLEMS`
-RecipeName = Literal["reference", "fast", "best"]
+RecipeName = Literal["reference", "fast", "best", "sprint"]
 ScheduleName = Literal[
     "constant", "cosine", "linear", "trapezoid", "exponential", "steps", "onecycle"
 ]

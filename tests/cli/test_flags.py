@@ -131,7 +131,7 @@ OUT_OF_RANGE = [
     (["--optimizer", "schedule_free_sgd", "--schedule", "cosine"], "give --schedule constant"),
     (
         ["--recipe", "slow"],
-        "--recipe: recipe takes reference, fast or best, got 'slow', or a .toml",
+        "--recipe: recipe takes reference, fast, best or sprint, got 'slow', or a .toml",
     ),
     (["--recipe", "no.toml"], "--recipe: no.toml cannot be read"),
     (["--seed", "-1"], "--seed takes a whole number from 0"),

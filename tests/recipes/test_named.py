@@ -39,26 +39,33 @@ def test_reference_is_the_original(network: str, batch_size: int) -> None:
     assert {field: getattr(recipe, field) for field in expected} == expected
 
 
-@pytest.mark.parametrize("network", ["mnist", "cifar10"])
-def test_the_recorded_results_are_of_the_recipes(network: str) -> None:
-    for result, name in (
-        (f"accuracy-{network}-best", "best"),
-        (f"time-to-accuracy-{network}", "fast"),
-    ):
-        recorded = json.loads((RESULTS / f"{result}.json").read_text())["recipe"]
-        recorded.setdefault("recipe", recorded.get("name"))  # its name, as older files call it
-        assert recipe_from_dict(recorded) == named.recipe(network, name)
+@pytest.mark.parametrize(
+    ("network", "result", "name"),
+    [
+        ("mnist", "accuracy-mnist-best", "best"),
+        ("mnist", "time-to-accuracy-mnist", "fast"),
+        ("mnist", "sprint-mnist", "sprint"),
+        ("cifar10", "accuracy-cifar10-best", "best"),
+        ("cifar10", "time-to-accuracy-cifar10", "fast"),
+    ],
+)
+def test_the_recorded_results_are_of_the_recipes(network: str, result: str, name: str) -> None:
+    recorded = json.loads((RESULTS / f"{result}.json").read_text())["recipe"]
+    recorded.setdefault("recipe", recorded.get("name"))  # its name, as older files call it
+    assert recipe_from_dict(recorded) == named.recipe(network, name)
 
 
 def test_every_recipe_knows_its_name() -> None:
     for network, recipes in RECIPES.items():
-        assert list(recipes) == ["reference", "fast", "best"]
+        assert list(recipes) == ["reference", "fast", "best", "sprint"]
         for name, recipe in recipes.items():
             assert (recipe.network, recipe.name) == (network, name)
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="recipe takes reference, fast or best, got 'slow'"):
+    with pytest.raises(
+        ValueError, match="recipe takes reference, fast, best or sprint, got 'slow'"
+    ):
         named.recipe("mnist", "slow")
     with pytest.raises(ValueError, match="network takes mnist or cifar10, got 'x'"):
         named.recipe("x", "fast")
@@ -101,8 +108,8 @@ def test_a_file_changes_the_recipe_that_it_is_based_on(tmp_path: Path) -> None:
         ("std = [0]", "std takes 1 finite numbers"),
         ("nesterov = 1", "nesterov takes true or false"),
         ("network = 'cifar10'", "is for the network 'cifar10'"),
-        ("base = 'slow'", "recipe takes reference, fast or best"),
-        ("base = 5", "recipe takes reference, fast or best"),
+        ("base = 'slow'", "recipe takes reference, fast, best or sprint"),
+        ("base = 5", "recipe takes reference, fast, best or sprint"),
         ("epochs", "is no TOML file"),
         ("a = " + "[" * 5000, "is no TOML file"),
     ],
