@@ -117,7 +117,12 @@ def is_main() -> bool:
 
 
 def main_only(value: T, otherwise: T) -> T:
-    """Returns `value` in process 0 and `otherwise` in the others, without any communication."""
+    """Returns what this process is to have, without asking the others.
+
+    Args:
+        value: in process 0.
+        otherwise: in the others.
+    """
     return value if is_main() else otherwise
 
 
