@@ -84,9 +84,10 @@ def main(flags: Flags) -> None:
             print(line, flush=True)
         start = time.perf_counter()
     final = summary(runs, mark)
+    test = f"p = {final['p_value']:.2g}" if final["p_value"] is not None else "no test of one run"
     print(
-        f"mean {final['test_accuracy_mean']:.3%} of {len(runs)} runs, above {mark:.2%} with "
-        f"p = {final['p_value']:.2g}; {final['seconds_median']:.2f} s a run, {seconds} s allowed"
+        f"mean {final['test_accuracy_mean']:.3%} of {len(runs)} runs, above {mark:.2%}: {test}; "
+        f"{final['seconds_median']:.2f} s a run, {seconds} s allowed"
     )
 
 

@@ -13,13 +13,14 @@ augmentation is measured after the last epoch. `--arrays` takes uint8 `train_ima
 import argparse
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from output import write_json
 
 from jaxcnn.data.dataset import Dataset, Split, load_data
 from jaxcnn.recipes import named
+from jaxcnn.recipes.recipe import RecipeName
 from jaxcnn.train.evaluate import evaluate
 from jaxcnn.train.fit import fit
 
@@ -96,7 +97,7 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("network", choices=list(THRESHOLDS))
-    parser.add_argument("--recipe", choices=["reference", "fast", "best"], default="fast")
+    parser.add_argument("--recipe", choices=get_args(RecipeName), default="fast")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--arrays", type=Path, metavar="FILE.npz")
     parser.add_argument("--data-dir", default="")

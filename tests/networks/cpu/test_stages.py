@@ -167,8 +167,11 @@ def test_sliced_images_pass_from_stage_to_stage(batch: int, features: int) -> No
         assert_equal(jax.jit(lambda args, run=run: outcome(run, args))(start), expected)
 
 
-def test_gradients_that_nobody_wants_are_not_computed() -> None:
-    args = arguments(8, 3, 8, 8)
+@pytest.mark.parametrize(("batch", "channels", "features"), [(4, 3, 5), (8, 8, 8)])
+def test_gradients_that_nobody_wants_are_not_computed(
+    batch: int, channels: int, features: int
+) -> None:
+    args = arguments(batch, 3, channels, features)
     stage = STAGES[3]
 
     def loss(kernel: jax.Array, images: jax.Array) -> jax.Array:
@@ -260,9 +263,9 @@ if sys.argv[1:] and hasattr(os, "sched_setaffinity"):
 import jax
 from tests.networks.cpu import test_stages as tests
 
-args = tests.arguments(100, 3, 8, 17)
+args = [tests.arguments(100, 3, channels, 17) for channels in (3, 8)]
 args = jax.tree.map(lambda x: x * 0.37, args)
-found = jax.jit(lambda args: tests.outcome(tests.STAGES[3], args))(args)
+found = jax.jit(lambda args: [tests.outcome(tests.STAGES[3], each) for each in args])(args)
 bits = b"".join(leaf.tobytes() for leaf in jax.device_get(jax.tree.leaves(found)))
 print(hashlib.sha256(bits).hexdigest())
 """
