@@ -149,7 +149,7 @@ ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale,
       slices.tasks,
       {std::vector<float>(size), Sums(features), Sums(channels), Sums(channels)});
   ForEach(pool, slices.tasks, [&](int64_t task) {
-    Rows input(s.winograd ? Form::kPairs : Form::kPlain, memory_of_x, channels, s.height(),
+    Rows input(s.winograd ? Form::kTiles : Form::kPlain, memory_of_x, channels, s.height(),
                s.width(), s.border());
     Rows dy(s.winograd ? Form::kWindows : Form::kPlain, memory_of_dy, features, s.height(),
             s.width(), s.border());

@@ -1,18 +1,22 @@
 // Convolution of rows of a slice, directly or, with windows of three columns, by fewer products.
 //
-// By Winograd's F(2, 3) (https://arxiv.org/abs/1509.09308) two neighbouring outputs of a row take
-// four products instead of six. Of four neighbouring inputs d and a row of the kernel g:
+// By Winograd's F(4, 3) (https://arxiv.org/abs/1509.09308) four neighbouring outputs of a row take
+// six products instead of twelve. Of a window of six inputs d and a row of the kernel g:
 //
-//   m0 = (d0 - d2) g0                       y0 = m0 + m1 + m2
-//   m1 = (d1 + d2) (g0 + g1 + g2) / 2       y1 = m1 - m2 + m3
-//   m2 = (d2 - d1) (g0 - g1 + g2) / 2
-//   m3 = (d3 - d1) g2
+//   m0 = (4 d0 - 5 d2 + d4) g0 / 4                          y0 = m0 + m1 + m2 + m3 + m4
+//   m1 = (d3 + d4 - 4 d1 - 4 d2) (-g0 - g1 - g2) / 6        y1 = m1 - m2 + 2 m3 - 2 m4
+//   m2 = (4 d1 - 4 d2 - d3 + d4) (-g0 + g1 - g2) / 6        y2 = m1 + m2 + 4 m3 + 4 m4
+//   m3 = (2 d3 + d4 - 2 d1 - d2) (g0 + 2 g1 + 4 g2) / 24    y3 = m1 - m2 + 8 m3 - 8 m4 + m5
+//   m4 = (2 d1 - d2 - 2 d3 + d4) (g0 - 2 g1 + 4 g2) / 24
+//   m5 = (4 d1 - 5 d3 + d5) g2
 //
-// Each m is a part of its own: a convolution with a window of one column and rows of half the width.
+// Each m is a part of its own: a convolution with a window of one column and rows of a quarter of the
+// width.
 //
 // The sum of y dy is also the sum of x times the convolution of dy with the flipped kernel. So the
 // gradient for the kernel needs the windows of dy, which the gradient for x needs anyway, and sums of
-// pairs of x: that for (g0 + g1 + g2) / 2 is the sum of (dy1 + dy2) (x0 + x1), and so on.
+// fours of x, as they stand above for m: that for m1's factor is the sum over all windows of the
+// second sum of dy times x0 + x1 + x2 + x3, and so on.
 
 #pragma once
 
@@ -27,18 +31,19 @@
 
 namespace jaxcnn {
 
-constexpr int kParts = 4;
+constexpr int kTile = 4;   // outputs of a window
+constexpr int kParts = 6;  // products of a window
 
 enum class Form {
   kPlain,    // one part: rows with zeros around them
-  kWindows,  // of each window of four columns: d0 - d2, d1 + d2, d2 - d1, d3 - d1
-  kPairs     // of each pair of columns: x0, x0 + x1, x0 - x1, x1
+  kWindows,  // sums of each window, as above
+  kTiles     // of each tile of four columns, what its outputs' gradients add to each product's
 };
 
 // Whether it pays: the sums cost something, and want whole vectors of images.
 inline bool UsesWinograd(int64_t kernel_size, int64_t width, int64_t images, int64_t in,
                          int64_t out) {
-  return kernel_size == 3 && width % 2 == 0 && images >= 4 && in >= 8 && out >= 8;
+  return kernel_size == 3 && width % kTile == 0 && images >= 4 && in >= 8 && out >= 8;
 }
 
 // Rows of a slice, in the form in which they are multiplied.
@@ -57,7 +62,7 @@ class Rows {
     }
     parts_.reserve(kParts);
     for (int i = 0; i < kParts; ++i) {
-      parts_.emplace_back(memories[i], channels, height, width / 2,
+      parts_.emplace_back(memories[i], channels, height, width / kTile,
                           form == Form::kWindows ? border : 0, 0);
     }
   }
@@ -75,25 +80,31 @@ class Rows {
     float* to[kParts];
     for (int i = 0; i < kParts; ++i) to[i] = parts_[i].Row(channel, row);
     const int64_t images = untransformed_.images();
-    if (form_ == Form::kPairs) {
+    if (form_ == Form::kTiles) {
       const float* from = untransformed_.Row(0, row % 2);
-      ForPairs(images, [&](int64_t at, int64_t first, auto lanes) {
-        const auto x0 = Load(from + first, lanes), x1 = Load(from + first + images, lanes);
+      ForTiles(images, [&](int64_t at, int64_t first, auto lanes) {
+        auto x = [&](int64_t i) { return Load(from + first + i * images, lanes); };
+        const auto x0 = x(0), x1 = x(1), x2 = x(2), x3 = x(3);
+        const auto even = x0 + x2, odd = x1 + x3, even_2 = x0 + 4 * x2, odd_2 = 2 * x1 + 8 * x3;
         Store(to[0] + at, x0);
-        Store(to[1] + at, x0 + x1);
-        Store(to[2] + at, x0 - x1);
-        Store(to[3] + at, x1);
+        Store(to[1] + at, even + odd);
+        Store(to[2] + at, even - odd);
+        Store(to[3] + at, even_2 + odd_2);
+        Store(to[4] + at, even_2 - odd_2);
+        Store(to[5] + at, x3);
       });
     } else {
       const float* from = untransformed_.Window(0, row % 2);
-      ForPairs(images, [&](int64_t at, int64_t first, auto lanes) {
-        const float* window = from + first;
-        const auto d0 = Load(window, lanes), d1 = Load(window + images, lanes);
-        const auto d2 = Load(window + 2 * images, lanes), d3 = Load(window + 3 * images, lanes);
-        Store(to[0] + at, d0 - d2);
-        Store(to[1] + at, d1 + d2);
-        Store(to[2] + at, d2 - d1);
-        Store(to[3] + at, d3 - d1);
+      ForTiles(images, [&](int64_t at, int64_t first, auto lanes) {
+        auto d = [&](int64_t i) { return Load(from + first + i * images, lanes); };
+        const auto d0 = d(0), d1 = d(1), d2 = d(2), d3 = d(3), d4 = d(4), d5 = d(5);
+        const auto even = d4 - 4 * d2, odd = d3 - 4 * d1, even_2 = d4 - d2, odd_2 = 2 * (d3 - d1);
+        Store(to[0] + at, 4 * d0 - 5 * d2 + d4);
+        Store(to[1] + at, even + odd);
+        Store(to[2] + at, even - odd);
+        Store(to[3] + at, even_2 + odd_2);
+        Store(to[4] + at, even_2 - odd_2);
+        Store(to[5] + at, 4 * d1 - 5 * d3 + d5);
       });
     }
   }
@@ -104,12 +115,12 @@ class Rows {
   int64_t size() const { return parts_[0].size(); }  // of a row of a part
 
  private:
-  // Calls f(place among the pairs, place of the first of the pair, lanes).
+  // Calls f(place among the tiles, place of the first of the tile, lanes).
   template <typename F>
-  void ForPairs(int64_t images, F f) const {
-    for (int64_t column = 0; column < width_; column += 2) {
+  void ForTiles(int64_t images, F f) const {
+    for (int64_t column = 0; column < width_; column += kTile) {
       ForVectors(images, [&](int64_t i, auto lanes) {
-        f(column / 2 * images + i, column * images + i, lanes);
+        f(column / kTile * images + i, column * images + i, lanes);
       });
     }
   }
@@ -140,11 +151,14 @@ class Kernel {
       if (transposed) std::swap(g0, g2);
       float* to = weights.data() + row * size;
       for (int64_t i = 0; i < size; ++i) {
-        const float outer = (g0[i] + g2[i]) / 2, middle = g1[i] / 2;
-        to[i] = g0[i];
-        to[3 * size + i] = outer + middle;
-        to[6 * size + i] = outer - middle;
-        to[9 * size + i] = g2[i];
+        const float outer = g0[i] + g2[i], far = g0[i] + 4 * g2[i];
+        const float weight[kParts] = {g0[i] / 4,
+                                      (-outer - g1[i]) / 6,
+                                      (-outer + g1[i]) / 6,
+                                      (far + 2 * g1[i]) / 24,
+                                      (far - 2 * g1[i]) / 24,
+                                      g2[i]};
+        for (int part = 0; part < kParts; ++part) to[part * 3 * size + i] = weight[part];
       }
     }
     parts_.reserve(kParts);
@@ -158,7 +172,7 @@ class Kernel {
   std::vector<Packed> parts_;
 };
 
-// Writes the products m0 .. m3 of values begin .. end - 1 of a row, float[Cout, parts, next].
+// Writes the products of all parts of values begin .. end - 1 of a row, float[Cout, parts, next].
 inline void MultiplyParts(const Rows& x, const Kernel& kernel, int64_t row, int64_t begin,
                           int64_t end, int64_t next, float* products) {
   for (int part = 0; part < kParts; ++part) {
@@ -184,7 +198,7 @@ void Convolve(const Rows& x, const Kernel& kernel, int64_t row, Out out) {
     ConvolveRow(x.part(0), kernel.part(0), row, 0, size, block);
     return;
   }
-  // As many pairs at once as fill whole blocks of vectors, so that the products stay in the cache.
+  // As many tiles at once as fill whole blocks of vectors, so that the products stay in the cache.
   const int64_t features = kernel.part(0).out();
   const int64_t chunk = std::min<int64_t>(size, std::lcm(images, kVectors * kLanes));
   float* products = memory_of_products.Get(kParts * features * chunk);
@@ -192,15 +206,18 @@ void Convolve(const Rows& x, const Kernel& kernel, int64_t row, Out out) {
     const int64_t end = std::min(size, begin + chunk);
     MultiplyParts(x, kernel, row, begin, end, chunk, products);
     for (int64_t f = 0; f < features; ++f) {
-      const float* m = products + f * kParts * chunk;
+      const float* from = products + f * kParts * chunk;
       out(f, [&](auto each) {
-        for (int64_t pair = 0; pair < end - begin; pair += images) {
+        for (int64_t tile = 0; tile < end - begin; tile += images) {
           ForVectors(images, [&](int64_t i, auto lanes) {
-            const float* from = m + pair + i;
-            const int64_t to = 2 * (begin + pair) + i;
-            const auto m1 = Load(from + chunk, lanes), m2 = Load(from + 2 * chunk, lanes);
-            each(to, Load(from, lanes) + m1 + m2);
-            each(to + images, m1 - m2 + Load(from + 3 * chunk, lanes));
+            auto m = [&](int64_t part) { return Load(from + part * chunk + tile + i, lanes); };
+            const int64_t to = kTile * (begin + tile) + i;
+            const auto m1 = m(1), m2 = m(2), m3 = m(3), m4 = m(4);
+            const auto sum = m1 + m2, difference = m1 - m2, sum_2 = m3 + m4, difference_2 = m3 - m4;
+            each(to, m(0) + sum + sum_2);
+            each(to + images, difference + 2 * difference_2);
+            each(to + 2 * images, sum + 4 * sum_2);
+            each(to + 3 * images, difference + 8 * difference_2 + m(5));
           });
         }
       });
@@ -213,7 +230,7 @@ inline int64_t GradientSize(int64_t kernel_size, int64_t in, int64_t out, bool w
   return (winograd ? 3 * kParts : kernel_size * kernel_size) * in * out;
 }
 
-// Adds the gradient of a kernel from rows begin .. end - 1, of x as pairs and dy as windows if they
+// Adds the gradient of a kernel from rows begin .. end - 1, of x as tiles and dy as windows if they
 // are transformed.
 inline void AddKernelGradient(const Rows& x, const Rows& dy, int64_t kernel_size, int64_t begin,
                               int64_t end, float* d_kernel) {
@@ -242,11 +259,13 @@ inline void FinishKernelGradient(const float* sums, int64_t kernel_size, int64_t
     for (int64_t i = 0; i < in; ++i) {
       for (int64_t o = 0; o < out; ++o) {
         const float* m = parts.data() + (row * out + o) * in + i;
-        const float m1 = m[3 * size] / 2, m2 = m[6 * size] / 2;
+        auto of = [&](int part) { return m[part * 3 * size]; };
+        const float sum = of(1) + of(2), difference = of(2) - of(1);
+        const float sum_2 = of(3) + of(4), difference_2 = of(3) - of(4);
         float* to = d_kernel + (2 - row) * 3 * size + i * out + o;
-        to[2 * size] = m[0] + m1 + m2;
-        to[size] = m1 - m2;
-        to[0] = m1 + m2 + m[9 * size];
+        to[2 * size] = (6 * of(0) - 4 * sum + sum_2) / 24;
+        to[size] = (2 * difference + difference_2) / 12;
+        to[0] = (sum_2 - sum + 6 * of(5)) / 6;
       }
     }
   }
