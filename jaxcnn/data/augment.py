@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.ndimage import map_coordinates
 
 from jaxcnn.recipes.recipe import AugmentName
@@ -51,7 +52,7 @@ def random_shift(
 
     def window(image: jax.Array, corner: jax.Array) -> jax.Array:
         start = (corner[0], corner[1], 0)
-        return jax.lax.dynamic_slice(image, start, (height, width, channels))
+        return lax.dynamic_slice(image, start, (height, width, channels))
 
     return jax.vmap(window)(padded, corners)
 
@@ -99,11 +100,19 @@ def random_distortion(
     rows += (height - 1) / 2 + down + displacement[0]
     columns += (width - 1) / 2 + right + displacement[1]
 
-    def sample(channel: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-        return map_coordinates(channel, [rows, columns], order=1, mode="constant")
+    def sample(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+        def channel(values: jax.Array) -> jax.Array:
+            return map_coordinates(values, [rows, columns], order=1, mode="constant")
 
-    sampled = jax.vmap(jax.vmap(sample, (2, None, None), 2))(
-        images.astype(jnp.float32), rows, columns
+        return jax.vmap(channel, 2, 2)(image)
+
+    # Image by image on CPU, where it takes a quarter of the time of the whole batch at once.
+    sampled: jax.Array = lax.platform_dependent(
+        images.astype(jnp.float32),
+        rows,
+        columns,
+        cpu=lambda *batch: lax.map(lambda one: sample(*one), batch),
+        default=jax.vmap(sample),
     )
     return jnp.round(sampled).astype(images.dtype)
 
