@@ -126,6 +126,7 @@ def make_augment(name: AugmentName) -> Augment | None:
             of up to 1.5 pixels and an elastic distortion with standard deviation 0.4 px.
             "flip-shift" (for photographs): horizontal flips, and shifts of up to 4 pixels, padded
             by reflection.
+            "flip-shift-2" (for photographs in short runs): the same with up to 2 pixels.
             "none": no augmentation.
 
     Returns:
@@ -140,9 +141,11 @@ def make_augment(name: AugmentName) -> Augment | None:
             random_distortion, rotation=8.0, scale=0.08, shear=0.08, pixels=1.5, elastic=0.4
         )
 
+    pixels = {"flip-shift": 4, "flip-shift-2": 2}[name]
+
     def flip_shift(key: jax.Array, images: jax.Array) -> jax.Array:
         flip_key, shift_key = jax.random.split(key)
-        return random_shift(shift_key, random_flip(flip_key, images), 4, "reflect")
+        return random_shift(shift_key, random_flip(flip_key, images), pixels, "reflect")
 
     return flip_shift
 

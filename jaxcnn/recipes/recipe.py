@@ -15,7 +15,7 @@ RecipeName = Literal["reference", "fast", "best", "sprint"]
 ScheduleName = Literal[
     "constant", "cosine", "linear", "trapezoid", "exponential", "steps", "onecycle"
 ]
-AugmentName = Literal["none", "shift", "distort", "flip-shift"]
+AugmentName = Literal["none", "shift", "distort", "flip-shift", "flip-shift-2"]
 InitializationName = Literal["flax", "pytorch"]
 
 

@@ -125,7 +125,7 @@ def test_a_shear_shifts_rows_in_proportion_to_their_height() -> None:
     assert 0.4 < abs(slope).max() <= 0.5
 
 
-@pytest.mark.parametrize("name", ["shift", "distort", "flip-shift"])
+@pytest.mark.parametrize("name", ["shift", "distort", "flip-shift", "flip-shift-2"])
 def test_augmentation_is_a_function_of_its_key(images: jax.Array, name: str) -> None:
     change = augment.make_augment(name)
     assert change is not None
@@ -138,13 +138,15 @@ def test_augmentation_is_a_function_of_its_key(images: jax.Array, name: str) -> 
 
 
 def test_sizes_of_the_augmentations(images: jax.Array) -> None:
-    def flip_shift(key: jax.Array, images: jax.Array) -> jax.Array:
+    def flip_shift(key: jax.Array, images: jax.Array, pixels: int) -> jax.Array:
         flip_key, shift_key = jax.random.split(key)
-        return augment.random_shift(shift_key, augment.random_flip(flip_key, images), 4, "reflect")
+        flipped = augment.random_flip(flip_key, images)
+        return augment.random_shift(shift_key, flipped, pixels, "reflect")
 
     expected = {
         "shift": functools.partial(augment.random_shift, pixels=2, mode="constant"),
-        "flip-shift": flip_shift,
+        "flip-shift": functools.partial(flip_shift, pixels=4),
+        "flip-shift-2": functools.partial(flip_shift, pixels=2),
         "distort": functools.partial(
             augment.random_distortion, rotation=8.0, scale=0.08, shear=0.08, pixels=1.5, elastic=0.4
         ),
