@@ -10,6 +10,7 @@ function of the variance in both.
 """
 
 import functools
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from jaxcnn.recipes.problems import PROBLEMS
 
 Variables = dict[str, Any]
 
+_log = logging.getLogger(__name__)
 _MODELS = {"mnist": MnistCNN(), "cifar10": Cifar10CNN()}
 # (H, W, C) of the feature maps that are flattened.
 _FLATTENED = {"mnist": (7, 7, 8), "cifar10": (4, 4, 64)}
@@ -39,7 +41,7 @@ _LEAVES = {
 _COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm; Flax has none
 # Keys of a checkpoint's state dict in PyTorch's tutorials and Lightning; and prefixes of its names
 # by DataParallel, torch.compile and Lightning.
-_CONTAINERS = ("state_dict", "model_state_dict")
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module", "_orig_mod", "model")
 
 
@@ -48,12 +50,13 @@ def load_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> Varia
 
     Args:
         source: a `.pt`, `.pth` or `.safetensors` file, or a mapping from names to tensors or
-            arrays, or one that holds such a mapping as "state_dict" or "model_state_dict". The
-            names are the original's (`conv1.weight`, ...), with or without a wrapper's prefix
+            arrays, or one that holds such a mapping as "state_dict", "model_state_dict" or "model".
+            The names are the original's (`conv1.weight`, ...), with or without a wrapper's prefix
             (`module.`, `_orig_mod.`, `model.`); they decide which network it is.
 
     Returns:
         Variables for the network's `apply`: float32 `params`, and `batch_stats` for CIFAR-10.
+        Values that are not finite are kept, with a warning that names their tensors.
 
     Raises:
         UserError: the file cannot be read, or a tensor is missing, unknown, of the wrong shape or
@@ -71,6 +74,7 @@ def load_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> Varia
                 "weights of one of the original networks"
             )
     variables: Variables = {}
+    not_finite = []
     for name, (path, shape) in expected.items():
         if name not in tensors:
             raise UserError(
@@ -83,9 +87,13 @@ def load_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> Varia
                 f"{where} holds {name} of shape {array.shape}, and the {network} network needs "
                 f"{wanted}: give the weights of an unchanged network"
             )
+        if not np.isfinite(array).all():
+            not_finite.append(name)
         collection, layer, leaf = path
         layers = variables.setdefault(collection, {})
         layers.setdefault(layer, {})[leaf] = jnp.asarray(_from_torch(array, path, network))
+    if not_finite:
+        _log.warning("%s holds values that are not finite, in %s", where, ", ".join(not_finite))
     return variables
 
 

@@ -188,6 +188,20 @@ def test_tensors_become_arrays() -> None:
         pytorch.load_state_dict(tensors)
 
 
+def test_values_that_are_not_finite_are_kept_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    weights = original.weights("mnist")
+    pytorch.load_state_dict(weights)
+    assert not caplog.messages
+    weights["fc1.weight"][3, 4] = np.nan
+    weights["fc2.bias"][5] = np.inf
+    variables = pytorch.load_state_dict(weights)
+    assert caplog.messages == [
+        "the state dict holds values that are not finite, in fc1.weight, fc2.bias"
+    ]
+    assert np.isnan(variables["params"]["fc1"]["kernel"]).sum() == 1
+    assert np.isinf(variables["params"]["fc2"]["bias"][5])
+
+
 def test_misshapen_variables_are_refused() -> None:
     variables = pytorch.load_state_dict(original.weights("mnist"))
     variables["params"]["fc2"]["bias"] = jnp.zeros(9)
@@ -211,12 +225,13 @@ def test_saving_incomplete_variables_is_refused(tmp_path: Path) -> None:
         lambda tensors: {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()},
         lambda tensors: {f"_orig_mod.module.{name}": tensor for name, tensor in tensors.items()},
         lambda tensors: {"epoch": 3, "model_state_dict": tensors, "optimizer_state_dict": {}},
+        lambda tensors: {"model": tensors, "optimizer": {}, "step": 3},
         lambda tensors: {"state_dict": {f"model.{name}": t for name, t in tensors.items()}},
         lambda tensors: {name: t.astype(jnp.bfloat16) for name, t in tensors.items()},
         lambda tensors: {name: t.astype(np.float16) for name, t in tensors.items()},
         lambda tensors: {name: t.astype(np.float64) for name, t in tensors.items()},
     ],
-    ids="module compiled both other checkpoint lightning bfloat16 float16 float64".split(),
+    ids="module compiled both other checkpoint nested lightning bfloat16 float16 float64".split(),
 )
 def test_what_training_loops_put_around_weights(network: str, wrapped: Any) -> None:
     tensors = original.weights(network)
