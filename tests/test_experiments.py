@@ -1,7 +1,9 @@
 """The experiments as a user starts them."""
 
+import functools
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -9,10 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
+import jaxcnn
+from jaxcnn.recipes import named
 from jaxcnn.storage import checkpoint
 from tests.conftest import REPOSITORY
+from tests.stripes import striped_split
 
 # Trains until it is stopped.
 LONG = "--data synthetic --epochs 100000 --batch-size 1000".split()
@@ -47,6 +54,25 @@ def test_help_and_mistakes(network: str) -> None:
 def test_an_experiment_is_short(network: str) -> None:
     text = (REPOSITORY / "experiments" / f"{network}.py").read_text()
     assert len(text.split('"""', 2)[2].splitlines()) < 40
+
+
+def test_the_whole_run_on_a_page_gives_the_numbers_of_fit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = REPOSITORY / "experiments" / "minimal.py"
+    assert len(path.read_text().splitlines()) <= 100
+    train, test = striped_split((28, 28, 1), 480, 0), striped_split((28, 28, 1), 50, 1)
+    dataset = jaxcnn.Dataset("mnist", "stripes", train, test, tuple("0123456789"))
+    recipe = named.recipe("mnist", "sprint").replace(
+        epochs=2, warmup=0.0, weight_decay=0.0, label_smoothing=0.0, dropout=0.2
+    )
+    with jax.numpy_dtype_promotion("standard"):  # as for users, and as optax needs it
+        params = runpy.run_path(str(path))["main"](dataset, seed=3, epochs=2)
+        result = jaxcnn.fit(recipe, dataset, seed=3)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    jax.tree.map(close, params, result.state.params)
+    last = f"epoch 2: loss {result.history[-1].train_loss:.4f}, {result.test_correct} of "
+    assert last in capsys.readouterr().out
 
 
 @pytest.mark.slow
