@@ -50,8 +50,9 @@ def test_networks_in_stages_round_no_worse_than_in_layers(
     for one, other, value in zip(*together, strict=True):
         free = 4 * np.finfo(np.float32).eps * np.abs(value).max()
         assert np.abs(one - value).max() <= 8 * np.abs(other - value).max() + free
-    # Gradients jump where a relu or a pool decides otherwise, which is rare: one in 64 images or so,
-    # others on another processor. It moves a gradient by a few percent at most.
+
+    # Gradients jump where a relu or a pool decides otherwise, which is rare: one in 64 images,
+    # and another one on another processor. It moves a gradient by a few percent at most.
     def assert_close(one: np.ndarray, other: np.ndarray, scale: float) -> None:
         assert np.linalg.norm(one - other) <= 5e-2 * scale
 
