@@ -84,7 +84,7 @@ _SPRINT = {
     ),
     "cifar10": _BEST["cifar10"].replace(
         name="sprint",
-        epochs=8,
+        epochs=7,
         learning_rate=0.03,
         optimizer_args=_FEWER_STEPS,
         warmup=0.25,
