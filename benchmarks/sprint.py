@@ -6,9 +6,9 @@
 A run trains with all training images and is evaluated once, on all test images, after its last
 epoch: for CIFAR-10 with test-time augmentation, as the speed records for it are; the accuracy
 without is recorded too. Its time is that of the initialization, of all steps and of the evaluation;
-what all runs share, loading and compilation, is not in it. The test is Student's, one-sided: how likely a mean as
-high would be if the true one were the mark. Repeating the command runs only the seeds that the file
-lacks.
+what all runs share, loading and compilation, is not in it. The test is Student's, one-sided: how
+likely a mean as high would be if the true one were the mark. Repeating the command runs only the
+seeds that the file lacks.
 """
 
 import json
