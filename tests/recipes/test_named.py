@@ -47,6 +47,7 @@ def test_reference_is_the_original(network: str, batch_size: int) -> None:
         ("mnist", "sprint-mnist", "sprint"),
         ("cifar10", "accuracy-cifar10-best", "best"),
         ("cifar10", "time-to-accuracy-cifar10", "fast"),
+        ("cifar10", "sprint-cifar10", "sprint"),
     ],
 )
 def test_the_recorded_results_are_of_the_recipes(network: str, result: str, name: str) -> None:
