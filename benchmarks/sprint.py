@@ -14,7 +14,6 @@ seeds that the file lacks.
 import json
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,13 +24,10 @@ from output import write_json
 from scipy import stats
 
 import jaxcnn
-from jaxcnn.data.augment import make_normalize
-from jaxcnn.data.views import make_views
 from jaxcnn.recipes import named
-from jaxcnn.recipes.recipe import NetworkName, Recipe
-from jaxcnn.train import setup, steps
-from jaxcnn.train.ensemble import ManyResult, fit_chunks
-from jaxcnn.train.evaluate import EVAL_BATCH_SIZE, eval_batches
+from jaxcnn.recipes.recipe import NetworkName
+from jaxcnn.train.ensemble import fit_chunks
+from jaxcnn.train.evaluate import make_evaluation
 
 # Test accuracy, and seconds on two CPU cores.
 MARKS = {"mnist": (0.99, 2), "cifar10": (0.85, 90)}
@@ -65,25 +61,6 @@ def summary(runs: list[dict[str, Any]], mark: float) -> dict[str, Any]:
     }
 
 
-def make_score(recipe: Recipe, dataset: jaxcnn.Dataset) -> Callable[[ManyResult], int]:
-    """Returns the function that counts a run's correct predictions, as `AUGMENTED` says."""
-    if not AUGMENTED[recipe.network]:
-        return lambda result: int(result.correct[0])
-    eval_step = steps.make_eval_step(
-        setup.make_model(recipe),
-        normalize=make_normalize(recipe.mean, recipe.std),
-        views=make_views(recipe.network),
-    )
-    eval_steps = steps.make_eval_chunk(eval_step)
-    batches = eval_batches(dataset.test, EVAL_BATCH_SIZE)
-
-    def score(result: ManyResult) -> int:
-        state = jax.tree.map(lambda leaf: leaf[0], result.states)
-        return int(eval_steps(state.eval_variables, batches)["correct"])
-
-    return score
-
-
 def main(flags: Flags) -> None:
     """Runs the benchmark."""
     recipe = named.recipe(flags.network, "sprint")
@@ -98,17 +75,19 @@ def main(flags: Flags) -> None:
     missing = [seed for seed in range(flags.seeds) if seed not in done]
     # A first run, which is not counted, compiles.
     members = jaxcnn.grid([missing[0], *missing]) if missing else []
-    options: dict[str, Any] = {"chunk": 1, "evaluate_once": True, "keep_states": True}
+    augmented = AUGMENTED[flags.network]
+    options: dict[str, Any] = {"chunk": 1, "evaluate_once": True, "keep_states": augmented}
     chunks = fit_chunks(recipe, dataset, members, **options) if missing else ()
-    score = make_score(recipe, dataset)
+    evaluation = make_evaluation(recipe, dataset.test, tta=True)
     start = time.perf_counter()
     for number, result in enumerate(chunks):
-        correct = score(result)
+        run = {"seed": int(result.members.seeds[0]), "correct": int(result.correct[0])}
+        if augmented:
+            state = jax.tree.map(lambda leaf: leaf[0], result.states)
+            run["correct_without_augmentation"] = run["correct"]
+            run["correct"], _, _ = evaluation(state.eval_variables)
         end = time.perf_counter()
         if number > 0:
-            run = {"seed": int(result.members.seeds[0]), "correct": correct}
-            if AUGMENTED[recipe.network]:
-                run["correct_without_augmentation"] = int(result.correct[0])
             runs.append({**run, "total": result.total, "seconds": end - start})
             content = {"dataset": dataset.name, "recipe": hyperparameters, **summary(runs, mark)}
             # After every run, so that an interrupted benchmark leaves its results.

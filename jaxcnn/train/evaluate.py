@@ -1,5 +1,6 @@
 """Evaluation of a network on a whole split."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,13 +35,34 @@ def evaluate(
     Raises:
         DataError: the arrays are not those of a split.
     """
+    return make_evaluation(recipe, split, tta=tta)(variables)
+
+
+def make_evaluation(
+    recipe: Recipe, split: Split, *, tta: bool = False
+) -> Callable[[Any], tuple[int, int, float]]:
+    """Returns `evaluate` as a function of the variables, which compiles once for many networks.
+
+    Args:
+        recipe: as for `evaluate`.
+        split: as for `evaluate`.
+        tta: as for `evaluate`.
+
+    Raises:
+        DataError: the arrays are not those of a split.
+    """
     split = validate_split(split, "the split")
     normalize = make_normalize(recipe.mean, recipe.std)
     views = make_views(recipe.network) if tta else None
     eval_step = steps.make_eval_step(setup.make_model(recipe), normalize=normalize, views=views)
+    eval_steps = steps.make_eval_chunk(eval_step)
     batches = eval_batches(split, EVAL_BATCH_SIZE)
-    sums = jax.device_get(steps.make_eval_chunk(eval_step)(variables, batches))
-    return int(sums["correct"]), int(sums["count"]), float(sums["loss_sum"] / sums["count"])
+
+    def evaluation(variables: Any) -> tuple[int, int, float]:
+        sums = jax.device_get(eval_steps(variables, batches))
+        return int(sums["correct"]), int(sums["count"]), float(sums["loss_sum"] / sums["count"])
+
+    return evaluation
 
 
 def eval_batches(

@@ -50,18 +50,13 @@ def test_networks_in_stages_round_no_worse_than_in_layers(
     for one, other, value in zip(*together, strict=True):
         free = 4 * np.finfo(np.float32).eps * np.abs(value).max()
         assert np.abs(one - value).max() <= 8 * np.abs(other - value).max() + free
-
-    # Gradients jump where a relu or a pool decides otherwise, which is rare: one in 64 images,
-    # and another one on another processor. It moves a gradient by a few percent at most.
-    def assert_close(one: np.ndarray, other: np.ndarray, scale: float) -> None:
-        assert np.linalg.norm(one - other) <= 5e-2 * scale
-
-    assert_close(image_grads, exact_images, np.linalg.norm(exact_images))
+    # Gradients jump where a relu or a pool decides otherwise, which is rare.
+    np.testing.assert_allclose(image_grads, exact_images, atol=1e-3 * np.abs(exact_images).max())
     for layer, leaves in exact_grads.items():
         # A bias before BatchNorm has no gradient in training but rounding.
-        scale = np.linalg.norm(leaves.get("kernel", leaves["bias"]))
+        scale = np.abs(leaves.get("kernel", leaves["bias"])).max()
         for leaf, wanted in leaves.items():
-            assert_close(grads[layer][leaf], wanted, scale)
+            assert np.abs(grads[layer][leaf] - wanted).max() <= 1e-3 * scale, (layer, leaf)
 
 
 @pytest.mark.slow
