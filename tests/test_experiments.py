@@ -61,10 +61,16 @@ def test_the_whole_run_on_a_page_gives_the_numbers_of_fit(
 ) -> None:
     path = REPOSITORY / "experiments" / "minimal.py"
     assert len(path.read_text().splitlines()) <= 100
-    train, test = striped_split((28, 28, 1), 480, 0), striped_split((28, 28, 1), 50, 1)
+    train, test = striped_split((28, 28, 1), 512, 0), striped_split((28, 28, 1), 50, 1)
     dataset = jaxcnn.Dataset("mnist", "stripes", train, test, tuple("0123456789"))
     recipe = named.recipe("mnist", "sprint").replace(
-        epochs=2, warmup=0.0, weight_decay=0.0, label_smoothing=0.0, dropout=0.2
+        epochs=2,
+        batch_size=64,
+        learning_rate=0.004,
+        warmup=0.0,
+        weight_decay=0.0,
+        label_smoothing=0.0,
+        dropout=0.2,
     )
     with jax.numpy_dtype_promotion("standard"):  # as for users, and as optax needs it
         params = runpy.run_path(str(path))["main"](dataset, seed=3, epochs=2)
