@@ -106,15 +106,15 @@ def random_distortion(
 
         return jax.vmap(channel, 2, 2)(image)
 
-    batch = images.astype(jnp.float32), rows, columns
+    arguments = images.astype(jnp.float32), rows, columns
     sampled: jax.Array
     if jax.device_count() > 1:
         # The devices share a batch, and each of them would gather all of it for a loop.
-        sampled = jax.vmap(sample)(*batch)
+        sampled = jax.vmap(sample)(*arguments)
     else:
         # Image by image on CPU, where it takes a quarter of the time of the whole batch at once.
         sampled = lax.platform_dependent(
-            *batch,
+            *arguments,
             cpu=lambda *batch: lax.map(lambda one: sample(*one), batch),
             default=jax.vmap(sample),
         )
