@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset = session.load_data()
         with session.interruptible() as interrupted:
             result = jaxcnn.fit(
-                recipe,
+                session.recipe,
                 dataset,
                 seed=flags.seed,
                 feed=flags.feed,

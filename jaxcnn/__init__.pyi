@@ -1,4 +1,5 @@
 from .data.dataset import Dataset as Dataset, Split as Split, load_data as load_data
+from .data.own_data import load_own as load_own
 from .errors import UserError as UserError
 from .networks.cnn import Cifar10CNN as Cifar10CNN, MnistCNN as MnistCNN
 from .optim.factory import make_optimizer as make_optimizer

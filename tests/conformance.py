@@ -43,13 +43,15 @@ NUDGE = 1.001
 class SmallCNN(nn.Module):
     """A network with all the layers that matter to an optimizer, quick to compile."""
 
+    classes: int = 10
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         x = nn.avg_pool(images, (2, 2), (2, 2))
         x = nn.Conv(4, (3, 3), strides=2)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         x = nn.Dropout(0.1)(x.reshape(x.shape[0], -1), deterministic=not train)
-        return nn.Dense(10)(x)
+        return nn.Dense(self.classes)(x)
 
 
 def dataset() -> Dataset:

@@ -107,7 +107,7 @@ def compare(folder: Path, interrupted: Callable[[], bool]) -> None:
             interrupted()
 
     mesh = make_mesh({"ensemble": jax.device_count()})
-    setup.make_model = lambda _: SmallCNN()  # type: ignore[assignment]
+    setup.make_model = lambda *_: SmallCNN()  # type: ignore[assignment]
     run_study(plan, dataset(), folder, mesh=mesh, observer=Observer())
 
 

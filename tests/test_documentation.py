@@ -137,7 +137,7 @@ def test_the_code_of_a_page_runs(
     monkeypatch.setattr("jaxcnn.load_data", datasets.get)
     monkeypatch.setattr("jaxcnn.recipe", small)
     if page.stem not in ("checkpoints", "deployment"):  # these load a network from its workdir
-        monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda _: conformance.SmallCNN())
+        monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda *_: conformance.SmallCNN())
     if page.stem == "deployment":
         pytest.importorskip("onnxruntime", reason="pip install 'jaxcnn[slow]'")
         pytest.importorskip("torch", reason="pip install 'jaxcnn[torch]'")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro import conf
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from jaxcnn.data.dataset import Dataset
     from jaxcnn.devices.mesh import AxisName
     from jaxcnn.storage.checkpoint import Policy
-
-
-SourceName: TypeAlias = Literal["auto", "real", "synthetic", NetworkName]
 
 
 @conf.configure(conf.OmitArgPrefixes)
@@ -60,6 +57,11 @@ class RecipeFlags:
     """Largest norm of the gradient; 0 for no limit."""
     ema: float
     """Decay per step of the average of the parameters that is evaluated; 0 for no average."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the recipe is a file, which states the normalization too."""
+        return self.name.endswith(".toml")
 
     @classmethod
     def of(cls, name: str, recipe: Recipe) -> "RecipeFlags":
@@ -98,24 +100,41 @@ class DataFlags:
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: JAXCNN_ARCHIVE_DIR, or none)")
     ] = ""
     """A folder with the official archives, for machines without network."""
+    hold_out: Annotated[float, conf.arg(metavar="SHARE")] = 0.1
+    """Share of your own images that is held out to test on, where there are no test images."""
 
-    def load(self, network: NetworkName, source: SourceName, echo: Echo) -> "Dataset":
+    def load(self, network: NetworkName, source: str, echo: Echo) -> "Dataset":
         """Loads a data set and warns if it is not the real one.
 
         Args:
             network: "mnist" or "cifar10", the network that the data set is for.
-            source: see `jaxcnn.load_data`; the name of a data set stands for the real data.
+            source: "auto", "real" or "synthetic", see `jaxcnn.load_data`; the name of the network
+                for the real data; or the path of a data set of the user's own.
             echo: prints a line, see `jaxcnn.cli.console.make_echo`.
 
         Raises:
             UserError: the data is not available.
         """
         from jaxcnn.data.dataset import load_data
+        from jaxcnn.data.own_data import load_own
         from jaxcnn.devices import processes
 
+        if source == network:
+            source = "real"
+        if source not in ("auto", "real", "synthetic"):
+            if not as_path(source).exists():
+                raise UserError(
+                    f"--data {source} is neither auto, {network}, synthetic nor a folder or .npz "
+                    "file that is there: give one of these"
+                )
+            check_range("--hold-out", self.hold_out, 0.001, 0.999)
+            shape = named.recipe(network, "fast").image_shape
+            return processes.main_first(load_own)(
+                source, shape, hold_out=self.hold_out, report=echo
+            )
         dataset = processes.main_first(load_data)(
             network,
-            source="real" if source == "mnist" or source == "cifar10" else source,
+            source=source,
             data_dir=self.data_dir or None,
             archive_dir=self.archive_dir or None,
             report=echo,
@@ -226,9 +245,10 @@ class TrainFlags:
     """The flags of an experiment; each network has a subclass."""
 
     recipe: RecipeFlags
-    source: Annotated[SourceName, conf.arg(name="data")] = "auto"
-    """The real data or nothing, a synthetic data set of the same shape, or the real data where it
-    is available (auto)."""
+    source: Annotated[str, conf.arg(name="data", metavar="auto|NETWORK|synthetic|PATH")] = "auto"
+    """The real data or nothing (the network's name), a synthetic data set of the same shape, or the
+    real data where it is available (auto); or your own: a folder with a folder of images for each
+    class, or an .npz file."""
     seed: int = 0
     """Of all random numbers; the same seed gives the same run."""
     feed: Literal["auto", "device", "stream"] = "auto"
@@ -246,20 +266,22 @@ class TrainFlags:
 
 @dataclass(frozen=True)
 class MnistFlags(TrainFlags):
-    """Trains the MNIST network and scores it on all 10,000 test images."""
+    """Trains the MNIST network and scores it on all test images."""
 
-    source: Annotated[Literal["auto", "mnist", "synthetic"], conf.arg(name="data")] = "auto"
+    source: Annotated[str, conf.arg(name="data", metavar="auto|mnist|synthetic|PATH")] = "auto"
     """The real data or nothing (mnist), a synthetic data set of the same shape (synthetic), or the
-    real data where it is available (auto)."""
+    real data where it is available (auto); or your own: a folder with a folder of images for each
+    class, or an .npz file."""
 
 
 @dataclass(frozen=True)
 class Cifar10Flags(TrainFlags):
-    """Trains the CIFAR-10 network and scores it on all 10,000 test images."""
+    """Trains the CIFAR-10 network and scores it on all test images."""
 
-    source: Annotated[Literal["auto", "cifar10", "synthetic"], conf.arg(name="data")] = "auto"
+    source: Annotated[str, conf.arg(name="data", metavar="auto|cifar10|synthetic|PATH")] = "auto"
     """The real data or nothing (cifar10), a synthetic data set of the same shape (synthetic), or
-    the real data where it is available (auto)."""
+    the real data where it is available (auto); or your own: a folder with a folder of images for
+    each class, or an .npz file."""
 
 
 _TRAIN_FLAGS: dict[NetworkName, type[TrainFlags]] = {"mnist": MnistFlags, "cifar10": Cifar10Flags}

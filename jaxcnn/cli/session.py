@@ -24,7 +24,7 @@ from jaxcnn.storage import checkpoint, compilation
 from jaxcnn.train import doctor, evaluate, records, trained
 from jaxcnn.train.feed import choose_feed
 from jaxcnn.train.result import Observer, Result
-from jaxcnn.train.setup import check_recipe
+from jaxcnn.train.setup import check_recipe, make_model
 
 
 def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
@@ -52,13 +52,13 @@ def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
     return Session(flags, recipe, mesh, workdir, checkpoints, observers, echo)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
     """A run from its flags to the files that it leaves, see `open_session`.
 
     Attributes:
         flags: of the experiment.
-        recipe: the hyperparameters.
+        recipe: the hyperparameters; `load_data` adds the normalization of a user's own data set.
         mesh: of devices, or None for jax's default device.
         workdir: where results go.
         checkpoints: where `fit` saves and whether it resumes.
@@ -80,14 +80,19 @@ class Session:
         Raises:
             UserError: the data is not available, or processes have different flags.
         """
-        flags, recipe = self.flags, self.recipe
-        dataset = flags.data.load(recipe.network, flags.source, self.echo)
+        flags = self.flags
+        dataset = flags.data.load(self.recipe.network, flags.source, self.echo)
+        if dataset.is_own and not flags.recipe.is_file:
+            mean, std = dataset.moments()
+            self.recipe = self.recipe.replace(mean=mean, std=std)
+        recipe = self.recipe
         same: dict[str, Any] = {"seed": flags.seed, "feed": flags.feed, "dataset": dataset.name}
         same |= {"checkpoint_every": flags.checkpoints.every, "mesh": self._mesh}
         processes.check_same({**recipe.asdict(), **same})
         self.echo(
             f"data: {dataset.name} {dataset.version}, {len(dataset.train):,} training and "
             f"{len(dataset.test):,} test images"
+            + (f" of {dataset.classes} classes" if dataset.is_own else "")
         )
         self.echo(
             f"recipe: {recipe.name}, {recipe.epochs} epochs at batch {recipe.batch_size} with "
@@ -139,7 +144,13 @@ class Session:
         scores = [describe_score(dataset, result.test_correct, result.test_total)]
         if flags.tta:
             variables = result.state.eval_variables
-            correct, total, _ = evaluate.evaluate(recipe, variables, dataset.test, tta=True)
+            correct, total, _ = evaluate.evaluate(
+                recipe,
+                variables,
+                dataset.test,
+                model=make_model(recipe, dataset.classes, dataset.image_shape),
+                tta=True,
+            )
             settings |= {"tta_test_correct": correct, "tta_test_accuracy": correct / total}
             scores.append(describe_score(dataset, correct, total, tta=True))
         content = records.make_result(result, recipe, dataset, settings)

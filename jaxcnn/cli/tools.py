@@ -14,8 +14,9 @@ import tyro
 from tyro import conf
 
 from jaxcnn.cli.console import Echo, describe_score, ending_on_errors, make_echo
-from jaxcnn.cli.flags import DataFlags, SourceName
+from jaxcnn.cli.flags import DataFlags
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, as_path, writing
+from jaxcnn.recipes.named import RECIPES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,6 +60,8 @@ class EvaluateCommand(TrainedFlags):
 
     tta: bool = False
     """Test-time augmentation: also score the average prediction for several views of each image."""
+    source: Annotated[str, conf.arg(name="data", metavar="PATH", help_behavior_hint="")] = ""
+    """The data set, if the network was trained on your own."""
     data: DataFlags = field(default_factory=DataFlags)
 
     def run(self, console: "Console") -> None:
@@ -67,9 +70,11 @@ class EvaluateCommand(TrainedFlags):
 
         echo = make_echo(console)
         network = self.load(echo)
-        dataset = _load_data(network, self.data, echo)
+        dataset = _load_data(network, self.source, self.data, echo)
         for tta in (False, True) if self.tta else (False,):
-            scores = evaluate(network.recipe, network.variables, dataset.test, tta=tta)
+            scores = evaluate(
+                network.recipe, network.variables, dataset.test, model=network.model, tta=tta
+            )
             correct, total, loss = scores
             echo(f"{describe_score(dataset, correct, total, tta=tta)}, loss {loss:.4f}", "bold")
         if self.checkpoint == "best":
@@ -84,6 +89,8 @@ class ReportCommand(TrainedFlags):
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: the run's workdir)")
     ] = ""
     """Where the page and its figures go."""
+    source: Annotated[str, conf.arg(name="data", metavar="PATH", help_behavior_hint="")] = ""
+    """The data set, if the network was trained on your own."""
     data: DataFlags = field(default_factory=DataFlags)
 
     def run(self, console: "Console") -> None:
@@ -93,7 +100,7 @@ class ReportCommand(TrainedFlags):
 
         echo = make_echo(console)
         network = self.load(echo)
-        dataset = _load_data(network, self.data, echo)
+        dataset = _load_data(network, self.source, self.data, echo)
         result = records.read_result(as_path(self.workdir))
         folder = as_path(self.out or self.workdir)
         echo(f"report: {write_report(network, dataset, folder, result)}")
@@ -125,8 +132,8 @@ class PredictCommand(TrainedFlags):
             raise UserError("jaxcnn predict takes the path of at least one image")
         echo = make_echo(console)
         network = self.load(echo)
-        names = network.recipe.class_names
-        images = [own_images.prepare_image(path, network.recipe.network) for path in self.images]
+        names = network.class_names
+        images = [own_images.prepare_for(network, path) for path in self.images]
         rows = network.probabilities(np.stack([prepared.image for prepared in images]))
         for path, prepared, row in zip(self.images, images, rows, strict=True):
             _show(prepared, console)
@@ -255,12 +262,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.run(Console(highlight=False))
 
 
-def _load_data(network: "Trained", flags: DataFlags, echo: Echo) -> "Dataset":
-    """Loads the data set that a network was trained on, and warns if the data differs."""
+def _load_data(network: "Trained", source: str, flags: DataFlags, echo: Echo) -> "Dataset":
+    """Loads the data set that a network was trained on, and warns if the data differs.
+
+    Args:
+        network: as trained.
+        source: the path of a user's own data set, "" for that of the run.
+        flags: of the data.
+        echo: prints a line.
+
+    Raises:
+        UserError: the data is not available.
+    """
     from jaxcnn.train.identity import checksum
 
     name = str(network.run["dataset"])
-    source: SourceName = "synthetic" if name.startswith("synthetic-") else "real"
+    if name.removeprefix("synthetic-") not in RECIPES and not source:
+        raise UserError(f"the network was trained on {name}: give its path by --data")
+    source = source or ("synthetic" if name.startswith("synthetic-") else "real")
     dataset = flags.load(network.recipe.network, source, echo)
     echo(f"checkpoint: {network.checkpoint.folder}")
     if checksum(dataset.train, dataset.test) != network.run["dataset_checksum"]:

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 DatasetName = Literal["mnist", "cifar10"]
 SourceName = Literal["auto", "real", "synthetic"]
 
-CLASSES = 10
-"""Number of classes of both data sets."""
+MAX_CLASSES = 10_000
+"""The largest number of classes, far above that of any data set of small images."""
+
+
+_CHUNK = 4096  # images of which statistics are taken at once
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Split:
 
     Attributes:
         images: uint8[N, H, W, C], usually memory-mapped and read-only.
-        labels: int32[N], each in 0..9.
+        labels: int32[N], each from 0 to the number of classes - 1.
     """
 
     images: np.ndarray
@@ -48,7 +51,8 @@ class Dataset:
         version: the version of the data set.
         train: the training split.
         test: the test split.
-        class_names: ten names, by label; a missing one is replaced by its label.
+        class_names: by label, one for each class. Without any, there are as many classes as the
+            training labels need, called by their label.
         notice: why the synthetic data set is used, as text for the user; empty for real data.
 
     Raises:
@@ -63,21 +67,57 @@ class Dataset:
     notice: str = ""
 
     def __post_init__(self) -> None:
-        train = validate_split(self.train, "the training split")
-        test = validate_split(self.test, "the test split")
+        names = tuple(map(str, self.class_names))
+        train = validate_split(self.train, "the training split", len(names) or MAX_CLASSES)
+        if not names and len(train):
+            names = tuple(map(str, range(int(train.labels.max()) + 1)))
+        test = validate_split(self.test, "the test split", len(names) or MAX_CLASSES)
         if train.images.shape[1:] != test.images.shape[1:]:
             shapes = f"{list(train.images.shape)} and {list(test.images.shape)}"
             raise DataError(
                 f"the training and test images are {shapes}: give them the same height, width and "
                 "channels"
             )
-        names = tuple(map(str, self.class_names))
-        if len(names) > CLASSES:
-            raise DataError(f"there are {len(names)} class names: give at most {CLASSES}")
-        names += tuple(map(str, range(len(names), CLASSES)))
+        if len(names) > MAX_CLASSES:
+            raise DataError(f"there are {len(names)} class names: give at most {MAX_CLASSES}")
         converted = {"train": train, "test": test, "class_names": names}
         for name, value in converted.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of one image, (H, W, C)."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is neither MNIST or CIFAR-10 nor a synthetic data set of their form."""
+        return self.name.removeprefix("synthetic-") not in get_args(DatasetName)
+
+    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Returns mean and standard deviation of each channel of the training images, in 0..1.
+
+        The deviation of a channel that is constant is given as 1.
+        """
+        means, deviations = [], []
+        levels = np.arange(256) / 255
+        for channel in range(self.image_shape[2]):
+            counts = np.zeros(256, np.int64)
+            for first in range(0, len(self.train), _CHUNK):  # images may be memory-mapped
+                images = self.train.images[first : first + _CHUNK, ..., channel]
+                counts += np.bincount(images.reshape(-1), minlength=256)
+            total = max(int(counts.sum()), 1)
+            mean = float(counts @ levels / total)
+            variance = float(counts @ (levels - mean) ** 2 / total)
+            means.append(round(mean, 4))
+            deviations.append(round(variance**0.5, 4) or 1.0)
+        return tuple(means), tuple(deviations)
 
     @property
     def is_real(self) -> bool:
@@ -85,12 +125,13 @@ class Dataset:
         return not self.name.startswith("synthetic-")
 
 
-def validate_split(split: Split, where: str) -> Split:
+def validate_split(split: Split, where: str, classes: int) -> Split:
     """Converts a split to its documented form, if that is possible without ambiguity.
 
     Args:
         split: images and labels as given by a user.
         where: what error messages call the split.
+        classes: the number of classes.
 
     Returns:
         The split with images uint8[N, H, W, C] and labels int32[N].
@@ -113,11 +154,11 @@ def validate_split(split: Split, where: str) -> Split:
             f"{where} has {len(images)} images and {len(labels)} labels: give one label for each "
             "image"
         )
-    if labels.size and not 0 <= labels.min() <= labels.max() < CLASSES:
-        first = int(np.flatnonzero((labels < 0) | (labels >= CLASSES))[0])
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        first = int(np.flatnonzero((labels < 0) | (labels >= classes))[0])
         raise DataError(
             f"{where} has the label {labels[first]} at position {first}: give labels from 0 to "
-            f"{CLASSES - 1}"
+            f"{classes - 1}, or more class names"
         )
     return Split(images, labels.astype(np.int32, copy=False))
 

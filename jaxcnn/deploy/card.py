@@ -37,6 +37,7 @@ def render_card(
     environment.filters["plain"] = _plain
     template = environment.from_string(Path(__file__).with_suffix(".md").read_text())
     return template.render(
+        network=network,
         recipe=network.recipe,
         run=network.run,
         progress=network.progress,

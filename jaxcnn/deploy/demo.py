@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxcnn.data import image_files
 from jaxcnn.deploy import own_images
 from jaxcnn.train.trained import Trained
 
 MAX_FILE_BYTES = 16 * 2**20
 """The largest size of an image file; photographs of mobile phones are smaller."""
 
-MEDIA_TYPES = frozenset(kind for kinds in own_images.MEDIA_TYPES.values() for kind in kinds)
+MEDIA_TYPES = frozenset(kind for kinds in image_files.MEDIA_TYPES.values() for kind in kinds)
 """The media types of the image files that are accepted."""
-
-_INVITATIONS = {"mnist": "draw a digit", "cifar10": "show it a photograph"}
 
 
 class Demo:
@@ -31,8 +30,8 @@ class Demo:
         """
         self._network = network
         self._lock = threading.Lock()
-        self._layers = self._maps(np.zeros(network.recipe.image_shape, np.uint8))
-        network.probabilities(np.zeros((1, *network.recipe.image_shape), np.uint8))
+        self._layers = self._maps(np.zeros(network.image_shape, np.uint8))
+        network.probabilities(np.zeros((1, *network.image_shape), np.uint8))
 
     def page(self, nonce: str) -> str:
         """Returns the page, in HTML.
@@ -44,6 +43,7 @@ class Demo:
         import jinja2
 
         recipe, run = self._network.recipe, self._network.run
+        digits = self._network.reads_digits
         history = self._network.progress.history
         accuracy = f"; test accuracy {history[-1].test_accuracy:.2%}" if history else ""
         warning = ""
@@ -52,13 +52,13 @@ class Demo:
                 f"Trained on {run['dataset']}, a synthetic data set: its predictions say nothing "
                 f"about {recipe.title}."
             )
-        height, width, _ = recipe.image_shape
+        height, width, _ = self._network.image_shape
         template = jinja2.Template(
             Path(__file__).with_suffix(".html").read_text(), autoescape=True, trim_blocks=True
         )
         return template.render(
             nonce=nonce,
-            title=f"{recipe.title}: {_INVITATIONS[recipe.network]}",
+            title=f"{recipe.title}: {'draw a digit' if digits else 'show it a photograph'}",
             subtitle=(
                 f"recipe {recipe.name} with {recipe.optimizer}, seed {run['seed']}, "
                 f"step {self._network.checkpoint.step:,}{accuracy}"
@@ -68,8 +68,8 @@ class Demo:
             accept=",".join(sorted(MEDIA_TYPES)),
             # For the script, too.
             facts={
-                "classes": recipe.class_names,
-                "draws": recipe.network == "mnist",
+                "classes": self._network.class_names,
+                "draws": digits,
                 "width": width,
                 "height": height,
                 "largest": MAX_FILE_BYTES,
@@ -91,10 +91,10 @@ class Demo:
             UserError: it is not an image or too large, or nothing stands out in it.
         """
         with self._lock:  # one at a time: a large image takes memory
-            prepared = own_images.prepare_image(io.BytesIO(content), self._network.recipe.network)
+            prepared = own_images.prepare_for(self._network, io.BytesIO(content))
             (row,) = self._network.probabilities(prepared.image[None])
             maps = self._maps(prepared.image)
-        classes = self._network.recipe.class_names
+        classes = self._network.class_names
         return {
             "image": _base64(prepared.image),
             "steps": prepared.steps,

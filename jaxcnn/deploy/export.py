@@ -105,8 +105,8 @@ def describe_export(form: FormatName) -> str:
 def to_stablehlo(network: Trained) -> bytes:
     """Returns a network with its weights as `jax.export` serializes it, for CPU, CUDA and TPU.
 
-    It maps uint8[b, H, W, C] images to float32[b, 10] logits for any b. Its matrix products are in
-    float32 on all platforms, where JAX's default precision on accelerators is lower.
+    It maps uint8[b, H, W, C] images to float32[b, classes] logits for any b. Its matrix products
+    are in float32 on all platforms, where JAX's default precision on accelerators is lower.
     """
     from jax import export
 
@@ -115,7 +115,7 @@ def to_stablehlo(network: Trained) -> bytes:
     model = network.model.clone(staged=False)
     predict = steps.make_predict(model, normalize=make_normalize(recipe.mean, recipe.std))
     (batch,) = export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, *recipe.image_shape), np.uint8)
+    images = jax.ShapeDtypeStruct((batch, *network.image_shape), np.uint8)
     with jax.default_matmul_precision("highest"):
         program = jax.jit(functools.partial(predict, network.variables))
         exported = export.export(program, platforms=PLATFORMS)(images)
@@ -128,12 +128,12 @@ def to_safetensors(network: Trained) -> bytes:
 
     # Hugging Face's libraries require the format "pt".
     metadata = {"format": "pt", **_metadata(network)}
-    return save(pytorch.to_state_dict(network.variables), metadata)
+    return save(pytorch.to_state_dict(network.variables, network.model), metadata)
 
 
 def to_onnx(network: Trained) -> bytes:
     """Returns the network as an ONNX model, see `jaxcnn.deploy.onnx_graph`."""
-    return onnx_graph.build_onnx(network.recipe, network.variables, _metadata(network))
+    return onnx_graph.build_onnx(network, _metadata(network))
 
 
 def _metadata(network: Trained) -> dict[str, str]:
@@ -141,7 +141,7 @@ def _metadata(network: Trained) -> dict[str, str]:
     recipe = network.recipe
     metadata: dict[str, Any] = {
         "network": recipe.network,
-        "class_names": recipe.class_names,
+        "class_names": network.class_names,
         "mean": recipe.mean,
         "std": recipe.std,
         "recipe": recipe.asdict(),

@@ -13,21 +13,20 @@ import jaxcnn
 from jaxcnn.errors import UserError
 from jaxcnn.networks import pytorch
 from jaxcnn.networks.cnn import BATCH_NORM_EPSILON
-from jaxcnn.recipes.recipe import Recipe
+from jaxcnn.train.trained import Trained
 
 OPSET = 17
 # The version that was current with opset 17: older runtimes refuse onnx's newest, its default.
 _IR_VERSION = 8
 
 
-def build_onnx(recipe: Recipe, variables: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+def build_onnx(network: Trained, metadata: Mapping[str, str]) -> bytes:
     """Converts a network in evaluation mode to an ONNX model, checked by onnx itself.
 
-    Its input is `image`, uint8[N, H, W, C] for any N; its output `logits`, float32[N, 10].
+    Its input is `image`, uint8[N, H, W, C] for any N; its output `logits`, float32[N, classes].
 
     Args:
-        recipe: that the network was trained with.
-        variables: its `params`, and `batch_stats` for CIFAR-10.
+        network: as trained.
         metadata: of the model, ONNX's `metadata_props`.
 
     Returns:
@@ -37,7 +36,8 @@ def build_onnx(recipe: Recipe, variables: Mapping[str, Any], metadata: Mapping[s
         UserError: onnx is missing, or a weight is missing or of the wrong shape.
     """
     onnx = load_onnx()
-    graph = _Graph(onnx, pytorch.to_state_dict(variables))
+    graph = _Graph(onnx, pytorch.to_state_dict(network.variables, network.model))
+    recipe = network.recipe
     x = graph.add("Cast", "image", to=onnx.TensorProto.FLOAT)
     x = graph.add("Div", x, graph.constant("white", 255.0))
     x = graph.add("Sub", x, graph.constant("mean", recipe.mean))
@@ -54,8 +54,8 @@ def build_onnx(recipe: Recipe, variables: Mapping[str, Any], metadata: Mapping[s
     onnx_graph = onnx.helper.make_graph(
         graph.nodes,
         f"jaxcnn-{recipe.network}",
-        [value("image", onnx.TensorProto.UINT8, *recipe.image_shape)],
-        [value("logits", onnx.TensorProto.FLOAT, len(recipe.class_names))],
+        [value("image", onnx.TensorProto.UINT8, *network.image_shape)],
+        [value("logits", onnx.TensorProto.FLOAT, len(network.class_names))],
         graph.initializers,
     )
     model = onnx.helper.make_model(

@@ -1,34 +1,19 @@
 """Images of the user's own, converted to such as a network was trained on."""
 
 import os
-import warnings
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import ndimage
 
+from jaxcnn.data.image_files import read_image, scale_image
 from jaxcnn.deploy import ink
 from jaxcnn.errors import UserError, as_path
+from jaxcnn.recipes.problems import PROBLEMS
+from jaxcnn.train.trained import Trained
 
-MEDIA_TYPES = {
-    "PNG": ("image/png",),
-    "JPEG": ("image/jpeg",),
-    "BMP": ("image/bmp", "image/x-ms-bmp"),
-    "GIF": ("image/gif",),
-    "WEBP": ("image/webp",),
-    "TIFF": ("image/tiff",),
-    "PPM": ("image/x-portable-pixmap", "image/x-portable-graymap", "image/x-portable-anymap"),
-}
-"""The media types of each file format that can be read, by Pillow's name of the format."""
-
-# Pillow reads these itself; for some other formats it starts external programs.
-_FORMATS = tuple(MEDIA_TYPES)
-FORMATS_TEXT = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
-"""The file formats that can be read, as text."""
-
-_MAX_PIXELS = 50_000_000
 _DIGIT = 28
 # MNIST's digits fill a box of 20 x 20 pixels, with their centre of mass in the middle of 28 x 28
 # (LeCun et al., http://yann.lecun.com/exdb/mnist/): within half a pixel of pixel 14, counted from
@@ -46,7 +31,7 @@ class PreparedImage:
     """An image as a network takes it.
 
     Attributes:
-        image: uint8[28, 28, 1] or uint8[32, 32, 3].
+        image: uint8[H, W, C], as the network takes it.
         steps: how it was converted, in words.
     """
 
@@ -58,6 +43,25 @@ class PreparedImage:
         grey = self.image.mean(-1)
         shades = (grey * (len(_SHADES) - 1) / 255).round().astype(int)
         return ["".join(2 * _SHADES[shade] for shade in row).rstrip() for row in shades]
+
+
+def prepare_for(network: Trained, source: str | os.PathLike[str] | BinaryIO) -> PreparedImage:
+    """Reads an image and converts it to the form of a network's training images.
+
+    For a network that reads digits it becomes light on dark, with MNIST's size and position. For
+    others it is cropped to its middle and scaled.
+
+    Args:
+        network: as trained.
+        source: see `prepare_image`.
+
+    Returns:
+        The image and how it was converted.
+
+    Raises:
+        UserError: see `prepare_image`; or the network takes neither grey nor colour images.
+    """
+    return _prepare(source, None if network.reads_digits else network.image_shape)
 
 
 def prepare_image(source: str | os.PathLike[str] | BinaryIO, network: str) -> PreparedImage:
@@ -77,53 +81,22 @@ def prepare_image(source: str | os.PathLike[str] | BinaryIO, network: str) -> Pr
     Raises:
         UserError: the file is missing, not an image or too large, or nothing stands out in it.
     """
+    return _prepare(source, None if network == "mnist" else PROBLEMS[network].image_shape)
+
+
+def _prepare(
+    source: str | os.PathLike[str] | BinaryIO, shape: tuple[int, int, int] | None
+) -> PreparedImage:
+    """Reads and converts an image: to a shape, or for None as a digit."""
     name = "the image"
     if isinstance(source, str | os.PathLike):
         name = str(source)
         source = as_path(source)
         if not os.path.isfile(source):  # noqa: PTH113 - false for a name that is too long, too
             raise UserError(f"{name} is not there: give the path of an image")
-    image = _read(source, name)
+    image = read_image(source, name)
     size = f"{image.width} x {image.height}"
-    return _digit(image, size, name) if network == "mnist" else _photograph(image, size)
-
-
-def _read(source: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
-    """Reads an image as RGB or RGBA, upright, and reports any damage as a `UserError`."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of damage that does not matter, for example in the camera's settings.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source, formats=_FORMATS) as image:
-                if image.width * image.height > _MAX_PIXELS:
-                    raise UserError(
-                        f"{name} has {image.width} x {image.height} pixels: give an image of at "
-                        f"most {_MAX_PIXELS // 10**6} million"
-                    )
-                image.load()
-                upright: Image.Image = ImageOps.exif_transpose(image)
-                return _eight_bit(upright)
-    except UserError:
-        raise
-    except Exception as error:  # Pillow raises errors of many kinds for a damaged file
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(
-            f"{name} cannot be read as an image ({reason}): give a complete {FORMATS_TEXT} file"
-        ) from error
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Returns an image of any mode as RGB, or as RGBA if parts are transparent."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, np.float64)
-        low, high = np.nanmin(values), np.nanmax(values)
-        if not np.isfinite([low, high]).all():
-            raise ValueError("not all of its pixels are numbers")
-        values = (values - low) * 255 / max(high - low, 1e-12)
-        image = Image.fromarray(values.round().astype(np.uint8))
-    transparent = "A" in image.getbands() or "transparency" in image.info
-    return image.convert("RGBA" if transparent else "RGB")
+    return _photograph(image, size, shape) if shape else _digit(image, size, name)
 
 
 def _digit(image: Image.Image, size: str, name: str) -> PreparedImage:
@@ -190,15 +163,18 @@ def _grey(image: Image.Image) -> np.ndarray:
     return grey * alpha + (0.0 if shown > 127 else 255.0) * (1 - alpha)
 
 
-def _photograph(image: Image.Image, size: str) -> PreparedImage:
-    """Converts a photograph to uint8[32, 32, 3]; one of that size is left unchanged."""
-    if image.mode == "RGBA":
-        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(ground, image)
-    image = image.convert("RGB")
-    if image.size == (32, 32):
-        return PreparedImage(np.asarray(image), ("32 x 32: unchanged",))
-    side = min(image.size)
-    square = ImageOps.fit(image, (32, 32), Image.Resampling.LANCZOS)
-    steps = (f"the middle {side} x {side} of {size} pixels", "scaled to 32 x 32")
-    return PreparedImage(np.asarray(square), steps)
+def _photograph(image: Image.Image, size: str, shape: tuple[int, int, int]) -> PreparedImage:
+    """Converts a photograph to uint8[H, W, C]; one of that size is left unchanged."""
+    height, width, channels = shape
+    if channels not in (1, 3):
+        raise UserError(
+            f"the network takes images of {channels} channels: prepare them in code, and call "
+            "Trained.probabilities"
+        )
+    if image.size == (width, height):
+        steps: tuple[str, ...] = (f"{width} x {height}: unchanged",)
+    else:
+        scale = min(image.width / width, image.height / height)
+        middle = f"{round(width * scale)} x {round(height * scale)}"
+        steps = (f"the middle {middle} of {size} pixels", f"scaled to {width} x {height}")
+    return PreparedImage(scale_image(image, shape), steps)

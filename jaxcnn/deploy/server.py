@@ -21,8 +21,8 @@ from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from jaxcnn.data.image_files import FORMATS_TEXT
 from jaxcnn.deploy.demo import MAX_FILE_BYTES, MEDIA_TYPES, Demo
-from jaxcnn.deploy.own_images import FORMATS_TEXT
 from jaxcnn.errors import UserError
 
 _ROUTES = {"/": ("GET", "HEAD"), "/predict": ("POST",)}

@@ -20,16 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.errors import UserError, as_path
-from jaxcnn.networks.cnn import Cifar10CNN, MnistCNN
+from jaxcnn.networks.cnn import CNN, Cifar10CNN, MnistCNN
 from jaxcnn.networks.weight_files import read_weights, write_weights
-from jaxcnn.recipes.problems import PROBLEMS
 
 Variables = dict[str, Any]
 
 _log = logging.getLogger(__name__)
-_MODELS = {"mnist": MnistCNN(), "cifar10": Cifar10CNN()}
-# (H, W, C) of the feature maps that are flattened.
-_FLATTENED = {"mnist": (7, 7, 8), "cifar10": (4, 4, 64)}
 # PyTorch's names of Flax's arrays.
 _LEAVES = {
     "kernel": "weight",
@@ -45,14 +41,18 @@ _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module", "_orig_mod", "model")
 
 
-def load_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> Variables:
+def load_state_dict(
+    source: str | os.PathLike[str] | Mapping[str, Any], model: CNN | None = None
+) -> Variables:
     """Converts the weights of one of the original networks.
 
     Args:
         source: a `.pt`, `.pth` or `.safetensors` file, or a mapping from names to tensors or
             arrays, or one that holds such a mapping as "state_dict", "model_state_dict" or "model".
             The names are the original's (`conv1.weight`, ...), with or without a wrapper's prefix
-            (`module.`, `_orig_mod.`, `model.`); they decide which network it is.
+            (`module.`, `_orig_mod.`, `model.`).
+        model: the network that they are for. Default: the original one that has these names, with
+            as many classes as `fc2` has outputs.
 
     Returns:
         Variables for the network's `apply`: float32 `params`, and `batch_stats` for CIFAR-10.
@@ -64,59 +64,62 @@ def load_state_dict(source: str | os.PathLike[str] | Mapping[str, Any]) -> Varia
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     tensors = _unwrapped(source if isinstance(source, Mapping) else read_weights(as_path(source)))
-    cifar = ("batch_norm", "conv3", "conv4", "conv5")  # which the other network does not have
-    network = "cifar10" if any(name.startswith(cifar) for name in tensors) else "mnist"
-    expected = _names(network)
+    model = model or _original(tensors)
+    network = type(model).__name__
+    expected = _names(model)
     for name in tensors:
         if name not in expected and not name.endswith(f".{_COUNTER}"):
             raise UserError(
-                f"{where} holds {name}, which the {network} network does not have: give only the "
-                "weights of one of the original networks"
+                f"{where} holds {name}, which {network} does not have: give only the weights of "
+                "one of the original networks"
             )
     variables: Variables = {}
     not_finite = []
     for name, (path, shape) in expected.items():
         if name not in tensors:
-            raise UserError(
-                f"{where} lacks {name}, which the {network} network has: give its whole state dict"
-            )
+            raise UserError(f"{where} lacks {name}, which {network} has: give its whole state dict")
         array = _as_array(tensors[name], name, where)
-        wanted = _to_torch(np.empty(shape, np.float32), path, network).shape
+        wanted = _to_torch(np.empty(shape, np.float32), path, model).shape
         if array.shape != wanted:
             raise UserError(
-                f"{where} holds {name} of shape {array.shape}, and the {network} network needs "
-                f"{wanted}: give the weights of an unchanged network"
+                f"{where} holds {name} of shape {array.shape}, and {network} needs {wanted}: give "
+                "the weights of an unchanged network"
             )
         if not np.isfinite(array).all():
             not_finite.append(name)
         collection, layer, leaf = path
         layers = variables.setdefault(collection, {})
-        layers.setdefault(layer, {})[leaf] = jnp.asarray(_from_torch(array, path, network))
+        layers.setdefault(layer, {})[leaf] = jnp.asarray(_from_torch(array, path, model))
     if not_finite:
         _log.warning("%s holds values that are not finite, in %s", where, ", ".join(not_finite))
     return variables
 
 
-def save_state_dict(variables: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def save_state_dict(
+    variables: Mapping[str, Any], path: str | os.PathLike[str], model: CNN | None = None
+) -> None:
     """Writes the weights of a network to a file, under the original's names.
 
     Args:
         variables: `params`, and `batch_stats` for CIFAR-10.
         path: of the file, whose suffix chooses the format: `.pt`, `.pth` or `.safetensors`.
+        model: as for `to_state_dict`.
 
     Raises:
         UserError: a weight is missing or of the wrong shape, the suffix is another one, PyTorch is
             missing for a `.pt` file, or the file cannot be written.
     """
-    write_weights(to_state_dict(variables), as_path(path))
+    write_weights(to_state_dict(variables, model), as_path(path))
 
 
-def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_state_dict(variables: Mapping[str, Any], model: CNN | None = None) -> dict[str, np.ndarray]:
     """Converts the weights of a network to the original's names and PyTorch's layout.
 
     Args:
         variables: `params`, and `batch_stats` for CIFAR-10; or pytrees of the same structure, for
             example of gradients.
+        model: the network that they are of. Default: the original one, with as many classes as
+            `fc2` has outputs.
 
     Returns:
         float32 arrays by name, and the int64 counters of PyTorch's BatchNorm, which are zero.
@@ -124,9 +127,12 @@ def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises:
         UserError: a weight is missing or of the wrong shape.
     """
-    network = "cifar10" if "batch_norm1" in variables["params"] else "mnist"
+    if model is None:
+        model = Cifar10CNN() if "batch_norm1" in variables["params"] else MnistCNN()
+        if "bias" in variables["params"].get("fc2", {}):
+            model = model.clone(classes=len(variables["params"]["fc2"]["bias"]))
     tensors: dict[str, np.ndarray] = {}
-    for name, (path, shape) in _names(network).items():
+    for name, (path, shape) in _names(model).items():
         collection, layer, leaf = path
         try:
             value = np.asarray(variables[collection][layer][leaf], np.float32)
@@ -136,10 +142,10 @@ def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
             ) from None
         if value.shape != shape:
             raise UserError(
-                f"{'/'.join(path)} has the shape {value.shape}, and the {network} network needs "
+                f"{'/'.join(path)} has the shape {value.shape}, and {type(model).__name__} needs "
                 f"{shape}: give the variables of an unchanged network"
             )
-        tensors[name] = np.array(_to_torch(value, path, network), order="C")
+        tensors[name] = np.array(_to_torch(value, path, model), order="C")
         if leaf == "var":
             tensors[f"{layer}.{_COUNTER}"] = np.zeros((), np.int64)
     return tensors
@@ -159,11 +165,20 @@ def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return names
 
 
-@functools.cache
-def _names(network: str) -> dict[str, tuple[tuple[str, str, str], tuple[int, ...]]]:
+def _original(tensors: Mapping[str, Any]) -> CNN:
+    """Returns the original network that has these tensors, with their number of classes."""
+    cifar = ("batch_norm", "conv3", "conv4", "conv5")  # which the other network does not have
+    is_cifar = any(name.startswith(cifar) for name in tensors)
+    model: CNN = Cifar10CNN() if is_cifar else MnistCNN()
+    shape: tuple[int, ...] = getattr(tensors.get("fc2.bias"), "shape", ())
+    return model.clone(classes=shape[0]) if len(shape) == 1 and shape[0] else model
+
+
+@functools.lru_cache(maxsize=16)
+def _names(model: CNN) -> dict[str, tuple[tuple[str, str, str], tuple[int, ...]]]:
     """Returns, for each of PyTorch's names, the path and the shape of the array in Flax."""
-    images = jax.ShapeDtypeStruct((1, *PROBLEMS[network].image_shape), jnp.float32)
-    variables = jax.eval_shape(_MODELS[network].init, jax.random.key(0), images)
+    images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return {
         f"{layer}.{_LEAVES[leaf]}": ((collection, layer, leaf), array.shape)
         for collection, layers in variables.items()
@@ -172,7 +187,14 @@ def _names(network: str) -> dict[str, tuple[tuple[str, str, str], tuple[int, ...
     }
 
 
-def _to_torch(array: np.ndarray, path: tuple[str, str, str], network: str) -> np.ndarray:
+def _flattened(model: CNN) -> tuple[int, int, int]:
+    """Returns (H, W, C) of the feature maps that are flattened."""
+    height, width, _ = model.image_shape
+    divisor, channels = (8, 64) if isinstance(model, Cifar10CNN) else (4, 8)
+    return height // divisor, width // divisor, channels
+
+
+def _to_torch(array: np.ndarray, path: tuple[str, str, str], model: CNN) -> np.ndarray:
     """Converts an array from Flax's layout to PyTorch's."""
     _, layer, leaf = path
     if leaf != "kernel":
@@ -180,12 +202,12 @@ def _to_torch(array: np.ndarray, path: tuple[str, str, str], network: str) -> np
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     if layer == "fc1":
-        height, width, channels = _FLATTENED[network]
+        height, width, channels = _flattened(model)
         array = array.reshape(height, width, channels, -1).transpose(2, 0, 1, 3)
     return array.reshape(-1, array.shape[-1]).T
 
 
-def _from_torch(array: np.ndarray, path: tuple[str, str, str], network: str) -> np.ndarray:
+def _from_torch(array: np.ndarray, path: tuple[str, str, str], model: CNN) -> np.ndarray:
     """Converts an array from PyTorch's layout to Flax's."""
     _, layer, leaf = path
     if leaf != "kernel":
@@ -194,7 +216,7 @@ def _from_torch(array: np.ndarray, path: tuple[str, str, str], network: str) -> 
         return array.transpose(2, 3, 1, 0)
     array = array.T
     if layer == "fc1":
-        height, width, channels = _FLATTENED[network]
+        height, width, channels = _flattened(model)
         array = array.reshape(channels, height, width, -1).transpose(1, 2, 0, 3)
     return array.reshape(-1, array.shape[-1])
 

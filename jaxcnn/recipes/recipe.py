@@ -107,13 +107,13 @@ class Recipe:
             share = _is_number(value) and 0 <= value < 1
             _check(self, field, share, "a number from 0 to below 1")
         _check(self, "nesterov", isinstance(self.nesterov, bool), "true or false")
-        channels = tuple(sorted({1, self.image_shape[-1]}))
         for field in ("mean", "std"):
             values = getattr(self, field)
-            good = isinstance(values, tuple) and len(values) in channels
+            good = isinstance(values, tuple) and len(values) > 0
             good = good and all(_is_number(value) for value in values)
             good = good and (field == "mean" or all(value > 0 for value in values))
-            _check(self, field, good, f"{one_of(channels)} finite numbers")
+            takes = "one finite number, or one for each channel"
+            _check(self, field, good, takes + (", above 0" if field == "std" else ""))
 
     @property
     def problem(self) -> Problem:
@@ -122,7 +122,7 @@ class Recipe:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of their labels."""
+        """The names of the classes of the network's own data set, in the order of their labels."""
         return self.problem.class_names
 
     @property
@@ -132,7 +132,7 @@ class Recipe:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Of one image, (H, W, C)."""
+        """Of one image of the network's own data set, (H, W, C)."""
         return self.problem.image_shape
 
     def asdict(self) -> dict[str, Any]:

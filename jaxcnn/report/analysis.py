@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxcnn.data.dataset import CLASSES
-
 # Equal widths, as in Guo et al., On Calibration of Modern Neural Networks, 2017 (arXiv 1706.04599).
 _BINS = 15
 
@@ -17,7 +15,7 @@ class Analysis:
 
     Attributes:
         labels: int[N].
-        probabilities: float[N, 10], of the classes.
+        probabilities: float[N, C], of C classes.
     """
 
     labels: np.ndarray
@@ -45,14 +43,15 @@ class Analysis:
 
     @functools.cached_property
     def confusion(self) -> np.ndarray:
-        """Number of images by label (rows) and prediction (columns), int[10, 10]."""
-        counts = np.zeros((CLASSES, CLASSES), int)
+        """Number of images by label (rows) and prediction (columns), int[C, C]."""
+        classes = self.probabilities.shape[1]
+        counts = np.zeros((classes, classes), int)
         np.add.at(counts, (self.labels, self.predictions), 1)
         return counts
 
     @property
     def class_accuracy(self) -> np.ndarray:
-        """Accuracy on the images of each class, float[10]; NaN for a class without images."""
+        """Accuracy on the images of each class, float[C]; NaN for a class without images."""
         correct, totals = self.confusion.diagonal(), self.confusion.sum(1)
         ratio: np.ndarray = np.where(totals > 0, correct / np.maximum(totals, 1), np.nan)
         return ratio

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.data.augment import make_augment
-from jaxcnn.data.dataset import CLASSES, Dataset
+from jaxcnn.data.dataset import Dataset
 from jaxcnn.report.analysis import Analysis
 from jaxcnn.report.drawing import (
     Axes,
@@ -26,6 +26,7 @@ from jaxcnn.train.trained import Trained
 # Blue and vermilion of Okabe and Ito's palette, which colour-blind readers can distinguish.
 _TRAIN, _TEST, _WRONG = "#0072B2", "#D55E00", "#B22222"
 _MOST_MAPS = 16  # feature maps shown of a layer
+_MOST_WRITTEN = 30  # classes whose names fit beside each other
 # In percent: the error at which an accuracy of 100 % is shown on the logarithmic axis of errors.
 _LEAST_ERROR = 0.02
 _ACCURACY_TICKS = (0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 100)
@@ -179,16 +180,19 @@ def plot_kernels(network: Trained) -> Figure:
 def plot_confusion(analysis: Analysis, names: Sequence[str]) -> Figure:
     """Plots the number of images by label and prediction; the colour shows the mistakes.
 
+    Of more classes than fit beside each other, numbers and names are left out.
+
     Args:
         analysis: the predictions.
         names: the class names.
     """
     figure, axis = subplots(figsize=(6.4, 5.6))
-    counts = analysis.confusion
-    mistakes = np.where(np.eye(CLASSES, dtype=bool), np.nan, counts.astype(float))
+    counts, classes = analysis.confusion, len(names)
+    mistakes = np.where(np.eye(classes, dtype=bool), np.nan, counts.astype(float))
     highest = max(float(np.nanmax(mistakes)), 1.0)
     axis.imshow(mistakes, cmap="Oranges", vmin=0, vmax=highest)
-    for label, prediction in np.ndindex(CLASSES, CLASSES):
+    written = classes <= _MOST_WRITTEN
+    for label, prediction in np.ndindex(classes, classes) if written else ():
         count = int(counts[label, prediction])
         if count:
             correct = label == prediction
@@ -204,8 +208,9 @@ def plot_confusion(analysis: Analysis, names: Sequence[str]) -> Figure:
                 fontweight="bold" if correct else "normal",
             )
     rotated = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 2 else {}
-    axis.set_xticks(range(CLASSES), names, **rotated)
-    axis.set_yticks(range(CLASSES), names)
+    if written:
+        axis.set_xticks(range(classes), names, **rotated)
+        axis.set_yticks(range(classes), names)
     axis.set(xlabel="prediction", ylabel="label")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
@@ -259,15 +264,20 @@ def plot_reliability(analysis: Analysis) -> Figure:
 
 
 def plot_class_accuracy(analysis: Analysis, names: Sequence[str]) -> Figure:
-    """Plots the per-class accuracy.
+    """Plots the per-class accuracy; of many classes, that of the least accurate ones.
 
     Args:
         analysis: the predictions.
         names: the class names.
     """
-    figure, axis = subplots(figsize=(6.4, 3.8))
     percent = 100 * analysis.class_accuracy
-    axis.barh(range(CLASSES), np.nan_to_num(percent), color=_TRAIN, height=0.7)
+    shown = np.arange(len(names))
+    if len(names) > _MOST_WRITTEN:
+        shown = np.sort(np.argsort(percent, kind="stable")[:_MOST_WRITTEN])  # NaN comes last
+    percent = percent[shown]
+    count = len(shown)
+    figure, axis = subplots(figsize=(6.4, max(2.0, 0.9 + 0.29 * count)))
+    axis.barh(range(count), np.nan_to_num(percent), color=_TRAIN, height=0.7)
     lowest = np.nanmin(percent) if not np.isnan(percent).all() else 0.0
     left = max(0.0, np.floor((lowest - 5) / 5) * 5)
     style: dict[str, Any] = {"va": "center", "fontsize": 8}
@@ -277,7 +287,7 @@ def plot_class_accuracy(analysis: Analysis, names: Sequence[str]) -> Figure:
         else:
             axis.text(value, position, f"{value:.1f} ", ha="right", color="white", **style)
     axis.axvline(100 * analysis.accuracy, color="black", lw=1, ls=":")
-    axis.set_yticks(range(CLASSES), names)
+    axis.set_yticks(range(count), [names[int(label)] for label in shown])
     axis.invert_yaxis()
     axis.set(xlim=(left, 100), xlabel="accuracy, % (dotted line: all classes)")
     style_axes(axis)

@@ -146,9 +146,10 @@ def fit_chunks(
             "several processes have the states of an ensemble in parts: take one process for "
             "checkpoints and keep_states"
         )
-    image_shape, size = dataset.train.images.shape[1:], len(dataset.train)
-    requested = checked_model(recipe, model, image_shape)
-    split = validate_split(evaluate_on or dataset.test, "the split to evaluate on")
+    image_shape, size = dataset.image_shape, len(dataset.train)
+    requested = checked_model(recipe, model, dataset)
+    split = evaluate_on or dataset.test
+    split = validate_split(split, "the split to evaluate on", dataset.classes)
     batches = eval_batches(split, EVAL_BATCH_SIZE, placement)
     member = Member(recipe, image_shape, size, placement.model(requested), tx, placement)
     program = compile_ensemble(member, dataset, batches, members, chunk)

@@ -10,6 +10,7 @@ from jaxcnn.data.augment import make_normalize
 from jaxcnn.data.dataset import Split, validate_split
 from jaxcnn.data.views import make_views
 from jaxcnn.devices.mesh import ONE_DEVICE, Placement
+from jaxcnn.networks.cnn import CNN
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.train import setup, steps
 
@@ -18,7 +19,12 @@ EVAL_BATCH_SIZE = 100
 
 
 def evaluate(
-    recipe: Recipe, variables: Any, split: Split, *, tta: bool = False
+    recipe: Recipe,
+    variables: Any,
+    split: Split,
+    *,
+    model: CNN | None = None,
+    tta: bool = False,
 ) -> tuple[int, int, float]:
     """Evaluates a network on a whole split.
 
@@ -26,6 +32,7 @@ def evaluate(
         recipe: that it was trained with.
         variables: its `params`, and `batch_stats` where it has them.
         split: N images with their labels.
+        model: one of the two networks for other images or classes than its own data set's.
         tta: test-time augmentation: predictions are averaged over several views of each image, see
             `jaxcnn.data.views`.
 
@@ -35,26 +42,28 @@ def evaluate(
     Raises:
         DataError: the arrays are not those of a split.
     """
-    return make_evaluation(recipe, split, tta=tta)(variables)
+    return make_evaluation(recipe, split, model=model, tta=tta)(variables)
 
 
 def make_evaluation(
-    recipe: Recipe, split: Split, *, tta: bool = False
+    recipe: Recipe, split: Split, *, model: CNN | None = None, tta: bool = False
 ) -> Callable[[Any], tuple[int, int, float]]:
     """Returns `evaluate` as a function of the variables, which compiles once for many networks.
 
     Args:
         recipe: as for `evaluate`.
         split: as for `evaluate`.
+        model: as for `evaluate`.
         tta: as for `evaluate`.
 
     Raises:
         DataError: the arrays are not those of a split.
     """
-    split = validate_split(split, "the split")
+    model = model or setup.make_model(recipe)
+    split = validate_split(split, "the split", model.classes)
     normalize = make_normalize(recipe.mean, recipe.std)
     views = make_views(recipe.network) if tta else None
-    eval_step = steps.make_eval_step(setup.make_model(recipe), normalize=normalize, views=views)
+    eval_step = steps.make_eval_step(model, normalize=normalize, views=views)
     eval_steps = steps.make_eval_chunk(eval_step)
     batches = eval_batches(split, EVAL_BATCH_SIZE)
 

@@ -72,8 +72,8 @@ def fit(
     (seed,) = checked_seeds([seed]).tolist()
     placement = Placement(mesh)
     total_steps = check_sizes(recipe, dataset, placement)
-    image_shape = dataset.train.images.shape[1:]
-    requested = checked_model(recipe, model, image_shape)
+    image_shape = dataset.image_shape
+    requested = checked_model(recipe, model, dataset)
     model = placement.model(requested)
     init_key, order_key = split_key(seed)
     run = functools.partial(identity, recipe, dataset, model=requested, own_tx=tx, seeds=seed)

@@ -53,7 +53,8 @@ def identity(
         "dataset_version" and "dataset_checksum", see `checksum`; "model", the name of the class,
         and for a user-defined network also "model_fields"; "dtype" of the computation; "own_tx", a
         digest of the optimizer, or False; jax's settings that differ from their defaults; and
-        "optimizer_code", see `code_digest`, if the recipe names a user-defined optimizer.
+        "optimizer_code", see `code_digest`, if the recipe names a user-defined optimizer; and
+        "class_names" and "image_shape" where they are not those of the network's own data set.
     """
     run = {
         **recipe.asdict(),
@@ -65,7 +66,11 @@ def identity(
         "dtype": str(jnp.dtype(getattr(model, "dtype", None) or jnp.float32)),
         "own_tx": own_tx is not None and fingerprint.digest(own_tx),
     }
-    if model != setup.make_model(recipe):
+    if dataset.class_names != recipe.class_names:
+        run["class_names"] = list(dataset.class_names)
+    if dataset.image_shape != recipe.image_shape:
+        run["image_shape"] = list(dataset.image_shape)
+    if model != setup.make_model(recipe, dataset.classes, dataset.image_shape):
         run["model_fields"] = fingerprint.of(model)["fields"]
     run |= environment.jax_settings()
     if ":" in recipe.optimizer and own_tx is None:

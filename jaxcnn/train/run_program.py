@@ -46,7 +46,7 @@ class RunProgram:
         """
         self._feed = feed
         self._placement = placement
-        self._image_shape = dataset.train.images.shape[1:]
+        self._image_shape = dataset.image_shape
         self._train_step = make_recipe_step(recipe, model, tx)
         normalize = make_normalize(recipe.mean, recipe.std)
         self._eval_step = steps.make_eval_step(model, normalize=normalize)

@@ -10,20 +10,33 @@ import numpy as np
 import optax
 
 from jaxcnn.data.augment import make_augment, make_normalize
-from jaxcnn.data.dataset import CLASSES, Dataset
+from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices.mesh import ONE_DEVICE, Placement
 from jaxcnn.errors import UserError
-from jaxcnn.networks.cnn import Cifar10CNN, MnistCNN
+from jaxcnn.networks.cnn import CNN, Cifar10CNN, MnistCNN
 from jaxcnn.optim.extra_args import check_update
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.train import steps
 
 
-def make_model(recipe: Recipe) -> nn.Module:
-    """Returns the recipe's network."""
+def make_model(
+    recipe: Recipe, classes: int | None = None, image_shape: tuple[int, int, int] | None = None
+) -> CNN:
+    """Returns the recipe's network.
+
+    Args:
+        recipe: the hyperparameters.
+        classes: number of classes. Default: that of the network's own data set.
+        image_shape: of one image, (H, W, C). Default: that of the network's own data set.
+    """
     network = {"mnist": MnistCNN, "cifar10": Cifar10CNN}[recipe.network]
-    return network(dropout_rate=recipe.dropout, initialization=recipe.initialization)
+    return network(
+        classes=classes or len(recipe.class_names),
+        image_shape=image_shape or recipe.image_shape,
+        dropout_rate=recipe.dropout,
+        initialization=recipe.initialization,
+    )
 
 
 def make_recipe_step(
@@ -95,28 +108,27 @@ def check_optimizer(
     check_update(tx, params)
 
 
-def checked_model(
-    recipe: Recipe, model: nn.Module | None, image_shape: tuple[int, ...]
-) -> nn.Module:
+def checked_model(recipe: Recipe, model: nn.Module | None, dataset: Dataset) -> nn.Module:
     """Returns the network to train: a user-defined one, or the recipe's.
 
     Args:
         recipe: whose network is the default.
         model: the user-defined network, if there is one.
-        image_shape: (H, W, C).
+        dataset: whose images it takes, and whose classes it has a logit for.
 
     Raises:
-        UserError: the user-defined network does not return logits of all classes.
+        UserError: the images do not fit the recipe's network, or the user-defined one does not
+            return logits of all classes.
     """
+    image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     if model is None:
-        return make_model(recipe)
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        model = make_model(recipe, dataset.classes, dataset.image_shape)
     logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
     shape: tuple[int, ...] = getattr(logits, "shape", ())
-    if len(shape) != 2 or shape[1] < CLASSES:
+    if len(shape) != 2 or shape[1] < dataset.classes:
         raise UserError(
             f"the network {type(model).__qualname__} returns {list(shape)} for one image: give one "
-            f"with logits [1, {CLASSES}]"
+            f"with logits [1, {dataset.classes}]"
         )
     return model
 
@@ -133,13 +145,21 @@ def check_sizes(recipe: Recipe, dataset: Dataset, placement: Placement = ONE_DEV
         Number of optimizer steps of the whole run.
 
     Raises:
-        UserError: a split is empty, a batch is larger than the training split or does not divide
-            over the devices, or the run is too long for its int32 counters.
+        UserError: a split is empty, the normalization is for another number of channels, a batch
+            is larger than the training split or does not divide over the devices, or the run is too
+            long for its int32 counters.
     """
     placement.check_batch(recipe.batch_size)
     for name, split in (("training", dataset.train), ("test", dataset.test)):
         if not len(split):
             raise UserError(f"{dataset.name} has no {name} images: give it at least one")
+    channels = dataset.image_shape[2]
+    for name, values in (("mean", recipe.mean), ("std", recipe.std)):
+        if len(values) not in (1, channels):
+            raise UserError(
+                f"{name} has {len(values)} values, and the images {channels} channels: give one "
+                "value, or one for each channel"
+            )
     size = len(dataset.train)
     if recipe.batch_size > size:
         raise UserError(

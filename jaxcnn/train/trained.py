@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.data.augment import make_normalize
-from jaxcnn.data.dataset import validate_images
+from jaxcnn.data.dataset import MAX_CLASSES, validate_images
 from jaxcnn.errors import DataError, UserError, as_path
 from jaxcnn.networks import inspect
+from jaxcnn.networks.cnn import CNN
+from jaxcnn.recipes.problems import MNIST
 from jaxcnn.recipes.recipe import Recipe, recipe_from_dict
 from jaxcnn.storage import checkpoint, document, manifest
 from jaxcnn.train import setup, steps
@@ -28,7 +29,8 @@ class Trained:
     Attributes:
         recipe: of the run.
         run: all that decides it, see `jaxcnn.train.identity.identity`.
-        model: the network.
+        model: the network, `MnistCNN` or `Cifar10CNN`.
+        class_names: by label.
         variables: what its `apply` takes, those to evaluate at.
         checkpoint: where they come from.
         progress: of the run until then.
@@ -36,13 +38,24 @@ class Trained:
 
     recipe: Recipe
     run: dict[str, Any]
-    model: nn.Module
+    model: CNN
+    class_names: tuple[str, ...]
     variables: Any
     checkpoint: checkpoint.Checkpoint
     progress: Progress
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of one image, (H, W, C)."""
+        return self.model.image_shape
+
+    @property
+    def reads_digits(self) -> bool:
+        """Whether its images and classes are MNIST's."""
+        return (self.class_names, self.image_shape) == (MNIST.class_names, MNIST.image_shape)
+
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Returns the probability of each class, float32[N, 10].
+        """Returns the probability of each class, float32[N, classes].
 
         Args:
             images: uint8[N, H, W, C].
@@ -67,8 +80,8 @@ class Trained:
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         images = validate_images(images, "the images")
-        if images.shape[1:] != self.recipe.image_shape:
-            height, width, channels = self.recipe.image_shape
+        if images.shape[1:] != self.image_shape:
+            height, width, channels = self.image_shape
             raise DataError(
                 f"the images are {list(images.shape)}: the network takes [N, {height}, {width}, "
                 f"{channels}]"
@@ -154,12 +167,31 @@ def _restore(found: checkpoint.Checkpoint) -> Trained:
     try:
         recipe = recipe_from_dict(run)
         document.check(run, _RUN, "run")
+        shape, names = _problem(run, recipe)
         progress = Progress.from_json(content["progress"])
     except (ValueError, TypeError) as error:
         raise manifest.DamagedError(f"{manifest.NAME} is no run's ({error})") from error
-    model = setup.make_model(recipe)
+    model = setup.make_model(recipe, len(names), shape)
     # The network alone: the run may name an optimizer that is code from who knows where.
-    image = jax.ShapeDtypeStruct((1, *recipe.image_shape), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     like = {"batch_stats": {}} | jax.eval_shape(model.init, jax.random.key(0), image)
     variables = found.restore({"network": like}, partial=True)["network"]
-    return Trained(recipe, run, model, variables, found, progress)
+    return Trained(recipe, run, model, names, variables, found, progress)
+
+
+def _problem(run: dict[str, Any], recipe: Recipe) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    """Returns the shape of the images and the names of the classes of a run.
+
+    Raises:
+        ValueError: they are none.
+    """
+    names = run.get("class_names", list(recipe.class_names))
+    shape = run.get("image_shape", list(recipe.image_shape))
+    document.check(names, [str], "class_names")
+    document.check(shape, [int], "image_shape")
+    if not 0 < len(names) <= MAX_CLASSES:
+        raise ValueError(f"there are {len(names)} classes")
+    if len(shape) != 3 or not all(0 < size < 10**4 for size in shape):
+        raise ValueError(f"image_shape is {shape}")
+    height, width, channels = shape
+    return (height, width, channels), tuple(names)

@@ -110,6 +110,9 @@ IMAGES = np.arange(6 * 28 * 28, dtype=np.uint64).reshape(6, 28, 28, 1).astype(np
 LABELS = np.array([3, 1, 4, 1, 5, 9], np.int32)
 
 
+TEN = tuple("0123456789")
+
+
 def made(images: Any = IMAGES, labels: Any = LABELS, names: tuple[str, ...] = ()) -> Dataset:
     """Makes a data set of given training arrays, with others to test on."""
     return Dataset("mnist", "mine", Split(images, labels), Split(IMAGES, LABELS), names)
@@ -182,19 +185,29 @@ def test_unambiguous_arrays_are_converted(images: Any, labels: Any) -> None:
 def test_invalid_arrays(images: Any, labels: Any, said: str) -> None:
     """They are refused where the data set is made, with the split, shape, dtype and value."""
     with pytest.raises(DataError, match=said):
-        made(images, labels)
+        made(images, labels, TEN)
 
 
 def test_the_test_split_as_well() -> None:
     split = Split(IMAGES, LABELS)
     with pytest.raises(DataError, match=r"the test split has the label 10 at position 5"):
-        Dataset("mnist", "mine", split, Split(IMAGES, LABELS + 1), ())
+        Dataset("mnist", "mine", split, Split(IMAGES, LABELS + 1), TEN)
     with pytest.raises(DataError, match=r"the images of the test split are float32"):
         Dataset("mnist", "mine", split, Split(IMAGES.astype(np.float32), LABELS), ())
 
 
-def test_classes_without_a_name() -> None:
-    assert made(names=("a", "b", "c")).class_names == ("a", "b", "c", *"3456789")
+def test_classes() -> None:
+    """Their names decide how many there are, or else the training labels."""
+    twelve = made(labels=LABELS + 2, names=tuple("abcdefghijkl"))
+    assert (twelve.classes, twelve.class_names) == (12, tuple("abcdefghijkl"))
     assert made().class_names == tuple("0123456789")
-    with pytest.raises(DataError, match="there are 11 class names: give at most 10"):
-        made(names=tuple("abcdefghijk"))
+    assert made(labels=LABELS + 2).class_names == tuple(map(str, range(12)))
+    assert made().image_shape == (28, 28, 1)
+    with pytest.raises(DataError, match=r"label 3 at position 0: .* from 0 to 2, or more class"):
+        made(names=("a", "b", "c"))
+    with pytest.raises(DataError, match=r"the test split has the label 9 at position 5: .* to 5,"):
+        made(labels=LABELS // 2 + 1)
+    with pytest.raises(DataError, match=r"the label 10000 at position 1: .* from 0 to 9999,"):
+        made(labels=np.array([0, 10_000, 0, 0, 0, 0]))
+    with pytest.raises(DataError, match="there are 10001 class names: give at most 10000"):
+        made(names=tuple(map(str, range(10_001))))

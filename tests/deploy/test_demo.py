@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from jaxcnn.cli import tools
+from jaxcnn.data import image_files
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.deploy import demo, own_images
 from jaxcnn.train.trained import Trained, load_trained
@@ -137,7 +138,7 @@ def test_the_page(offered: demo.Demo) -> None:
     viewport = {"name": "viewport", "content": "width=device-width, initial-scale=1"}
     assert viewport in [one.attributes for one in page.all("meta")]
     kinds = page.by_id("file").attributes["accept"].split(",")
-    assert kinds == sorted(kind for kinds in own_images.MEDIA_TYPES.values() for kind in kinds)
+    assert kinds == sorted(kind for kinds in image_files.MEDIA_TYPES.values() for kind in kinds)
     facts = {"classes": list("0123456789"), "draws": True, "width": 28, "height": 28}
     (found,) = re.findall(r"const facts = (.*);", text)
     assert json.loads(found) == {**facts, "largest": demo.MAX_FILE_BYTES}

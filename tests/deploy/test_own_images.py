@@ -1,5 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -300,3 +302,29 @@ def test_lines_show_it() -> None:
     colours = np.zeros((1, 2, 3), np.uint8)
     colours[0, 1] = (0, 127, 255)  # 127 on average: the fifth of ten shades
     assert own_images.PreparedImage(colours, ()).lines() == ["  =="]
+
+
+def test_for_a_network_of_other_images(tmp_path: Path) -> None:
+    """The middle of the image in the network's height, width and channels."""
+    image = Image.new("RGB", (100, 60), (255, 0, 0))
+    image.paste((0, 0, 255), (0, 0, 10, 60))
+    image.save(tmp_path / "x.png")
+
+    def network(shape: tuple[int, int, int], names: tuple[str, ...] = ("a", "b")) -> Any:
+        digits = names == tuple("0123456789")
+        return SimpleNamespace(image_shape=shape, class_names=names, reads_digits=digits)
+
+    found = own_images.prepare_for(network((24, 24, 3)), tmp_path / "x.png")
+    assert found.steps == ("the middle 60 x 60 of 100 x 60 pixels", "scaled to 24 x 24")
+    assert (found.image == (255, 0, 0)).all()
+    wide = own_images.prepare_for(network((24, 40, 1)), tmp_path / "x.png")
+    assert wide.image.shape == (24, 40, 1)
+    assert wide.steps[0] == "the middle 100 x 60 of 100 x 60 pixels"
+    with pytest.raises(UserError, match="takes images of 2 channels: prepare them in code"):
+        own_images.prepare_for(network((24, 40, 2)), tmp_path / "x.png")
+    drawn().save(tmp_path / "seven.png")
+    digit = own_images.prepare_for(
+        network((28, 28, 1), tuple("0123456789")), tmp_path / "seven.png"
+    )
+    expected = own_images.prepare_image(tmp_path / "seven.png", "mnist")
+    np.testing.assert_array_equal(digit.image, expected.image)

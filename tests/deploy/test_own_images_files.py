@@ -87,7 +87,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
 
 
 def test_the_largest_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxcnn.deploy.own_images._MAX_PIXELS", 1600)
+    monkeypatch.setattr("jaxcnn.data.image_files._MAX_PIXELS", 1600)
     path = tmp_path / "x.png"
     assert prepare(path, Image.new("RGB", (40, 40)), "cifar10").image.shape == (32, 32, 3)
     with pytest.raises(UserError, match="41 x 40 pixels: give an image of at most"):

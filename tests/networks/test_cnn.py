@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcnn.networks.cnn import Cifar10CNN, MnistCNN
+from jaxcnn.errors import UserError
+from jaxcnn.networks.cnn import CNN, Cifar10CNN, MnistCNN
 from jaxcnn.networks.inspect import count_parameters, feature_maps
 from jaxcnn.recipes import named
 from jaxcnn.train.setup import make_model
@@ -161,3 +162,37 @@ def test_reference_starts_as_pytorch_does(network: str) -> None:
             if leaf.size >= 100:  # that none of n is so near an end has a chance of exp(-9)
                 assert np.abs(leaf).max() > (1 - 9 / leaf.size) * bound
         assert np.abs(leaves["bias"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "flattened"),
+    [(MnistCNN, (20, 36, 3), 5 * 9 * 8), (Cifar10CNN, (24, 40, 1), 3 * 5 * 64)],
+)
+def test_other_images_and_classes(
+    kind: type[CNN], shape: tuple[int, int, int], flattened: int
+) -> None:
+    """Layers adapt to them, and the kernels on CPU compute the same as XLA."""
+    model = kind(classes=12, image_shape=shape, initialization="pytorch")
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(5, *shape)).astype(np.float32))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    params = variables["params"]
+    assert params["fc1"]["kernel"].shape == (flattened, 512)
+    assert params["fc2"]["bias"].shape == (12,)
+    assert params["conv1"]["kernel"].shape[2] == shape[2]
+    assert np.abs(params["fc1"]["bias"]).max() <= 1 / np.sqrt(flattened)
+    logits = jax.jit(model.apply)(variables, images)
+    plain = jax.jit(model.clone(staged=False).apply)(variables, images)
+    assert logits.shape == (5, 12)
+    np.testing.assert_allclose(logits, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "factor"),
+    [(MnistCNN, (28, 30, 1), 4), (Cifar10CNN, (36, 32, 3), 8), (Cifar10CNN, (0, 32, 3), 8)],
+)
+def test_images_that_cannot_be_pooled(
+    kind: type[CNN], shape: tuple[int, int, int], factor: int
+) -> None:
+    model = kind(image_shape=shape)
+    with pytest.raises(UserError, match=rf"{kind.__name__} halves .* multiples of {factor}"):
+        model.init(jax.random.key(0), jnp.zeros((1, *shape)))

@@ -136,7 +136,7 @@ def test_pytorch_loads_what_was_saved(tmp_path: Path, network: str) -> None:
         (lambda w: w.update({"conv9.bias": np.zeros(3, np.float32)}), "holds conv9.bias, which"),
         (
             lambda w: w.update({"fc1.weight": w["fc1.weight"].T}),
-            r"fc1.weight of shape \(392, 512\), and the mnist network needs \(512, 392\)",
+            r"fc1.weight of shape \(392, 512\), and MnistCNN needs \(512, 392\)",
         ),
         (lambda w: w.update({"fc2.bias": np.zeros(10, np.int64)}), "fc2.bias of int64"),
     ],
@@ -204,8 +204,8 @@ def test_values_that_are_not_finite_are_kept_and_named(caplog: pytest.LogCapture
 
 def test_misshapen_variables_are_refused() -> None:
     variables = pytorch.load_state_dict(original.weights("mnist"))
-    variables["params"]["fc2"]["bias"] = jnp.zeros(9)
-    with pytest.raises(UserError, match=r"params/fc2/bias has the shape \(9,\).* \(10,\)"):
+    variables["params"]["fc1"]["bias"] = jnp.zeros(9)
+    with pytest.raises(UserError, match=r"params/fc1/bias has the shape \(9,\).* \(512,\)"):
         pytorch.to_state_dict(variables)
 
 
@@ -243,5 +243,5 @@ def test_what_training_loops_put_around_weights(network: str, wrapped: Any) -> N
 
 def test_weights_of_a_part_of_cifar10_s_network_are_not_mnist_s() -> None:
     tensors = {k: v for k, v in original.weights("cifar10").items() if "batch_norm" not in k}
-    with pytest.raises(UserError, match=r"lacks batch_norm1.*which the cifar10 network has"):
+    with pytest.raises(UserError, match=r"lacks batch_norm1.*which Cifar10CNN has"):
         pytorch.load_state_dict(tensors)

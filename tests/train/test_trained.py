@@ -241,3 +241,47 @@ def test_what_was_trained_is_what_is_loaded(tmp_path: Path, tiny_mnist: Dataset)
     result = fit(one, tiny_mnist, tx=optax.sgd(0.1), checkpoints=own)
     found = load_trained(tmp_path / "own")  # though its optimizer was given in code
     jax.tree.map(np.testing.assert_array_equal, found.variables, result.state.variables)
+
+
+def test_a_network_of_other_images_and_classes(tmp_path: Path) -> None:
+    """What `fit` was given decides; the checkpoint says it, and every command follows."""
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (24, 12, 8, 2), np.uint8), np.arange(24) % 12)
+    names = tuple("abcdefghijkl")
+    dataset = Dataset("letters", "1", split, split, names)
+    small = RECIPE.replace(epochs=1, batch_size=12, augment="none", mean=(0.5, 0.4))
+    with pytest.raises(UserError, match="std has 3 values, and the images 2 channels"):
+        fit(small.replace(std=(1.0, 1.0, 1.0)), dataset)
+    result = fit(small, dataset, checkpoints=checkpoint.Policy(tmp_path / "checkpoints"))
+    network = load_trained(tmp_path)
+    assert (network.class_names, network.image_shape) == (names, (12, 8, 2))
+    assert not network.reads_digits
+    assert network.probabilities(split.images).shape == (24, 12)
+    scores = evaluate(network.recipe, network.variables, split, model=network.model)
+    assert scores[:2] == (result.test_correct, 24)
+    weights = pytorch.to_state_dict(network.variables, network.model)
+    assert weights["fc1.weight"].shape == (512, 3 * 2 * 8)
+    again = pytorch.load_state_dict(weights, network.model)
+    jax.tree.map(np.testing.assert_array_equal, again["params"], network.variables["params"])
+    odd = Split(split.images[:, :10], split.labels)
+    with pytest.raises(UserError, match="10 x 8 x 2, and MnistCNN halves height and width 2 times"):
+        fit(small, Dataset("letters", "1", odd, odd, names))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": []},
+        {"class_names": [1]},
+        {"class_names": "ab"},
+        {"image_shape": [28, 28]},
+        {"image_shape": [28, 28, 0]},
+        {"image_shape": [28, "28", 1]},
+    ],
+)
+def test_forged_classes_and_shapes(
+    change: dict[str, Any], tmp_path: Path, tiny_mnist: Dataset
+) -> None:
+    saved.save(tmp_path, tiny_mnist, run=change)
+    with pytest.raises(UserError, match="damaged"):
+        load_trained(tmp_path)

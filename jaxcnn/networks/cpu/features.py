@@ -87,11 +87,11 @@ def mnist_stages(
 
     Args:
         variables: of the network; `params` with conv1 and conv2.
-        images: float32[B, 28, 28, 1].
+        images: float32[B, H, W, C].
         train: training, which is the same here.
 
     Returns:
-        float32[B, 392], and no running statistics.
+        float32[B, H / 4 * W / 4 * 8], and no running statistics.
     """
     x = images
     for number, stage in enumerate(_MNIST_STAGES, start=1):
@@ -126,13 +126,14 @@ def cifar10_stages(
 
     Args:
         variables: of the network; `params` and `batch_stats` with all convolutions and BatchNorms.
-        images: float32[B, 32, 32, 3].
+        images: float32[B, H, W, C].
         train: normalise with the statistics of the batch.
         momentum: share of the old running statistics in the new ones.
         epsilon: added to the variance.
 
     Returns:
-        float32[B, 1024], and in training the new running statistics, as in `batch_stats`.
+        float32[B, H / 8 * W / 8 * 64], and in training the new running statistics, as in
+        `batch_stats`.
     """
     params = variables["params"]
     x: Any = images
