@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import tyro
 from tyro import conf
@@ -23,7 +23,7 @@ from jaxcnn.recipes.recipe import NetworkName, Recipe, ScheduleName
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jaxcnn.data.dataset import Dataset
+    from jaxcnn.data.dataset import Dataset, SourceName
     from jaxcnn.devices.mesh import AxisName
     from jaxcnn.storage.checkpoint import Policy
 
@@ -127,14 +127,17 @@ class DataFlags:
                     f"--data {source} is neither auto, {network}, synthetic nor a folder or .npz "
                     "file that is there: give one of these"
                 )
-            check_range("--hold-out", self.hold_out, 0.001, 0.999)
+            if not 0 < self.hold_out < 1:
+                raise UserError(
+                    f"--hold-out takes a number between 0 and 1, got {self.hold_out}: give a share"
+                )
             shape = named.recipe(network, "fast").image_shape
             return processes.main_first(load_own)(
                 source, shape, hold_out=self.hold_out, report=echo
             )
         dataset = processes.main_first(load_data)(
             network,
-            source=source,
+            source=cast("SourceName", source),
             data_dir=self.data_dir or None,
             archive_dir=self.archive_dir or None,
             report=echo,
