@@ -72,7 +72,7 @@ def test_the_bar_of_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(progress_bar()) is TrainProgress
 
 
-# The synthetic data set, a part of it, and a small network.
+# What a notebook of the documentation loads and trains: few images and a small network.
 SMALL = """
 import dataclasses, jaxcnn, pytest
 from tests import conformance
@@ -118,7 +118,8 @@ def test_the_notebook_of_the_documentation_runs(kernel: Any) -> None:
     assert kinds.count("text/html") == 5  # the bar, two results, two frames
     bar = next(output for output in outputs if output.output_type == "display_data")
     assert 'value="1.0000"' in bar.data["text/html"]
-    assert not [output for output in outputs if output.get("name") == "stderr"]
+    errors = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert all(text.startswith("compiling kernels") for text in errors)
 
 
 INTERRUPTED = """

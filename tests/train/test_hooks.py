@@ -68,7 +68,7 @@ def test_resumed_in_the_middle_of_an_epoch(hook: str, tmp_path: Path) -> None:
     policy = checkpoint.Policy(tmp_path)
     whole = fit(**HOOKS[hook]())
     with pytest.raises(StoppedError, match="at step 11 of 14, saved in"):
-        fit(**HOOKS[hook](), checkpoints=policy, interrupted=stop_after(7))
+        fit(**HOOKS[hook](), checkpoints=policy, interrupted=stop_after(5))
     same(fit(**HOOKS[hook](), checkpoints=policy), whole)
     assert timeless(whole) != timeless(fit())
     assert whole.history[1].train_loss < whole.history[0].train_loss
