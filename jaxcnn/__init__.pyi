@@ -1,3 +1,4 @@
+from .cli.progress import progress_bar as progress_bar
 from .data.dataset import Dataset as Dataset, Split as Split, load_data as load_data
 from .data.own_data import load_own as load_own
 from .errors import UserError as UserError
@@ -5,7 +6,8 @@ from .networks.cnn import Cifar10CNN as Cifar10CNN, MnistCNN as MnistCNN
 from .optim.factory import make_optimizer as make_optimizer
 from .recipes.named import recipe as recipe
 from .recipes.recipe import Recipe as Recipe
-from .train.ensemble import ManyResult as ManyResult, fit_many as fit_many
+from .train.ensemble import fit_many as fit_many
+from .train.many_result import ManyResult as ManyResult
 from .train.members import grid as grid
 from .train.fit import fit as fit
 from .train.result import Result as Result

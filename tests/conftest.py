@@ -152,7 +152,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return paths
 
     monkeypatch.setattr("jaxcnn.report.figures.plot_run", lambda *_: {})
-    monkeypatch.setattr("jaxcnn.report.drawing.save", save)
+    monkeypatch.setattr("jaxcnn.display.drawing.save", save)
     return folders
 
 

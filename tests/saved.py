@@ -127,6 +127,7 @@ def _progress(step: int, total: int) -> dict[str, Any]:
         "eval_seconds": 120.0,
         "compile_seconds": 2.0,
         "epoch_seconds": 0.0,
+        "ended": False,
         "versions": versions(),
         "device": "cpu (of a test)",
     }

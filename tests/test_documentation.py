@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import jaxcnn
 from jaxcnn.cli import tools
 from jaxcnn.cli.flags import parse_flags
 from jaxcnn.cli.study import parse_study_flags
@@ -152,3 +153,20 @@ def test_the_code_of_a_page_runs(
     assert len(printed) >= prints
     if page.stem == "README":
         assert printed[0].endswith(" of 70")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("position", "name"), enumerate(["pandas", "wandb"]))
+@pytest.mark.filterwarnings("default")  # of the package
+def test_the_code_for_an_optional_package_runs(
+    position: int, name: str, folder: Path, tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(name)
+    recipe = conformance.RECIPE.replace(epochs=2, batch_size=66, optimizer="sgd")
+    monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda _: conformance.SmallCNN())
+    namespace: dict[str, Any] = {"jaxcnn": jaxcnn, "dataset": tiny_mnist, "recipe": recipe}
+    exec(compile(blocks(DOCS / "hooks.md", "py")[position], name, "exec"), namespace)
+    if name == "pandas":
+        assert len(namespace["last"]) == 8
+    else:
+        assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))

@@ -1,5 +1,6 @@
 """The progress of a run or a study: a bar on a terminal, plain lines elsewhere."""
 
+import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -9,9 +10,10 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from jaxcnn.cli.notebook import NotebookProgress
 from jaxcnn.study.runs import Phase
 from jaxcnn.study.study import StudyObserver
-from jaxcnn.train.result import EpochRecord
+from jaxcnn.train.result import EpochRecord, Observer
 from jaxcnn.train.steps import Metrics
 
 
@@ -71,6 +73,14 @@ class StudyProgress(StudyObserver):
     def stop(self) -> None:
         """Removes the bar."""
         self._progress.stop()
+
+
+def progress_bar() -> Observer:
+    """Returns an observer of `fit` that shows its progress, in a notebook or on a terminal."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if hasattr(shell, "kernel"):
+        return NotebookProgress()
+    return TrainProgress(Console(highlight=False))
 
 
 class TrainProgress:

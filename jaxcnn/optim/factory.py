@@ -37,6 +37,7 @@ def make_optimizer(
     *,
     key: jax.Array | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
+    schedule: optax.Schedule | None = None,
 ) -> Normalized:
     """Returns the recipe's optimizer with its schedule, weight decay, clipping and averaging.
 
@@ -50,6 +51,7 @@ def make_optimizer(
         key: PRNG key[], for optimizers that draw random numbers.
         hyperparameters: values that replace those of the recipe, float32[] each, which may be
             traced: of `HYPERPARAMETERS` and of the optimizer's own numeric arguments.
+        schedule: the learning rate by step, in place of the recipe's schedule and warm-up.
 
     Returns:
         The optimizer; its `update` accepts every extra argument of a training step.
@@ -71,8 +73,10 @@ def make_optimizer(
     if name == "sophia":
         args.setdefault("hessian_diagonal_fn", contrib.hutchinson_estimator_diag_hessian(key))
 
-    schedule = make_schedule(recipe, total_steps, learning_rate=values["learning_rate"])
-    after = _give_learning_rate(recipe, parameters, args, schedule, values["learning_rate"])
+    peak = values["learning_rate"]
+    constant = schedule is None and recipe.schedule == "constant" and recipe.warmup == 0
+    schedule = schedule or make_schedule(recipe, total_steps, learning_rate=peak)
+    after = _give_learning_rate(name, parameters, args, schedule, peak, constant)
     before, make = _give_weight_decay(name, parameters, factory, args, values["weight_decay"])
     if _is_on(values["clip"]):
         clip = optax.clip_by_global_norm(jnp.where(values["clip"] > 0, values["clip"], jnp.inf))
@@ -186,21 +190,22 @@ def _first(names: tuple[str, ...], parameters: Mapping[str, Any]) -> str | None:
 
 
 def _give_learning_rate(
-    recipe: Recipe,
+    optimizer: str,
     parameters: Mapping[str, inspect.Parameter],
     args: dict[str, Any],
     schedule: optax.Schedule,
     peak: Any,
+    constant: bool,
 ) -> list[optax.GradientTransformation]:
     """Adds the learning rate to `args`; returns what must follow the optimizer for its schedule."""
-    name, way = _first(_RATES, parameters), optimizer_defaults.get(recipe.optimizer).schedule
+    name, way = _first(_RATES, parameters), optimizer_defaults.get(optimizer).schedule
     if name is not None:
         args[name] = schedule if way == "passed" else peak
-    if way == "passed" or (recipe.schedule == "constant" and recipe.warmup == 0):
+    if way == "passed" or constant:
         return []
     if way == "refused":
         raise UserError(
-            f"optimizer {recipe.optimizer} replaces a schedule: give --schedule constant --warmup 0"
+            f"optimizer {optimizer} replaces a schedule: give --schedule constant --warmup 0"
         )
     return [optax.scale_by_schedule(lambda step: schedule(step) / peak)]
 

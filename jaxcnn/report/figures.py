@@ -9,27 +9,22 @@ import numpy as np
 
 from jaxcnn.data.augment import make_augment
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.report.analysis import Analysis
-from jaxcnn.report.drawing import (
+from jaxcnn.display.curves import plot_curves
+from jaxcnn.display.drawing import (
     Axes,
     ConstrainedLayoutEngine,
     Figure,
-    FixedLocator,
-    MaxNLocator,
     style_axes,
     subplots,
-    use_log_scale,
 )
-from jaxcnn.train.result import EpochRecord
+from jaxcnn.display.series import TRAIN
+from jaxcnn.report.analysis import Analysis
+from jaxcnn.train.result import EpochRecord, make_curves
 from jaxcnn.train.trained import Trained
 
-# Blue and vermilion of Okabe and Ito's palette, which colour-blind readers can distinguish.
-_TRAIN, _TEST, _WRONG = "#0072B2", "#D55E00", "#B22222"
+_WRONG = "#B22222"
 _MOST_MAPS = 16  # feature maps shown of a layer
 _MOST_WRITTEN = 30  # classes whose names fit beside each other
-# In percent: the error at which an accuracy of 100 % is shown on the logarithmic axis of errors.
-_LEAST_ERROR = 0.02
-_ACCURACY_TICKS = (0, 50, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9, 100)
 
 
 def plot_run(
@@ -85,37 +80,7 @@ def plot_samples(network: Trained, dataset: Dataset, columns: int = 10) -> Figur
 
 def plot_learning_curves(history: Sequence[EpochRecord]) -> Figure:
     """Plots loss and accuracy by epoch, on training images (in training mode) and test images."""
-    figure, axes = subplots(1, 2, figsize=(9, 3.6))
-    epochs = [record.epoch for record in history]
-    for axis, name, scale in ((axes[0], "loss", 1), (axes[1], "accuracy", 100)):
-        for split, colour, style in (("train", _TRAIN, "--"), ("test", _TEST, "-")):
-            values = [scale * getattr(record, f"{split}_{name}") for record in history]
-            axis.plot(epochs, values, style, marker="o", ms=3, color=colour, label=split)
-        axis.set(xlabel="epoch", ylabel="loss, nats" if scale == 1 else "accuracy, %")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        style_axes(axis, grid="y")
-    least, most = axes[0].dataLim.intervaly
-    if most > 5 * least:
-        use_log_scale(axes[0])
-    least, most = axes[1].dataLim.intervaly
-    if 100 - least > 10 * (100 - most):
-        # By the logarithm of the error: otherwise all but the first epochs coincide.
-        axes[1].set_yscale("function", functions=(_to_log_error, _to_percent))
-        axes[1].yaxis.set_major_locator(FixedLocator(_ACCURACY_TICKS))
-        axes[1].yaxis.set_major_formatter("{x:g}")
-        axes[1].set_ylabel("accuracy, % (log scale of errors)")
-    axes[0].legend(frameon=False)
-    return figure
-
-
-def _to_log_error(percent: np.ndarray) -> np.ndarray:
-    """Maps an accuracy in percent to its position on the axis, minus the log of the error."""
-    return -np.log10(np.maximum(100 + _LEAST_ERROR - percent, _LEAST_ERROR))
-
-
-def _to_percent(position: np.ndarray) -> np.ndarray:
-    """Inverts `_to_log_error`."""
-    return 100 + _LEAST_ERROR - 10.0**-position
+    return plot_curves(make_curves(history))
 
 
 def plot_feature_maps(network: Trained, dataset: Dataset, count: int = 3) -> Figure:
@@ -254,8 +219,8 @@ def plot_reliability(analysis: Analysis) -> Figure:
     axis.plot([0, 1], [0, 1], "--", color="grey", lw=1, label="perfectly calibrated")
     bins = share > 0
     confidence, accuracy, areas = confidence[bins], accuracy[bins], 20 + 400 * share[bins]
-    axis.plot(confidence, accuracy, color=_TRAIN, lw=1)
-    axis.scatter(confidence, accuracy, areas, color=_TRAIN, alpha=0.8, label="area: images")
+    axis.plot(confidence, accuracy, color=TRAIN, lw=1)
+    axis.scatter(confidence, accuracy, areas, color=TRAIN, alpha=0.8, label="area: images")
     axis.set(xlim=(0, 1.08), ylim=(0, 1.08), xlabel="confidence", ylabel="accuracy")
     axis.set_title(f"expected calibration error {analysis.calibration_error:.2%}", fontsize=10)
     axis.legend(frameon=False)
@@ -277,7 +242,7 @@ def plot_class_accuracy(analysis: Analysis, names: Sequence[str]) -> Figure:
     percent = percent[shown]
     count = len(shown)
     figure, axis = subplots(figsize=(6.4, max(2.0, 0.9 + 0.29 * count)))
-    axis.barh(range(count), np.nan_to_num(percent), color=_TRAIN, height=0.7)
+    axis.barh(range(count), np.nan_to_num(percent), color=TRAIN, height=0.7)
     lowest = np.nanmin(percent) if not np.isnan(percent).all() else 0.0
     left = max(0.0, np.floor((lowest - 5) / 5) * 5)
     style: dict[str, Any] = {"va": "center", "fontsize": 8}

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.data.dataset import Dataset
+from jaxcnn.display import drawing
 from jaxcnn.errors import WORKDIR_REMEDY, writing
 from jaxcnn.networks.inspect import count_parameters
-from jaxcnn.report import drawing, figures
+from jaxcnn.report import figures
 from jaxcnn.report.analysis import Analysis
 from jaxcnn.storage import atomic
 from jaxcnn.train import doctor

@@ -134,6 +134,9 @@ def check(value: Any, form: Any, name: str) -> None:
             raise ValueError(f"{name} has no {missing[0]}")
         for key, one in form.items():
             check(value[key], one, key)
+    elif form is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is neither true nor false")
     elif form is str:
         if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_LENGTH:
             raise ValueError(f"{name} is not a line of text")

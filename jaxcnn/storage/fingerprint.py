@@ -21,9 +21,9 @@ def of(value: Any) -> Any:
     """Returns the fingerprint of a value, as JSON values.
 
     Values that JSON has are left as they are, tuples become lists, and numbers become Python's,
-    whatever their type. A function that can be imported becomes its name; another one its source
-    and the values that it refers to, as optax's transformations refer to their hyperparameters. An
-    object becomes its type and its attributes.
+    whatever their type. A function that can be imported becomes its name; another one, and one of a
+    script or a notebook, its source and the values that it refers to, as optax's transformations
+    refer to their hyperparameters. An object becomes its type and its attributes.
 
     Raises:
         UserError: the value is nothing of these, for example a generator.
@@ -63,7 +63,8 @@ def _of(value: Any, within: tuple[int, ...]) -> Any:
         return [_of(item, within) for item in value]
     if isinstance(value, set | frozenset):
         return {"set": sorted((_of(item, within) for item in value), key=_text)}
-    if name := _import_name(value):
+    own = inspect.isfunction(value) and value.__module__ == "__main__"  # where it may be edited
+    if not own and (name := _import_name(value)):
         return {"name": name}
     return _of_object(value, within)
 
@@ -144,9 +145,11 @@ def _of_function(value: Any, within: tuple[int, ...]) -> dict[str, Any]:
     try:
         source = inspect.getsource(value)
     except (OSError, TypeError):  # typed into a console
-        source = repr((value.__code__.co_code, value.__code__.co_names))
-    if value.__name__ == "<lambda>":  # the source is the whole line, maybe with other lambdas
-        source += repr([item for item in value.__code__.co_consts if not inspect.iscode(item)])
+        source = ""
+    if not source or value.__name__ == "<lambda>":  # whose source may have other lambdas too
+        code = value.__code__
+        constants = [item for item in code.co_consts if not inspect.iscode(item)]
+        source += repr((code.co_code, code.co_names, constants))
     cells = []
     for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
         try:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.report import drawing
-from jaxcnn.report.drawing import Axes, style_axes, use_log_scale
+from jaxcnn.display import drawing
+from jaxcnn.display.drawing import Axes, style_axes, use_log_scale
 from jaxcnn.study import comparison
 from jaxcnn.study.runs import Run, select_runs
 from jaxcnn.study.specification import Study

@@ -5,8 +5,8 @@ from .steps import (
     make_predict as make_predict,
     make_train_step as make_train_step,
 )
+from .many_result import ManyResult as ManyResult
 from .ensemble import (
-    ManyResult as ManyResult,
     fit_chunks as fit_chunks,
     fit_many as fit_many,
 )

@@ -3,10 +3,9 @@
 Member i is the run that `jaxcnn.train.fit.fit` would do with its seed and its hyperparameters.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,9 @@ from jaxcnn.train import loop, steps
 from jaxcnn.train.ensemble_program import EnsembleProgram, compile_ensemble
 from jaxcnn.train.evaluate import EVAL_BATCH_SIZE, eval_batches
 from jaxcnn.train.identity import checksum, identity
+from jaxcnn.train.keyboard import saving_on_interrupt
 from jaxcnn.train.loop import HostMetrics
+from jaxcnn.train.many_result import ManyResult
 from jaxcnn.train.member import Member
 from jaxcnn.train.members import Members
 from jaxcnn.train.setup import check_sizes, checked_model
@@ -35,29 +36,6 @@ from jaxcnn.train.state import TrainState
 
 # Makes a member's optimizer from its hyperparameters, float32[] by name.
 MakeTx = Callable[[Mapping[str, jax.Array]], optax.GradientTransformation]
-
-
-@dataclass(frozen=True)
-class ManyResult:
-    """The result of an ensemble.
-
-    Attributes:
-        members: the runs, E of them.
-        history: "train_loss", "train_accuracy", "eval_loss" and "eval_accuracy" as float32
-            [epochs, E], as in `jaxcnn.train.result.EpochRecord`; NaN where nothing was evaluated
-            and once a run has diverged.
-        correct: int32[E], number of correct predictions in the evaluation after the last epoch.
-        total: number of images in it.
-        diverged_at: int32[E], the first step, counted from 1, whose loss was not finite; 0 if none.
-        states: at the end, every leaf with a leading axis E; None unless `keep_states`.
-    """
-
-    members: Members
-    history: dict[str, np.ndarray]
-    correct: np.ndarray
-    total: int
-    diverged_at: np.ndarray
-    states: TrainState | None
 
 
 def fit_many(
@@ -135,7 +113,7 @@ def fit_chunks(
             used so, the checkpoints are those of other runs, or several processes are to save or
             return states.
         WriteError: a checkpoint cannot be written.
-        StoppedError: `interrupted` returned True.
+        StoppedError, KeyboardInterrupt: as `jaxcnn.train.fit.fit` raises them.
     """
     placement = Placement(mesh)
     check_sizes(recipe, dataset, placement)
@@ -162,7 +140,7 @@ def fit_chunks(
         # The last chunk is filled up with its last member.
         part = members.take(np.pad(indices, (0, program.chunk - len(indices)), mode="edge"))
         monitor = EnsembleMonitor(members.take(indices), program, recipe.epochs, report)
-        with _open_store(checkpoints, run, first, part) as store:
+        with _open_store(checkpoints, run, first, part, interrupted) as (store, stop):
             position = loop.resume(store, program, monitor, program.start(part))
             state = loop.train(
                 program,
@@ -171,25 +149,40 @@ def fit_chunks(
                 recipe.epochs,
                 store,
                 evaluate_once=evaluate_once,
-                interrupted=interrupted,
+                interrupted=stop,
             )
         yield monitor.result(state if keep_states else None)
 
 
+@contextlib.contextmanager
 def _open_store(
-    checkpoints: checkpoint.Policy | None, run: dict[str, Any], first: int, part: Members
-) -> AbstractContextManager[SharedStore | None]:
-    """Opens the checkpoints of a chunk, whose first member is the ensemble's number `first`."""
+    checkpoints: checkpoint.Policy | None,
+    run: dict[str, Any],
+    first: int,
+    part: Members,
+    interrupted: Callable[[], bool],
+) -> Iterator[tuple[SharedStore | None, Callable[[], bool]]]:
+    """Opens the checkpoints of a chunk, whose first member is the ensemble's number `first`.
+
+    Yields:
+        The store, and what the training loop is to poll, see `saving_on_interrupt`.
+    """
     if checkpoints:
         folder = checkpoints.folder / f"members-{first:06d}"
         checkpoints = dataclasses.replace(checkpoints, folder=folder)
     values = {name: array.tolist() for name, array in part.hyperparameters.items()}
     run = run | {"seed": part.seeds.tolist(), "hyperparameters": values}
-    return open_shared(checkpoints, lambda: run)
+    with (
+        open_shared(checkpoints, lambda: run) as store,
+        saving_on_interrupt(store, interrupted) as stop,
+    ):
+        yield store, stop
 
 
 class EnsembleMonitor:
     """Records the metrics of a chunk, see `jaxcnn.train.loop.Monitor`."""
+
+    ended = False  # the members end together, after the last epoch
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import optax
 
+from jaxcnn.data.augment import Augment
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import processes
 from jaxcnn.devices.mesh import Placement
@@ -18,13 +19,16 @@ from jaxcnn.storage.shared import open_shared
 from jaxcnn.train import loop
 from jaxcnn.train.feed import FeedName, make_feed
 from jaxcnn.train.identity import identity
+from jaxcnn.train.keyboard import saving_on_interrupt
 from jaxcnn.train.result import Observer, Result
 from jaxcnn.train.run_monitor import RunMonitor
 from jaxcnn.train.run_program import RunProgram
 from jaxcnn.train.setup import (
+    check_augment,
     check_optimizer,
     check_sizes,
     checked_model,
+    checked_schedule,
     checked_seeds,
     optimizer_key,
     split_key,
@@ -38,6 +42,8 @@ def fit(
     *,
     model: nn.Module | None = None,
     tx: optax.GradientTransformation | None = None,
+    schedule: optax.Schedule | None = None,
+    augment: Augment | None = None,
     seed: int = 0,
     feed: FeedName = "auto",
     mesh: jax.sharding.Mesh | None = None,
@@ -56,11 +62,13 @@ def fit(
         dataset: the training and test splits.
         model: another network with the same inputs and outputs. Default: the recipe's.
         tx: another optimizer. Default: the recipe's, with its schedule.
+        schedule: another learning rate by step, int32[] -> a number, for the recipe's optimizer.
+        augment: another augmentation, (key[], uint8[B, H, W, C]) -> [B, H, W, C].
         seed: in 0..2**32 - 1.
         feed: see `jaxcnn.train.feed.make_feed`.
         mesh: of the devices, see `jaxcnn.devices.mesh.make_mesh`. Default: one device.
-        observers: notified of progress, in process 0.
-        checkpoints: where to save the run, and to resume it from. Default: nowhere.
+        observers: notified of progress, in process 0; one may end the run, see `Observer.epoch`.
+        checkpoints: where to save the run, also on Ctrl-C, and to resume it from. Default: nowhere.
         interrupted: polled after every chunk of steps: whether to save and stop.
 
     Raises:
@@ -68,27 +76,33 @@ def fit(
         WriteError: a checkpoint cannot be written.
         DivergedError: the loss is no longer finite.
         StoppedError: `interrupted` returned True.
+        KeyboardInterrupt: Ctrl-C or a notebook's stop button; with checkpoints, once one is saved.
     """
     (seed,) = checked_seeds([seed]).tolist()
     placement = Placement(mesh)
     total_steps = check_sizes(recipe, dataset, placement)
     image_shape = dataset.image_shape
+    check_augment(augment, image_shape)
+    own_schedule = checked_schedule(schedule, tx)
     requested = checked_model(recipe, model, dataset)
     model = placement.model(requested)
     init_key, order_key = split_key(seed)
     run = functools.partial(identity, recipe, dataset, model=requested, own_tx=tx, seeds=seed)
+    run = functools.partial(run, own_schedule=schedule, own_augment=augment)
     # Opened first, so that a second process on the same folder fails at once.
     with open_shared(checkpoints, run) as store:
         source = make_feed(feed, dataset.train, recipe.batch_size, order_key, placement)
-        schedule = make_schedule(recipe, total_steps) if tx is None else None
-        tx = tx or make_optimizer(recipe, total_steps, key=optimizer_key(init_key))
+        rates = (own_schedule or make_schedule(recipe, total_steps)) if tx is None else None
+        tx = tx or make_optimizer(
+            recipe, total_steps, key=optimizer_key(init_key), schedule=own_schedule
+        )
         check_optimizer(tx, model, image_shape)
-        monitor = RunMonitor(recipe, dataset, schedule, observers, checkpoints)
-        program = RunProgram(recipe, dataset, model, tx, source, placement)
+        monitor = RunMonitor(recipe, dataset, rates, observers, checkpoints, schedule)
+        program = RunProgram(recipe, dataset, model, tx, source, placement, augment=augment)
         start = init_state(init_key, model, tx, image_shape)
         position = loop.resume(store, program, monitor, start)
         monitor.done.compile_seconds += program.compile(position.state)
-        stop = processes.any_process(interrupted)
-        with monitor.observing():
+        with monitor.observing(), saving_on_interrupt(store, interrupted) as stop:
+            stop = processes.any_process(stop)
             state = loop.train(program, monitor, position, recipe.epochs, store, interrupted=stop)
     return monitor.result(placement.fetch(state))

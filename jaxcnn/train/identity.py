@@ -37,6 +37,8 @@ def identity(
     *,
     model: nn.Module,
     own_tx: Any = None,
+    own_schedule: Any = None,
+    own_augment: Any = None,
     seeds: Any = 0,
 ) -> dict[str, Any]:
     """Returns all settings that decide the outcome of a run. Versions are not part of it.
@@ -46,15 +48,18 @@ def identity(
         dataset: the training and test splits.
         model: the network as it was requested, before it is placed on devices.
         own_tx: the optimizer, or the function that makes it, if it is not the recipe's.
+        own_schedule: the schedule, if it is not the recipe's.
+        own_augment: the augmentation, if it is not the recipe's.
         seeds: the seed, or the seeds of an ensemble.
 
     Returns:
         JSON values by name: every field of the recipe (its name as "recipe"); "seed"; "dataset",
         "dataset_version" and "dataset_checksum", see `checksum`; "model", the name of the class,
         and for a user-defined network also "model_fields"; "dtype" of the computation; "own_tx", a
-        digest of the optimizer, or False; jax's settings that differ from their defaults; and
-        "optimizer_code", see `code_digest`, if the recipe names a user-defined optimizer; and
-        "class_names" and "image_shape" where they are not those of the network's own data set.
+        digest of the optimizer, or False; "own_schedule" and "own_augment", digests, if there are
+        any; jax's settings that differ from their defaults; "optimizer_code", see `code_digest`, if
+        the recipe names a user-defined optimizer; and "class_names" and "image_shape" where they
+        are not those of the network's own data set.
     """
     run = {
         **recipe.asdict(),
@@ -72,6 +77,9 @@ def identity(
         run["image_shape"] = list(dataset.image_shape)
     if model != setup.make_model(recipe, dataset.classes, dataset.image_shape):
         run["model_fields"] = fingerprint.of(model)["fields"]
+    for name, own in {"own_schedule": own_schedule, "own_augment": own_augment}.items():
+        if own is not None:
+            run[name] = fingerprint.digest(own)
     run |= environment.jax_settings()
     if ":" in recipe.optimizer and own_tx is None:
         run["optimizer_code"] = code_digest(recipe.optimizer)

@@ -87,6 +87,11 @@ class Program(Protocol):
 class Monitor(Protocol):
     """Follows a loop: records the metrics, notifies observers, and ends a run that has diverged."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over although epochs are left."""
+        ...
+
     def tree(self, state: TrainState, sums: Metrics) -> dict[str, Any]:
         """Returns the pytree that a checkpoint holds.
 
@@ -196,7 +201,7 @@ def train(
     evaluate_once: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> TrainState:
-    """Trains from a position to the end of the last epoch.
+    """Trains from a position to the end of the last epoch, or until the monitor ends the run.
 
     Args:
         program: what trains.
@@ -219,11 +224,14 @@ def train(
     total, period = epochs * per_epoch, store.every.steps(per_epoch) if store else 0
     began = time.perf_counter()
 
+    def over() -> bool:
+        return here.step == total or monitor.ended
+
     def pause(can_save: bool = True) -> None:
         """Saves a checkpoint where one is due or a stop is requested, and stops if so."""
         nonlocal began
         stop = interrupted()
-        due = stop or here.step == total or (period and here.step % period == 0)
+        due = stop or over() or (period and here.step % period == 0)
         if store and can_save and due:
             if here.step % per_epoch:
                 monitor.check(here.sums)  # waits for the device
@@ -232,12 +240,12 @@ def train(
             score = None if here.step % per_epoch else monitor.score()
             here.saved = store.save(here.step, tree, monitor.progress(here.step), score)
             began = time.perf_counter()
-        if stop and here.step < total:
+        if stop and not over():
             where = f"saved in {here.saved}" if here.saved else "nothing saved"
             raise StoppedError(f"stopped at step {here.step} of {total}, {where}")
 
     pause(can_save=False)
-    while here.step < total:
+    while not over():
         epoch, first = here.step // per_epoch + 1, here.step % per_epoch
         cuts = range(period - (here.step - first) % period, per_epoch, period) if period else ()
         began = time.perf_counter()

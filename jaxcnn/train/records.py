@@ -132,6 +132,7 @@ def make_result(
         "dataset_is_real": dataset.is_real,
         **fingerprint.of(recipe.asdict()),
         **fingerprint.of(dict(settings)),
+        "epochs_trained": len(result.history),
         "test_accuracy": result.test_accuracy,
         "test_correct": result.test_correct,
         "test_total": result.test_total,

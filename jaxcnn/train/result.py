@@ -3,13 +3,23 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from jaxcnn.devices import environment
+from jaxcnn.display import html
+from jaxcnn.display.frame import make_frame
+from jaxcnn.display.series import Curves
 from jaxcnn.networks.cpu import library
 from jaxcnn.storage import document
 from jaxcnn.train import steps
 from jaxcnn.train.state import TrainState
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from jaxcnn.display.drawing import Figure
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,23 @@ class EpochRecord:
         return asdict(self)
 
 
+def make_curves(history: Sequence[EpochRecord]) -> Curves:
+    """Returns the losses and accuracies of a run, float64[epochs, 1] each, in the records' order.
+
+    Args:
+        history: a record for each epoch.
+    """
+    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    return {name: np.array([[getattr(one, name)] for one in history]) for name in names}
+
+
 @dataclass(frozen=True)
 class Result:
     """The result of a training run.
 
     Attributes:
         state: at the end.
-        history: a record for each epoch.
+        history: a record for each epoch; fewer than the recipe has where an observer ended the run.
         test_correct: number of correct predictions on the test split, after the last epoch.
         test_total: number of images in the test split.
         parameters: number of trainable parameters.
@@ -59,7 +79,7 @@ class Result:
         images_per_second: training images per second of training time.
     """
 
-    state: TrainState
+    state: TrainState = dataclasses.field(repr=False)
     history: tuple[EpochRecord, ...]
     test_correct: int
     test_total: int
@@ -73,6 +93,35 @@ class Result:
     def test_accuracy(self) -> float:
         """Share of correct predictions on the test split, in 0..1."""
         return self.test_correct / self.test_total
+
+    def frame(self) -> "DataFrame":
+        """Returns the history as a data frame, a row for each epoch with the record's fields.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        names = [field.name for field in dataclasses.fields(EpochRecord)]
+        return make_frame({name: [getattr(one, name) for one in self.history] for name in names})
+
+    def plot(self) -> "Figure":
+        """Returns the learning curves as a figure of matplotlib, which pyplot does not know."""
+        from jaxcnn.display import curves, drawing  # here: matplotlib delays the start
+
+        with drawing.own_settings():
+            return curves.plot_curves(make_curves(self.history))
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows: scores, times and learning curves."""
+        score = f"{self.test_accuracy:.2%} ({self.test_correct:,} of {self.test_total:,})"
+        speed = f"{self.train_seconds:.1f} s, {self.images_per_second:,.0f} images/s"
+        rows = [
+            ("test accuracy", score),
+            ("epochs", len(self.history)),
+            ("trained in", speed),
+            ("compiled in", f"{self.compile_seconds:.1f} s"),
+            ("parameters", f"{self.parameters:,}"),
+        ]
+        return html.render(rows, make_curves(self.history))
 
 
 class Observer(Protocol):
@@ -97,8 +146,12 @@ class Observer(Protocol):
         """
         ...
 
-    def epoch(self, record: EpochRecord) -> None:
-        """An epoch has been trained and evaluated."""
+    def epoch(self, record: EpochRecord) -> bool | None:
+        """An epoch has been trained and evaluated.
+
+        Returns:
+            True to end the run here, as if this epoch had been its last.
+        """
         ...
 
     def stop(self) -> None:
@@ -128,6 +181,7 @@ class Progress:
         eval_seconds: of all evaluations.
         compile_seconds: of the run, each time that it was started.
         epoch_seconds: training time of the epoch that has not ended.
+        ended: whether an observer has ended the run.
         versions: see `versions`.
         device: see `jaxcnn.devices.environment.device`.
     """
@@ -139,6 +193,7 @@ class Progress:
     eval_seconds: float = 0.0
     compile_seconds: float = 0.0
     epoch_seconds: float = 0.0
+    ended: bool = False
     versions: dict[str, str] = dataclasses.field(default_factory=versions)
     device: str = dataclasses.field(default_factory=environment.device)
 
@@ -165,6 +220,7 @@ _PROGRESS: dict[str, Any] = {
     "test_correct": int,
     "test_total": int,
     **dict.fromkeys("train_seconds eval_seconds compile_seconds epoch_seconds".split(), float),
+    "ended": bool,
     "versions": {str: str},
     "device": str,
 }

@@ -35,6 +35,7 @@ class RunMonitor:
         schedule: optax.Schedule | None,
         observers: Sequence[Observer] = (),
         checkpoints: checkpoint.Policy | None = None,
+        own_schedule: optax.Schedule | None = None,
     ) -> None:
         """Begins the records of a run.
 
@@ -44,6 +45,7 @@ class RunMonitor:
             schedule: the learning rate by step; None for an optimizer that was passed in.
             observers: notified of progress, in process 0.
             checkpoints: where a resumed run is reported.
+            own_schedule: the user-defined schedule, if there is one.
         """
         self.done = Progress()
         self._recipe = recipe
@@ -51,6 +53,12 @@ class RunMonitor:
         self._schedule = schedule
         self._observers = processes.main_only(observers, ())
         self._checkpoints = checkpoints
+        self._own_schedule = own_schedule
+
+    @property
+    def ended(self) -> bool:
+        """Whether an observer has ended the run."""
+        return self.done.ended
 
     @contextlib.contextmanager
     def observing(self) -> Iterator[None]:
@@ -159,8 +167,9 @@ class RunMonitor:
         done.train_seconds += done.epoch_seconds
         done.eval_seconds += seconds
         done.epoch_seconds = 0.0
-        for observer in self._observers:
-            observer.epoch(record)
+        # All are notified before one may end the run, and it ends in all processes.
+        notify = processes.on_main(lambda: [bool(one.epoch(record)) for one in self._observers])
+        done.ended = any(notify())
 
     def result(self, state: TrainState) -> Result:
         """Returns the result of the run that has ended with a state."""
@@ -174,7 +183,7 @@ class RunMonitor:
             train_seconds=done.train_seconds,
             eval_seconds=done.eval_seconds,
             compile_seconds=done.compile_seconds,
-            images_per_second=self._recipe.epochs * self._images / done.train_seconds,
+            images_per_second=len(done.history) * self._images / done.train_seconds,
         )
 
     def _diverged(self, step: int) -> DivergedError:
@@ -182,9 +191,11 @@ class RunMonitor:
         where = f"the training loss is not finite any more at step {step}"
         if self._schedule is None:
             return DivergedError(f"{where}: give the optimizer a smaller learning rate")
+        where += f", where the learning rate is {float(self._schedule(step - 1)):.3g}"
+        if self._own_schedule is not None:
+            return DivergedError(f"{where}: let the schedule return smaller ones")
         return DivergedError(
-            f"{where}, where the learning rate is {float(self._schedule(step - 1)):.3g}: give "
-            f"--learning-rate a smaller value than {self._recipe.learning_rate:g}"
+            f"{where}: give --learning-rate a smaller value than {self._recipe.learning_rate:g}"
         )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn.data.augment import make_normalize
+from jaxcnn.data.augment import Augment, make_normalize
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices.mesh import Placement
 from jaxcnn.recipes.recipe import Recipe
@@ -33,6 +33,8 @@ class RunProgram:
         tx: optax.GradientTransformation,
         feed: Feed,
         placement: Placement,
+        *,
+        augment: Augment | None = None,
     ) -> None:
         """Defines the computations; `compile` compiles them.
 
@@ -43,11 +45,12 @@ class RunProgram:
             tx: the optimizer.
             feed: of the training split.
             placement: of all arrays on the devices.
+            augment: another augmentation than the recipe's.
         """
         self._feed = feed
         self._placement = placement
         self._image_shape = dataset.image_shape
-        self._train_step = make_recipe_step(recipe, model, tx)
+        self._train_step = make_recipe_step(recipe, model, tx, augment=augment)
         normalize = make_normalize(recipe.mean, recipe.std)
         self._eval_step = steps.make_eval_step(model, normalize=normalize)
         self._test = dataset.test

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn.data.augment import make_augment, make_normalize
+from jaxcnn.data.augment import Augment, make_augment, make_normalize
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices.mesh import ONE_DEVICE, Placement
 from jaxcnn.errors import UserError
@@ -40,7 +40,11 @@ def make_model(
 
 
 def make_recipe_step(
-    recipe: Recipe, model: nn.Module, tx: optax.GradientTransformation
+    recipe: Recipe,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    augment: Augment | None = None,
 ) -> steps.TrainStep:
     """Returns the training step of a recipe, see `jaxcnn.train.steps.make_train_step`.
 
@@ -48,12 +52,13 @@ def make_recipe_step(
         recipe: its normalization, augmentation and label smoothing.
         model: the network.
         tx: the optimizer.
+        augment: another augmentation. Default: the recipe's.
     """
     return steps.make_train_step(
         model,
         tx,
         normalize=make_normalize(recipe.mean, recipe.std),
-        augment=make_augment(recipe.augment),
+        augment=augment or make_augment(recipe.augment),
         label_smoothing=recipe.label_smoothing,
     )
 
@@ -131,6 +136,59 @@ def checked_model(recipe: Recipe, model: nn.Module | None, dataset: Dataset) -> 
             f"with logits [1, {dataset.classes}]"
         )
     return model
+
+
+def check_augment(augment: Augment | None, image_shape: tuple[int, ...]) -> None:
+    """Checks that a user-defined augmentation keeps the shape of a batch.
+
+    Args:
+        augment: the augmentation, if there is one.
+        image_shape: (H, W, C).
+
+    Raises:
+        UserError: it returns something else.
+    """
+    if augment is None:
+        return
+    batch = jax.ShapeDtypeStruct((2, *image_shape), jnp.uint8)
+    images = jax.eval_shape(augment, jax.random.key(0), batch)
+    shape = getattr(images, "shape", None)
+    if shape != batch.shape:
+        raise UserError(
+            f"the augmentation returns {shape and list(shape)} for images {list(batch.shape)}: let "
+            "it return images of the same shape"
+        )
+
+
+def checked_schedule(
+    schedule: optax.Schedule | None, tx: optax.GradientTransformation | None = None
+) -> optax.Schedule | None:
+    """Returns a user-defined schedule, if there is one, as a function to float32[].
+
+    Args:
+        schedule: from the step, int32[] counted from 0, to its learning rate, a number.
+        tx: a user-defined optimizer, which has to have its schedule itself.
+
+    Raises:
+        UserError: it returns an array, or there is a user-defined optimizer too.
+    """
+    if schedule is None:
+        return None
+    if tx is not None:
+        raise UserError(
+            "schedule is for the recipe's optimizer: give it to the optimizer that is tx, as its "
+            "learning_rate"
+        )
+
+    def rate(step: int | jax.Array) -> jax.Array:
+        return jnp.asarray(schedule(jnp.asarray(step, jnp.int32)), jnp.float32)
+
+    if shape := jax.eval_shape(rate, 0).shape:
+        raise UserError(
+            f"the schedule returns {list(shape)} for one step: let it return one number, the "
+            "learning rate"
+        )
+    return rate
 
 
 def check_sizes(recipe: Recipe, dataset: Dataset, placement: Placement = ONE_DEVICE) -> int:

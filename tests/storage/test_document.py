@@ -138,3 +138,10 @@ def test_what_passes_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ReadError, match="permission is denied; nothing was changed"):
         document.with_retries(tmp_path, fail(errno.EACCES, 1))
     assert waited == []
+
+
+def test_true_and_false() -> None:
+    document.check({"ended": True}, {"ended": bool}, "progress")
+    for value in (1, 0.0, None, "true"):
+        with pytest.raises(ValueError, match="ended is neither true nor false"):
+            document.check({"ended": value}, {"ended": bool}, "progress")

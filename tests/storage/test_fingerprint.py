@@ -153,3 +153,20 @@ def test_in_another_process() -> None:
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
 def test_what_json_has_is_left_as_it_is(value: Any) -> None:
     assert fingerprint.of(value) == value
+
+
+def test_a_function_of_a_script_or_notebook_is_told_by_its_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has the same name after it was edited."""
+
+    def digest(text: str) -> str:
+        namespace: dict[str, Any] = {"__name__": "__main__"}
+        exec(text, namespace)
+        monkeypatch.setattr(sys.modules["__main__"], "rate", namespace["rate"], raising=False)
+        return fingerprint.digest(namespace["rate"])
+
+    first = digest("def rate(step): return 0.1 / (step + 1)")
+    assert digest("def rate(step): return 0.1 / (step + 1)") == first
+    assert digest("def rate(step): return 0.2 / (step + 1)") != first
+    assert digest("def rate(step): return 0.1 / (step - 1)") != first

@@ -51,10 +51,15 @@ class Counter:
 class Listener:
     """A monitor that remembers what it is told; a run diverges with a step of the epoch."""
 
-    def __init__(self, diverges_at: int = 99) -> None:
+    def __init__(self, diverges_at: int = 99, ends_after: int = 99) -> None:
         self.images = 0
+        self.ends_after = ends_after
         self.epochs: list[tuple[int, int, int, int | None]] = []
         self.diverges_at = diverges_at
+
+    @property
+    def ended(self) -> bool:
+        return len(self.epochs) >= self.ends_after
 
     def tree(self, state: Any, sums: Any) -> dict[str, Any]:
         return {"state": state, "sums": sums}
@@ -184,6 +189,16 @@ def test_a_run_that_has_ended_is_not_trained_again() -> None:
     program, monitor, state = run(store, interrupted=lambda: True)
     assert (state, monitor.epochs, program.pieces) == (10, STRAIGHT, [])
     assert len(store.saved) == 2
+
+
+def test_a_run_that_the_monitor_ends_is_over() -> None:
+    store = Shelf(Every(0))
+    _, monitor, state = run(store, Listener(ends_after=1))
+    assert (state, monitor.epochs) == (5, STRAIGHT[:1])
+    assert [step for step, *_ in store.saved] == [5]  # as at the end of any run
+    again, monitor, state = run(store, Listener(ends_after=1), interrupted=lambda: True)
+    assert (state, monitor.epochs, again.pieces) == (5, STRAIGHT[:1], [])
+    assert len(store.saved) == 1
 
 
 @pytest.mark.parametrize(

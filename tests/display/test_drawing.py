@@ -9,12 +9,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jaxcnn.report import drawing
+from jaxcnn.display import drawing
 
 DRAW = """
 import sys
 from pathlib import Path
-from jaxcnn.report import drawing
+from jaxcnn.display import drawing
 with drawing.own_settings():
     figure, axes = drawing.subplots(figsize=(2, 1))
     axes.set_title("$x$ as text")

@@ -44,8 +44,8 @@ def _import_matplotlib() -> None:
 _import_matplotlib()
 
 import matplotlib as mpl  # noqa: E402
+from matplotlib import figure as mpl_figure  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: E402
 from matplotlib.ticker import (  # noqa: E402
     FixedLocator,
@@ -70,6 +70,15 @@ __all__ = [
 
 DPI = 130
 """Pixels per inch of the saved figures."""
+
+
+class Figure(mpl_figure.Figure):
+    """A figure that shows itself in a notebook, where only pyplot would teach others to."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png")
+        return content.getvalue()
 
 
 @contextlib.contextmanager
