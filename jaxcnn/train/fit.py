@@ -1,7 +1,7 @@
 """`fit`: trains a network and evaluates it after every epoch."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ from jaxcnn.storage.shared import open_shared
 from jaxcnn.train import loop
 from jaxcnn.train.feed import FeedName, make_feed
 from jaxcnn.train.identity import identity
+from jaxcnn.train.losses import Loss
 from jaxcnn.train.result import Observer, Result
 from jaxcnn.train.run_monitor import RunMonitor
 from jaxcnn.train.run_program import RunProgram
@@ -30,6 +31,7 @@ from jaxcnn.train.setup import (
     split_key,
 )
 from jaxcnn.train.state import init_state
+from jaxcnn.train.step_log import Metric, StepLog
 
 
 def fit(
@@ -38,6 +40,9 @@ def fit(
     *,
     model: nn.Module | None = None,
     tx: optax.GradientTransformation | None = None,
+    loss: Loss | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    log_every: int = 0,
     seed: int = 0,
     feed: FeedName = "auto",
     mesh: jax.sharding.Mesh | None = None,
@@ -56,6 +61,13 @@ def fit(
         dataset: the training and test splits.
         model: another network with the same inputs and outputs. Default: the recipe's.
         tx: another optimizer. Default: the recipe's, with its schedule.
+        loss: another loss, (logits float32[B, C], labels int32[B]) -> float32[B], whose mean is
+            minimized, and which the records have as losses. Default: cross entropy in nats, where
+            the recipe's label smoothing applies; it does not apply to another loss.
+        metrics: further metrics of a training step by name, functions from
+            `jaxcnn.train.step_log.StepValues` to float32[].
+        log_every: number of steps between two rows of the step log, which observers are given;
+            0 for none.
         seed: in 0..2**32 - 1.
         feed: see `jaxcnn.train.feed.make_feed`.
         mesh: of the devices, see `jaxcnn.devices.mesh.make_mesh`. Default: one device.
@@ -64,7 +76,8 @@ def fit(
         interrupted: polled after every chunk of steps: whether to save and stop.
 
     Raises:
-        UserError: the sizes, the optimizer or the checkpoints do not fit; the message says why.
+        UserError: the sizes, the optimizer, the loss, a metric or the checkpoints do not fit; the
+            message says why.
         WriteError: a checkpoint cannot be written.
         DivergedError: the loss is no longer finite.
         StoppedError: `interrupted` returned True.
@@ -76,15 +89,17 @@ def fit(
     requested = checked_model(recipe, model, image_shape)
     model = placement.model(requested)
     init_key, order_key = split_key(seed)
-    run = functools.partial(identity, recipe, dataset, model=requested, own_tx=tx, seeds=seed)
+    own = {"own_tx": tx, "loss": loss, "metrics": metrics}
+    run = functools.partial(identity, recipe, dataset, model=requested, seeds=seed, **own)
     # Opened first, so that a second process on the same folder fails at once.
     with open_shared(checkpoints, run) as store:
         source = make_feed(feed, dataset.train, recipe.batch_size, order_key, placement)
         schedule = make_schedule(recipe, total_steps) if tx is None else None
         tx = tx or make_optimizer(recipe, total_steps, key=optimizer_key(init_key))
         check_optimizer(tx, model, image_shape)
+        log = StepLog(metrics or {}, log_every, schedule)
         monitor = RunMonitor(recipe, dataset, schedule, observers, checkpoints)
-        program = RunProgram(recipe, dataset, model, tx, source, placement)
+        program = RunProgram(recipe, dataset, model, tx, source, placement, loss=loss, log=log)
         start = init_state(init_key, model, tx, image_shape)
         position = loop.resume(store, program, monitor, start)
         monitor.done.compile_seconds += program.compile(position.state)

@@ -18,6 +18,8 @@ from jaxcnn.optim.extra_args import check_update
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.train import steps
+from jaxcnn.train.losses import Loss
+from jaxcnn.train.step_log import NO_LOG, StepLog
 
 
 def make_model(recipe: Recipe) -> nn.Module:
@@ -27,7 +29,12 @@ def make_model(recipe: Recipe) -> nn.Module:
 
 
 def make_recipe_step(
-    recipe: Recipe, model: nn.Module, tx: optax.GradientTransformation
+    recipe: Recipe,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    loss: Loss | None = None,
+    log: StepLog = NO_LOG,
 ) -> steps.TrainStep:
     """Returns the training step of a recipe, see `jaxcnn.train.steps.make_train_step`.
 
@@ -35,6 +42,8 @@ def make_recipe_step(
         recipe: its normalization, augmentation and label smoothing.
         model: the network.
         tx: the optimizer.
+        loss: a user-defined one; it has no label smoothing.
+        log: what else is measured.
     """
     return steps.make_train_step(
         model,
@@ -42,6 +51,8 @@ def make_recipe_step(
         normalize=make_normalize(recipe.mean, recipe.std),
         augment=make_augment(recipe.augment),
         label_smoothing=recipe.label_smoothing,
+        loss=loss,
+        log=log,
     )
 
 
