@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = jaxcnn.fit(
                 session.recipe,
                 dataset,
+                loss=session.loss,
+                log_every=flags.log_every,
                 seed=flags.seed,
                 feed=flags.feed,
                 mesh=session.mesh,

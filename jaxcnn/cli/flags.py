@@ -254,6 +254,13 @@ class TrainFlags:
     class, or an .npz file."""
     seed: int = 0
     """Of all random numbers; the same seed gives the same run."""
+    loss: Annotated[
+        str, conf.arg(metavar="MODULE:FUNCTION", help_behavior_hint="(default: cross entropy)")
+    ] = ""
+    """A user-defined loss, from logits and labels to the loss of each image."""
+    log_every: Annotated[int, conf.arg(metavar="N")] = 0
+    """Log loss, learning rate and norms every N steps, in steps.jsonl and for TensorBoard; 0 for no
+    such log."""
     feed: Literal["auto", "device", "stream"] = "auto"
     """Keep the training images on the device, or stream them from the host; same results. Auto
     streams where there are several processes."""
@@ -324,6 +331,7 @@ def parse_flags(
     flags = tyro.cli(kind, default=kind(RecipeFlags.of(given.recipe, recipe)), args=argv)
     check_range("--keep", flags.checkpoints.keep, 1, 10**6)
     check_range("--seed", flags.seed, 0, 2**32 - 1)
+    check_range("--log-every", flags.log_every, 0, 10**9)
     return flags, flags.recipe.change(recipe)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -99,13 +99,16 @@ class TrainProgress:
         )
         self._pending: tuple[int, Metrics] | None = None
 
-    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
+    def start(
+        self, *, epochs: int, images: int, history: Sequence[EpochRecord] = (), step: int = 0
+    ) -> None:
         """Starts the clock and the bar.
 
         Args:
             epochs: of the whole run.
             images: per epoch.
             history: epochs that a resumed run has behind it.
+            step: number of optimizer steps that it has behind it.
         """
         self._epochs, self._images, self._resumed = epochs, images, len(history)
         self._done = len(history) * images
@@ -128,6 +131,9 @@ class TrainProgress:
         """
         self._show_pending()
         self._pending = images, metrics
+
+    def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Does nothing: the rows are in files, see `jaxcnn.train.records`."""
 
     def epoch(self, record: EpochRecord) -> None:
         """Prints the epoch's metrics."""

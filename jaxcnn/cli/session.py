@@ -21,7 +21,7 @@ from jaxcnn.devices.mesh import describe_mesh
 from jaxcnn.errors import StoppedError
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint, compilation
-from jaxcnn.train import doctor, evaluate, records, trained
+from jaxcnn.train import doctor, evaluate, losses, records, trained
 from jaxcnn.train.feed import choose_feed
 from jaxcnn.train.result import Observer, Result
 from jaxcnn.train.setup import check_recipe, make_model
@@ -43,13 +43,17 @@ def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
     workdir = flags.checkpoints.folder(recipe.network)
     checkpoints = flags.checkpoints.policy(workdir / records.CHECKPOINTS, echo)
     processes.on_main(records.check_workdir)(workdir, flags.checkpoints.resume)
+    loss = losses.find_loss(flags.loss) if flags.loss else None
     check_recipe(recipe)
     echo_source_files([recipe.optimizer], echo)
+    if loss is not None:
+        module = sys.modules[flags.loss.split(":")[0]]
+        echo(f"loss: {flags.loss} of {getattr(module, '__file__', module.__name__)}")
     if flags.devices.compilation_cache:
         compilation.enable_cache(echo)
     doctor.warn([recipe.optimizer], echo)
     observers: list[Observer] = [records.Records(workdir), progress.TrainProgress(console)]
-    return Session(flags, recipe, mesh, workdir, checkpoints, observers, echo)
+    return Session(flags, recipe, loss, mesh, workdir, checkpoints, observers, echo)
 
 
 @dataclass
@@ -59,6 +63,7 @@ class Session:
     Attributes:
         flags: of the experiment.
         recipe: the hyperparameters; `load_data` adds the normalization of a user's own data set.
+        loss: the user-defined one of --loss, or None.
         mesh: of devices, or None for jax's default device.
         workdir: where results go.
         checkpoints: where `fit` saves and whether it resumes.
@@ -68,6 +73,7 @@ class Session:
 
     flags: TrainFlags
     recipe: Recipe
+    loss: losses.Loss | None
     mesh: Mesh | None
     workdir: Path
     checkpoints: checkpoint.Policy
@@ -88,6 +94,7 @@ class Session:
         recipe = self.recipe
         same: dict[str, Any] = {"seed": flags.seed, "feed": flags.feed, "dataset": dataset.name}
         same |= {"checkpoint_every": flags.checkpoints.every, "mesh": self._mesh}
+        same |= {"loss": flags.loss, "log_every": flags.log_every}
         processes.check_same({**recipe.asdict(), **same})
         self.echo(
             f"data: {dataset.name} {dataset.version}, {len(dataset.train):,} training and "
@@ -140,6 +147,8 @@ class Session:
         settings: dict[str, Any] = {"seed": flags.seed, "feed": choose_feed(flags.feed)}
         if self._mesh:
             settings["mesh"] = self._mesh
+        if flags.loss:
+            settings["loss"] = flags.loss
         settings["command"] = shlex.join([Path(sys.executable).name, *sys.argv])
         scores = [describe_score(dataset, result.test_correct, result.test_total)]
         if flags.tta:

@@ -42,21 +42,38 @@ def find_factory(name: str) -> Factory:
             f"yourself: give --optimizer {name} as well, or call "
             f"jaxcnn.recipes.optimizer_defaults.trust({name!r})"
         )
+    return find_function("--optimizer", name, "an optax.GradientTransformation")
+
+
+def find_function(flag: str, name: str, returns: str) -> Callable[..., Any]:
+    """Imports a user-defined function that the caller is allowed to run.
+
+    Args:
+        flag: that names it, for errors.
+        name: "module:function".
+        returns: what the function returns, for errors.
+
+    Raises:
+        UserError: the name has another form, or the module cannot be imported or has no such
+            function.
+    """
+    if not optimizer_defaults.is_own(name):
+        raise UserError(f"{flag} takes module:function, got {name!r}")
     module_name, attribute = name.split(":")
     try:
         found = getattr(_import(module_name), attribute, None)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"--optimizer {name}: cannot import {module_name} ({reason}); it must be importable "
+            f"{flag} {name}: cannot import {module_name} ({reason}); it must be importable "
             "from where the command runs, or from a folder in PYTHONPATH"
         ) from error
     if not callable(found):
         raise UserError(
-            f"--optimizer {name}: {module_name} has no function {attribute}; give one that returns "
-            "an optax.GradientTransformation"
+            f"{flag} {name}: {module_name} has no function {attribute}; give one that returns "
+            f"{returns}"
         )
-    return found
+    return found  # type: ignore[no-any-return]
 
 
 def _import(name: str) -> ModuleType:

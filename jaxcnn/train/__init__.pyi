@@ -1,5 +1,6 @@
 from .result import EpochRecord as EpochRecord, Observer as Observer, Result as Result
 from .state import TrainState as TrainState, init_state as init_state
+from .step_log import StepValues as StepValues
 from .steps import (
     make_eval_step as make_eval_step,
     make_predict as make_predict,

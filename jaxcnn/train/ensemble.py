@@ -28,6 +28,7 @@ from jaxcnn.train.evaluate import EVAL_BATCH_SIZE, eval_batches
 from jaxcnn.train.identity import checksum, identity
 from jaxcnn.train.keyboard import saving_on_interrupt
 from jaxcnn.train.loop import HostMetrics
+from jaxcnn.train.losses import Loss
 from jaxcnn.train.many_result import ManyResult
 from jaxcnn.train.member import Member
 from jaxcnn.train.members import Members
@@ -48,8 +49,8 @@ def fit_many(
         dataset: the training and test splits.
         members: the runs, see `jaxcnn.grid`.
         chunk: how many run at once, see `fit_chunks`.
-        **options: those of `fit_chunks`: mesh, evaluate_on, evaluate_once, model, tx, keep_states,
-            report, checkpoints and interrupted.
+        **options: those of `fit_chunks`: mesh, evaluate_on, evaluate_once, model, tx, loss,
+            keep_states, report, checkpoints and interrupted.
 
     Raises:
         UserError: as `fit_chunks` does.
@@ -82,6 +83,7 @@ def fit_chunks(
     evaluate_once: bool = False,
     model: nn.Module | None = None,
     tx: optax.GradientTransformation | MakeTx | None = None,
+    loss: Loss | None = None,
     keep_states: bool = False,
     report: Callable[[int], None] = lambda images: None,
     checkpoints: checkpoint.Policy | None = None,
@@ -102,6 +104,7 @@ def fit_chunks(
         model: another network with the same inputs and outputs.
         tx: another optimizer: one made with `optax.inject_hyperparams`, whose state takes the
             members' values, or a function that makes it from them. Default: the recipe's.
+        loss: another loss, see `jaxcnn.train.fit.fit`.
         keep_states: whether to return the states at the end.
         report: called with the number of images trained on, of all members together.
         checkpoints: where to save the chunks, each in a folder of its own, and to resume them from.
@@ -129,11 +132,11 @@ def fit_chunks(
     split = evaluate_on or dataset.test
     split = validate_split(split, "the split to evaluate on", dataset.classes)
     batches = eval_batches(split, EVAL_BATCH_SIZE, placement)
-    member = Member(recipe, image_shape, size, placement.model(requested), tx, placement)
+    member = Member(recipe, image_shape, size, placement.model(requested), tx, placement, loss)
     program = compile_ensemble(member, dataset, batches, members, chunk)
     run: dict[str, Any] = {"chunk": program.chunk, "evaluate_once": evaluate_once}
     if checkpoints:
-        run |= identity(recipe, dataset, model=requested, own_tx=tx)
+        run |= identity(recipe, dataset, model=requested, own_tx=tx, loss=loss)
         run["evaluate_on"] = checksum(split)
     for first in range(0, len(members), program.chunk):
         indices = np.arange(first, min(first + program.chunk, len(members)))
@@ -228,9 +231,9 @@ class EnsembleMonitor:
     def check(self, sums: steps.Metrics | HostMetrics) -> None:
         """Does nothing: a member that diverges is marked at the end, the others go on."""
 
-    def advance(self, images: int, sums: steps.Metrics) -> None:
+    def advance(self, piece: loop.Piece) -> None:
         """Reports the images of all members, see `jaxcnn.train.loop.Monitor.advance`."""
-        self._report(len(self._members) * images)
+        self._report(len(self._members) * piece.images)
 
     def trained(self, seconds: float) -> None:
         """Does nothing: the time is not recorded."""

@@ -1,7 +1,7 @@
 """`fit`: trains a network and evaluates it after every epoch."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from jaxcnn.train import loop
 from jaxcnn.train.feed import FeedName, make_feed
 from jaxcnn.train.identity import identity
 from jaxcnn.train.keyboard import saving_on_interrupt
+from jaxcnn.train.losses import Loss
 from jaxcnn.train.result import Observer, Result
 from jaxcnn.train.run_monitor import RunMonitor
 from jaxcnn.train.run_program import RunProgram
@@ -34,6 +35,7 @@ from jaxcnn.train.setup import (
     split_key,
 )
 from jaxcnn.train.state import init_state
+from jaxcnn.train.step_log import Metric, StepLog
 
 
 def fit(
@@ -44,6 +46,9 @@ def fit(
     tx: optax.GradientTransformation | None = None,
     schedule: optax.Schedule | None = None,
     augment: Augment | None = None,
+    loss: Loss | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    log_every: int = 0,
     seed: int = 0,
     feed: FeedName = "auto",
     mesh: jax.sharding.Mesh | None = None,
@@ -64,6 +69,13 @@ def fit(
         tx: another optimizer. Default: the recipe's, with its schedule.
         schedule: another learning rate by step, int32[] -> a number, for the recipe's optimizer.
         augment: another augmentation, (key[], uint8[B, H, W, C]) -> [B, H, W, C].
+        loss: another loss, (logits float32[B, C], labels int32[B]) -> float32[B], whose mean is
+            minimized, and which the records have as losses. Default: cross entropy in nats, where
+            the recipe's label smoothing applies; it does not apply to another loss.
+        metrics: further metrics of a training step by name, functions from
+            `jaxcnn.train.step_log.StepValues` to float32[].
+        log_every: number of steps between two rows of the step log, which observers are given;
+            0 for none.
         seed: in 0..2**32 - 1.
         feed: see `jaxcnn.train.feed.make_feed`.
         mesh: of the devices, see `jaxcnn.devices.mesh.make_mesh`. Default: one device.
@@ -72,7 +84,8 @@ def fit(
         interrupted: polled after every chunk of steps: whether to save and stop.
 
     Raises:
-        UserError: the sizes, the optimizer or the checkpoints do not fit; the message says why.
+        UserError: the sizes, the optimizer, the loss, a metric or the checkpoints do not fit; the
+            message says why.
         WriteError: a checkpoint cannot be written.
         DivergedError: the loss is no longer finite.
         StoppedError: `interrupted` returned True.
@@ -87,8 +100,9 @@ def fit(
     requested = checked_model(recipe, model, dataset)
     model = placement.model(requested)
     init_key, order_key = split_key(seed)
-    run = functools.partial(identity, recipe, dataset, model=requested, own_tx=tx, seeds=seed)
-    run = functools.partial(run, own_schedule=schedule, own_augment=augment)
+    own = {"own_tx": tx, "own_schedule": schedule, "own_augment": augment}
+    own |= {"loss": loss, "metrics": metrics}
+    run = functools.partial(identity, recipe, dataset, model=requested, seeds=seed, **own)
     # Opened first, so that a second process on the same folder fails at once.
     with open_shared(checkpoints, run) as store:
         source = make_feed(feed, dataset.train, recipe.batch_size, order_key, placement)
@@ -97,8 +111,11 @@ def fit(
             recipe, total_steps, key=optimizer_key(init_key), schedule=own_schedule
         )
         check_optimizer(tx, model, image_shape)
+        log = StepLog(metrics or {}, log_every, rates)
         monitor = RunMonitor(recipe, dataset, rates, observers, checkpoints, schedule)
-        program = RunProgram(recipe, dataset, model, tx, source, placement, augment=augment)
+        program = RunProgram(
+            recipe, dataset, model, tx, source, placement, augment=augment, loss=loss, log=log
+        )
         start = init_state(init_key, model, tx, image_shape)
         position = loop.resume(store, program, monitor, start)
         monitor.done.compile_seconds += program.compile(position.state)

@@ -1,9 +1,11 @@
 """The identity of a run: all settings that decide its outcome."""
 
+import functools
 import hashlib
 import inspect
 import sys
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,16 +18,24 @@ from jaxcnn.optim.named import find_factory
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import fingerprint
 from jaxcnn.train import setup
+from jaxcnn.train.losses import Loss
+from jaxcnn.train.step_log import Metric
 
 
-def code_digest(name: str) -> str:
-    """Returns the SHA-256 of the source of the module that defines a user-defined optimizer.
+def code_digest(function: Any) -> str:
+    """Returns the SHA-256 of the source of the module that defines a user-defined function.
+
+    Of a function of the script that runs, or of a notebook, it is that of the function alone.
 
     Args:
-        name: "module:factory".
+        function: or any callable object.
     """
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
     try:
-        code = inspect.getsource(sys.modules[find_factory(name).__module__])
+        name = function.__module__
+        code = inspect.getsource(function if name == "__main__" else sys.modules[name])
     except (OSError, TypeError, AttributeError, KeyError):
         code = ""
     return hashlib.sha256(code.encode()).hexdigest()
@@ -40,6 +50,8 @@ def identity(
     own_schedule: Any = None,
     own_augment: Any = None,
     seeds: Any = 0,
+    loss: Loss | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, Any]:
     """Returns all settings that decide the outcome of a run. Versions are not part of it.
 
@@ -51,6 +63,8 @@ def identity(
         own_schedule: the schedule, if it is not the recipe's.
         own_augment: the augmentation, if it is not the recipe's.
         seeds: the seed, or the seeds of an ensemble.
+        loss: a user-defined one.
+        metrics: user-defined, by name: they decide the records.
 
     Returns:
         JSON values by name: every field of the recipe (its name as "recipe"); "seed"; "dataset",
@@ -58,8 +72,9 @@ def identity(
         and for a user-defined network also "model_fields"; "dtype" of the computation; "own_tx", a
         digest of the optimizer, or False; "own_schedule" and "own_augment", digests, if there are
         any; jax's settings that differ from their defaults; "optimizer_code", see `code_digest`, if
-        the recipe names a user-defined optimizer; and "class_names" and "image_shape" where they
-        are not those of the network's own data set.
+        the recipe names a user-defined optimizer; "loss" and "metrics", digests of the functions
+        and their code, if there are any; and "class_names" and "image_shape" where they are not
+        those of the network's own data set.
     """
     run = {
         **recipe.asdict(),
@@ -82,8 +97,17 @@ def identity(
             run[name] = fingerprint.digest(own)
     run |= environment.jax_settings()
     if ":" in recipe.optimizer and own_tx is None:
-        run["optimizer_code"] = code_digest(recipe.optimizer)
+        run["optimizer_code"] = code_digest(find_factory(recipe.optimizer))
+    if loss is not None:
+        run["loss"] = _function_digest(loss)
+    if metrics:
+        run["metrics"] = {name: _function_digest(metric) for name, metric in metrics.items()}
     return run
+
+
+def _function_digest(function: Any) -> str:
+    """Returns the SHA-256 of what a function is: its name, all it refers to, and its code."""
+    return fingerprint.digest([function, code_digest(function)])
 
 
 def checksum(*splits: Split) -> str:

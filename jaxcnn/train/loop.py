@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from jaxcnn.errors import StoppedError
 from jaxcnn.storage.shared import SharedStore
 from jaxcnn.train.state import TrainState
+from jaxcnn.train.step_log import Rows
 from jaxcnn.train.steps import Metrics
 
-# Metrics on the host: arrays of shape [], or [E] for an ensemble.
-HostMetrics = Mapping[str, np.ndarray]
+# Metrics on the host: arrays of shape [], or [E] for an ensemble, and pytrees of them.
+HostMetrics = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,14 @@ class Piece:
         sums: metrics of the epoch until then.
         steps: number of optimizer steps.
         images: number of images trained on.
+        rows: of the steps that are logged; None without a log.
     """
 
     state: TrainState
     sums: Metrics
     steps: int
     images: int
+    rows: Rows | None = None
 
 
 class Program(Protocol):
@@ -120,20 +121,15 @@ class Monitor(Protocol):
         ...
 
     def check(self, sums: Metrics | HostMetrics) -> None:
-        """Ends a run whose loss is no longer finite.
+        """Waits for the steps of some metrics, and ends a run whose loss is no longer finite.
 
         Raises:
             DivergedError: it is not.
         """
         ...
 
-    def advance(self, images: int, sums: Metrics) -> None:
-        """A piece was handed to the device.
-
-        Args:
-            images: number of images in the piece.
-            sums: metrics of the epoch until then, on the device.
-        """
+    def advance(self, piece: Piece) -> None:
+        """A piece was handed to the device."""
         ...
 
     def trained(self, seconds: float) -> None:
@@ -253,7 +249,7 @@ def train(
             # The metrics of the piece before are there without keeping the device waiting.
             monitor.check(here.sums)
             here.state, here.sums, here.step = piece.state, piece.sums, here.step + piece.steps
-            monitor.advance(piece.images, piece.sums)
+            monitor.advance(piece)
             if here.step % per_epoch:
                 pause()
         sums = program.to_host(here.sums)  # waits for the end of the epoch

@@ -15,6 +15,7 @@ from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.train import steps
 from jaxcnn.train.feed import permutation
+from jaxcnn.train.losses import Loss
 from jaxcnn.train.setup import check_optimizer, make_recipe_step, optimizer_key, split_key
 from jaxcnn.train.state import TrainState, init_state
 
@@ -30,6 +31,7 @@ class Member:
         model: the network, as it is placed on the devices.
         tx: the optimizer, what makes it from hyperparameters, or None for the recipe's.
         placement: of the arrays on the devices.
+        loss: a user-defined one, of training and evaluation, or None for cross entropy.
     """
 
     recipe: Recipe
@@ -38,6 +40,7 @@ class Member:
     model: nn.Module
     tx: Any
     placement: Placement
+    loss: Loss | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,7 +120,7 @@ class Member:
             batches: see `jaxcnn.train.evaluate.eval_batches`.
         """
         normalize = make_normalize(self.recipe.mean, self.recipe.std)
-        eval_step = steps.make_eval_step(self.model, normalize=normalize)
+        eval_step = steps.make_eval_step(self.model, normalize=normalize, loss=self.loss)
         metrics: steps.Metrics = steps.make_eval_chunk(eval_step)(state.eval_variables, batches)
         return metrics
 
@@ -135,7 +138,8 @@ class Member:
         """
         images, labels = data
         init_key, order_key = split_key(seed)
-        train_step = make_recipe_step(self.recipe, self.model, self.make_tx(init_key, values))
+        tx = self.make_tx(init_key, values)
+        train_step = make_recipe_step(self.recipe, self.model, tx, loss=self.loss)
         order = permutation(order_key, epoch, self.size)
 
         def step(position: Any, carry: Any) -> Any:

@@ -1,7 +1,9 @@
 """The files that a run leaves in its workdir."""
 
 import contextlib
+import itertools
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, TextIO
 
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import environment
-from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
+from jaxcnn.errors import WORKDIR_REMEDY, UserError, as_path, writing
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import atomic, document, fingerprint
 from jaxcnn.storage.checkpoint import Resume
@@ -18,6 +20,7 @@ from jaxcnn.train.steps import Metrics
 
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
+STEPS = "steps.jsonl"
 CHECKPOINTS = "checkpoints"
 
 
@@ -52,18 +55,26 @@ def check_workdir(folder: Path, resume: Resume = "auto") -> None:
 
 
 class Records:
-    """Writes `metrics.jsonl` (a line an epoch) and TensorBoard events while a run goes on."""
+    """Writes records and TensorBoard events while a run goes on.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    `metrics.jsonl` has a line for each epoch, and `steps.jsonl` for each step that is logged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Takes the workdir; `start` creates it."""
+        self._folder = as_path(folder)
         self._open = contextlib.ExitStack()
         self._metrics: TextIO
+        self._steps: TextIO | None = None
         self._events: Any
 
-    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
+    def start(
+        self, *, epochs: int, images: int, history: Sequence[EpochRecord] = (), step: int = 0
+    ) -> None:
         """Creates the workdir and its files, see `jaxcnn.train.result.Observer.start`.
 
-        The records of a resumed run begin with those of the epochs that it has done before.
+        The records of a resumed run begin with those of the epochs and steps that it has done
+        before.
 
         Raises:
             WriteError: the workdir cannot be written.
@@ -78,17 +89,46 @@ class Records:
             # A killed run may have logged epochs that it had not saved yet.
             lines = "".join(map(_line, history))
             atomic.write(self._folder / METRICS, lines.encode())
+            _keep_steps(self._folder / STEPS, step)
             self._metrics = self._open.enter_context((self._folder / METRICS).open("a"))
             self._events = EventsWriter(str(self._folder / "events"))
             self._open.callback(self._events.close)
-            if history:
+            if step:
                 restart = SessionLog(status=SessionLog.START)
-                step = history[-1].step + 1
-                event = Event(session_log=restart, step=step, wall_time=time.time())
+                event = Event(session_log=restart, step=step + 1, wall_time=time.time())
                 self._events.write_event(event)
 
     def advance(self, *, images: int, metrics: Metrics) -> None:
         """Does nothing, see `jaxcnn.train.result.Observer.advance`: a record is of an epoch."""
+
+    def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes logged steps; in TensorBoard their values are below "step".
+
+        Args:
+            rows: see `jaxcnn.train.result.Observer.log`.
+
+        Raises:
+            WriteError: the files cannot be written.
+        """
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        with writing(self._folder / STEPS, WORKDIR_REMEDY):
+            if self._steps is None:
+                self._steps = self._open.enter_context((self._folder / STEPS).open("a"))
+            self._steps.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+            self._steps.flush()
+            # A checkpoint, which may follow, is not to survive a power failure without its rows.
+            os.fsync(self._steps.fileno())
+            now = time.time()
+            for row in rows:
+                values = [
+                    Summary.Value(tag=f"step/{name}", simple_value=value)
+                    for name, value in row.items()
+                    if name != "step" and value is not None
+                ]
+                event = Event(summary=Summary(value=values), step=row["step"], wall_time=now)
+                self._events.write_event(event)
 
     def epoch(self, record: EpochRecord) -> None:
         """Writes the record of an epoch."""
@@ -109,6 +149,24 @@ class Records:
         """Closes the files."""
         with writing(self._folder, WORKDIR_REMEDY):
             self._open.close()
+
+
+def _keep_steps(path: Path, step: int) -> None:
+    """Removes what a killed run had logged after the step that it is resumed from."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    kept = itertools.takewhile(lambda line: _is_until(line, step), lines)
+    atomic.write(path, b"".join(kept))
+
+
+def _is_until(line: bytes, step: int) -> bool:
+    """Whether a line of `steps.jsonl` is complete and of one of the first `step` steps."""
+    try:
+        return line.endswith(b"\n") and int(document.parse_json(line)["step"]) <= step
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def _line(record: EpochRecord) -> str:

@@ -1,7 +1,7 @@
 """The records and the result of a training run, and the observers that are notified of them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """The metrics of an epoch. Losses are mean cross entropies in nats, accuracies are in 0..1.
+    """The metrics of an epoch. Accuracies are in 0..1.
+
+    Losses are mean cross entropies in nats, without label smoothing, or means of the loss that was
+    given to `jaxcnn.train.fit.fit`.
 
     Attributes:
         epoch: counted from 1.
@@ -36,6 +39,7 @@ class EpochRecord:
         test_accuracy: over the whole test split, in evaluation mode.
         seconds: training time of the epoch, without evaluation.
         images_per_second: training images per second of training time.
+        metrics: user-defined ones by name, means over the steps; None where they are not finite.
     """
 
     epoch: int
@@ -47,10 +51,12 @@ class EpochRecord:
     test_accuracy: float
     seconds: float
     images_per_second: float
+    metrics: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
     def asdict(self) -> dict[str, Any]:
-        """Returns the record as JSON values."""
-        return asdict(self)
+        """Returns the record as JSON values, the user-defined metrics among the others."""
+        values = asdict(self)
+        return values | values.pop("metrics")
 
 
 def make_curves(history: Sequence[EpochRecord]) -> Curves:
@@ -127,13 +133,16 @@ class Result:
 class Observer(Protocol):
     """Is notified of a run's progress, see `jaxcnn.cli.progress` and `jaxcnn.train.records`."""
 
-    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
+    def start(
+        self, *, epochs: int, images: int, history: Sequence[EpochRecord] = (), step: int = 0
+    ) -> None:
         """Training begins.
 
         Args:
             epochs: number of epochs of the whole run.
             images: number of training images in an epoch.
             history: of the epochs that a resumed run has done before.
+            step: number of optimizer steps that it has taken before.
         """
         ...
 
@@ -143,6 +152,17 @@ class Observer(Protocol):
         Args:
             images: number of images in the chunk.
             metrics: of the epoch until then, on the device; looking at them waits for the chunk.
+        """
+        ...
+
+    def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Some logged steps have been computed; called in a run with a step log only.
+
+        Before a checkpoint is saved, this has been called with all rows until then.
+
+        Args:
+            rows: "step", counted from 1, and the values of the step by name, see
+                `jaxcnn.train.step_log.StepLog`: float, or None for one that is not finite.
         """
         ...
 
@@ -205,7 +225,12 @@ class Progress:
             ValueError: a value is missing or has another type.
         """
         document.check(values, _PROGRESS, "progress")
-        history = [{name: record[name] for name in _RECORD} for record in values["history"]]
+        history = [
+            {name: record[name] for name in _RECORD} | {"metrics": record.get("metrics", {})}
+            for record in values["history"]
+        ]
+        for record in history:
+            document.check(record["metrics"], {str: (float, None)}, "metrics")
         if history and not 0 <= values["test_correct"] <= values["test_total"] != 0:
             raise ValueError("test_correct is more than test_total")
         known = {name: values[name] for name in _PROGRESS}

@@ -1,7 +1,8 @@
 """The records of a single run: metrics of every epoch, times, observers, divergence."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from jaxcnn.networks.inspect import count_parameters
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
 from jaxcnn.train import steps
-from jaxcnn.train.loop import HostMetrics
+from jaxcnn.train.loop import HostMetrics, Piece
 from jaxcnn.train.result import EpochRecord, Observer, Progress, Result, versions
 from jaxcnn.train.state import TrainState
+from jaxcnn.train.step_log import Rows
 
 
 class RunMonitor:
@@ -54,6 +56,8 @@ class RunMonitor:
         self._observers = processes.main_only(observers, ())
         self._checkpoints = checkpoints
         self._own_schedule = own_schedule
+        self._step = 0
+        self._rows: Rows | None = None
 
     @property
     def ended(self) -> bool:
@@ -68,7 +72,10 @@ class RunMonitor:
                 stack.callback(observer.stop)
             for observer in self._observers:
                 observer.start(
-                    epochs=self._recipe.epochs, images=self._images, history=self.done.history
+                    epochs=self._recipe.epochs,
+                    images=self._images,
+                    history=self.done.history,
+                    step=self._step,
                 )
             yield
 
@@ -119,21 +126,29 @@ class RunMonitor:
                 "the resumed run may not be bit-identical to an uninterrupted one: "
                 + ", ".join(changed)
             )
-        return int(tree["state"].step)
+        self._step = int(tree["state"].step)
+        return self._step
 
     def check(self, sums: steps.Metrics | HostMetrics) -> None:
-        """Ends the run if the loss of a step was not finite.
+        """Hands on the rows of a chunk that is done; ends the run if a loss was not finite.
 
         Raises:
             DivergedError: it was not; the message names the step and the remedy.
         """
-        if (step := int(sums["nonfinite_step"])) != steps.NEVER:
+        step = int(sums["nonfinite_step"])  # waits for the chunk that has the rows
+        rows, self._rows = self._rows, None
+        if rows is not None and rows.steps:
+            records = rows.records()
+            for observer in self._observers:
+                observer.log(records)
+        if step != steps.NEVER:
             raise self._diverged(step)
 
-    def advance(self, images: int, sums: steps.Metrics) -> None:
+    def advance(self, piece: Piece) -> None:
         """Notifies the observers of a chunk, see `jaxcnn.train.loop.Monitor.advance`."""
+        self._rows = piece.rows
         for observer in self._observers:
-            observer.advance(images=images, metrics=sums)
+            observer.advance(images=piece.images, metrics=piece.sums)
 
     def trained(self, seconds: float) -> None:
         """Adds to the training time of the epoch."""
@@ -161,6 +176,7 @@ class RunMonitor:
             test_accuracy=float(scored["correct"] / scored["count"]),
             seconds=done.epoch_seconds,
             images_per_second=self._images / done.epoch_seconds,
+            metrics=_means(train.get("metrics", {}), step // epoch),
         )
         done.history.append(record)
         done.test_correct, done.test_total = int(scored["correct"]), int(scored["count"])
@@ -197,6 +213,12 @@ class RunMonitor:
         return DivergedError(
             f"{where}: give --learning-rate a smaller value than {self._recipe.learning_rate:g}"
         )
+
+
+def _means(sums: Mapping[str, Any], count: int) -> dict[str, float | None]:
+    """Returns the means of an epoch of `count` steps; None for one that is not finite."""
+    means = {name: float(value) / count for name, value in sums.items()}
+    return {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
 
 
 def checkpoint_tree(state: TrainState, sums: steps.Metrics) -> dict[str, Any]:

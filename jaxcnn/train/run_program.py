@@ -18,8 +18,10 @@ from jaxcnn.train import steps
 from jaxcnn.train.evaluate import EVAL_BATCH_SIZE, eval_batches
 from jaxcnn.train.feed import Feed
 from jaxcnn.train.loop import HostMetrics, Piece
+from jaxcnn.train.losses import Loss
 from jaxcnn.train.setup import make_recipe_step
 from jaxcnn.train.state import TrainState
+from jaxcnn.train.step_log import NO_LOG, StepLog
 
 
 class RunProgram:
@@ -35,6 +37,8 @@ class RunProgram:
         placement: Placement,
         *,
         augment: Augment | None = None,
+        loss: Loss | None = None,
+        log: StepLog = NO_LOG,
     ) -> None:
         """Defines the computations; `compile` compiles them.
 
@@ -46,13 +50,16 @@ class RunProgram:
             feed: of the training split.
             placement: of all arrays on the devices.
             augment: another augmentation than the recipe's.
+            loss: a user-defined one, of training and evaluation.
+            log: what else is measured in a step.
         """
         self._feed = feed
+        self._log = log
         self._placement = placement
         self._image_shape = dataset.image_shape
-        self._train_step = make_recipe_step(recipe, model, tx, augment=augment)
+        self._train_step = make_recipe_step(recipe, model, tx, augment=augment, loss=loss, log=log)
         normalize = make_normalize(recipe.mean, recipe.std)
-        self._eval_step = steps.make_eval_step(model, normalize=normalize)
+        self._eval_step = steps.make_eval_step(model, normalize=normalize, loss=loss)
         self._test = dataset.test
         self._train_chunks: dict[tuple[int, ...], Any] = {}
         self._eval_chunk: Any = None
@@ -74,7 +81,12 @@ class RunProgram:
         """
         began = time.perf_counter()
         self._train_chunks = compile_train_chunks(
-            self._train_step, state, self._feed.plan.shapes, self._image_shape, self._placement
+            self._train_step,
+            state,
+            self._feed.plan.shapes,
+            self._image_shape,
+            self._placement,
+            self._log,
         )
         self._test_batches = eval_batches(self._test, EVAL_BATCH_SIZE, self._placement)
         eval_chunk = steps.make_eval_chunk(self._eval_step, self._placement.replicated)
@@ -83,7 +95,7 @@ class RunProgram:
 
     def zero_sums(self) -> steps.Metrics:
         """Returns the training metrics of zero steps, on the devices."""
-        return self._placement.replicate(steps.zero_train_metrics())
+        return self._placement.replicate(steps.zero_train_metrics(self._log.metrics))
 
     def place(self, tree: Any) -> Any:
         """Returns a pytree with its arrays on every device."""
@@ -101,10 +113,14 @@ class RunProgram:
         self, state: TrainState, sums: steps.Metrics, epoch: int, first: int, cuts: Container[int]
     ) -> Iterator[Piece]:
         """Trains an epoch chunk by chunk, see `jaxcnn.train.loop.Program.epoch`."""
+        before = (epoch - 1) * self.steps_per_epoch + first
         for chunk in self._feed.epoch(epoch, first, cuts):
             program = self._train_chunks[chunk.batches["label"].shape]
-            state, sums = program(state, chunk.batches, np.int32(chunk.count), sums)
-            yield Piece(state, sums, chunk.count, chunk.count * chunk.batch_size)
+            state, sums, *rows = program(state, chunk.batches, np.int32(chunk.count), sums)
+            after = before + chunk.count
+            logged = self._log.rows(*rows, before, after) if rows else None
+            yield Piece(state, sums, chunk.count, chunk.count * chunk.batch_size, logged)
+            before = after
 
     def evaluate(self, state: TrainState) -> HostMetrics:
         """Returns the metrics of the whole test split."""
@@ -117,6 +133,7 @@ def compile_train_chunks(
     shapes: list[tuple[int, int]],
     image_shape: tuple[int, ...],
     placement: Placement,
+    log: StepLog = NO_LOG,
 ) -> dict[tuple[int, ...], Any]:
     """Compiles a program of many training steps for every shape of chunk.
 
@@ -126,11 +143,13 @@ def compile_train_chunks(
         shapes: (K, B) of the chunks, K batches of B images.
         image_shape: (H, W, C).
         placement: of the arrays on the devices.
+        log: that the step was made with.
 
     Returns:
-        For each shape the compiled `train_chunk(state, batches, count, sums) -> (state, sums)`.
+        For each shape the compiled `train_chunk(state, batches, count, sums)`, see
+        `jaxcnn.train.steps.make_train_chunk`.
     """
-    train_chunk = steps.make_train_chunk(train_step, placement.replicated)
+    train_chunk = steps.make_train_chunk(train_step, placement.replicated, log)
     programs: dict[tuple[int, ...], Any] = {}
     for shape in shapes:
         sharding = placement.batches(shape[1])
@@ -138,6 +157,6 @@ def compile_train_chunks(
             "image": jax.ShapeDtypeStruct((*shape, *image_shape), jnp.uint8, sharding=sharding),
             "label": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding),
         }
-        sums = placement.replicate(steps.zero_train_metrics())
+        sums = placement.replicate(steps.zero_train_metrics(log.metrics))
         programs[shape] = train_chunk.lower(state, batches, np.int32(0), sums).compile()
     return programs

@@ -18,6 +18,8 @@ from jaxcnn.optim.extra_args import check_update
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.train import steps
+from jaxcnn.train.losses import Loss
+from jaxcnn.train.step_log import NO_LOG, StepLog
 
 
 def make_model(
@@ -45,6 +47,8 @@ def make_recipe_step(
     tx: optax.GradientTransformation,
     *,
     augment: Augment | None = None,
+    loss: Loss | None = None,
+    log: StepLog = NO_LOG,
 ) -> steps.TrainStep:
     """Returns the training step of a recipe, see `jaxcnn.train.steps.make_train_step`.
 
@@ -53,6 +57,8 @@ def make_recipe_step(
         model: the network.
         tx: the optimizer.
         augment: another augmentation. Default: the recipe's.
+        loss: a user-defined one; it has no label smoothing.
+        log: what else is measured.
     """
     return steps.make_train_step(
         model,
@@ -60,6 +66,8 @@ def make_recipe_step(
         normalize=make_normalize(recipe.mean, recipe.std),
         augment=augment or make_augment(recipe.augment),
         label_smoothing=recipe.label_smoothing,
+        loss=loss,
+        log=log,
     )
 
 

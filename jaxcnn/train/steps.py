@@ -1,6 +1,6 @@
 """A training step, an evaluation step, and many of them in one program."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,10 +10,12 @@ import numpy as np
 import optax
 
 from jaxcnn.optim import extra_args
+from jaxcnn.train.losses import Loss, batch_loss, image_losses
 from jaxcnn.train.state import TrainState
+from jaxcnn.train.step_log import NO_LOG, StepLog, StepValues
 
 Batch = Mapping[str, jax.Array]
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]  # arrays, and pytrees of them
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Predict = Callable[[Any, jax.Array], jax.Array]
 EvalStep = Callable[[Any, Batch], Metrics]
@@ -29,8 +31,10 @@ def make_train_step(
     normalize: Callable[[jax.Array], jax.Array],
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     label_smoothing: float = 0.0,
+    loss: Loss | None = None,
+    log: StepLog = NO_LOG,
 ) -> TrainStep:
-    """Makes one step of gradient descent on the mean cross entropy of a batch.
+    """Makes one step of gradient descent on the mean loss of a batch.
 
     Args:
         model: the network.
@@ -39,14 +43,16 @@ def make_train_step(
         augment: (key, uint8[B, H, W, C]) -> uint8[B, H, W, C], or None for none.
         label_smoothing: share of each label spread evenly over all classes, in 0..1, as in Szegedy
             et al., Rethinking the Inception Architecture, 2016 (arXiv 1512.00567). The metrics are
-            those without it.
+            those without it. A `loss` that is given is minimized as it is.
+        loss: (logits float32[B, C], labels int32[B]) -> float32[B]. Default: cross entropy in nats.
+        log: what else is measured.
 
     Returns:
         `train_step(state, batch) -> (state, metrics)`, jitted, with the state donated. The batch
         is `{"image": uint8[B, H, W, C], "label": int32[B]}`. The metrics are sums over the batch,
-        taken in training mode before the update: `loss_sum` float32[], cross entropy in nats;
-        `correct` int32[], correct predictions; `count` int32[], images. Tracing it raises
-        `UserError` where the optimizer cannot be used with this step.
+        taken in training mode before the update: `loss_sum` float32[]; `correct` int32[], correct
+        predictions; `count` int32[], images; and those of `StepLog.measure`. Tracing it raises
+        `UserError` where the optimizer, the loss or a metric cannot be used with this step.
     """
     tx = extra_args.normalize(tx)
     # Some optimizers differentiate forwards, which the stages on CPU do not.
@@ -69,10 +75,10 @@ def make_train_step(
                 mutable=["batch_stats"],
                 rngs={"dropout": dropout_key},
             )
-            loss, losses = _cross_entropy(logits, batch["label"], label_smoothing)
-            return loss, (losses, logits, changed.get("batch_stats", {}))
+            value, losses = batch_loss(loss, logits, batch["label"], label_smoothing)
+            return value, (losses, logits, changed.get("batch_stats", {}))
 
-        (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        (value, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params
         )
         # XLA removes what the optimizer does not use.
@@ -80,35 +86,24 @@ def make_train_step(
             grads,
             state.opt_state,
             state.params,
-            value=loss,
+            value=value,
             grad=grads,
             value_fn=lambda params: loss_fn(params)[0],
             obj_fn=lambda params: loss_fn(params, forward_model)[0],
             grad_fn=lambda params, *_: jax.grad(loss_fn, has_aux=True)(params)[0],
             key=jax.random.fold_in(key, 2),
         )
+        labels, params = batch["label"], state.params
         state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=optax.apply_updates(params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return state, _metrics(losses, logits, batch["label"])
+        values = StepValues(value, logits, labels, grads, updates, params, opt_state)
+        return state, _metrics(losses, logits, labels) | log.measure(values, state.step)
 
     return jax.jit(train_step, donate_argnums=0)
-
-
-def _cross_entropy(
-    logits: jax.Array, labels: jax.Array, label_smoothing: float
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean loss, float32[], and the cross entropies without smoothing, float32[B]."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if not label_smoothing:
-        return losses.mean(), losses
-    # As one loss: XLA rounds a weighted sum of two in a way that depends on the program around it,
-    # and an ensemble on several devices would not be bit-identical.
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets).mean(), losses
 
 
 def make_predict(
@@ -149,6 +144,7 @@ def make_eval_step(
     *,
     normalize: Callable[[jax.Array], jax.Array],
     views: Callable[[jax.Array], jax.Array] | None = None,
+    loss: Loss | None = None,
 ) -> EvalStep:
     """Makes the evaluation of one batch.
 
@@ -156,9 +152,10 @@ def make_eval_step(
         model: the network.
         normalize: uint8[B, H, W, C] -> float32[B, H, W, C].
         views: for test-time augmentation, see `make_predict`.
+        loss: see `make_train_step`.
 
     Returns:
-        `eval_step(variables, batch) -> metrics`, jitted, with the metrics of `make_train_step`. The
+        `eval_step(variables, batch) -> metrics`, jitted, with the sums of `make_train_step`. The
         batch has a `mask`, bool[B]: images that are masked out (False) are not counted, so a
         last batch can be padded.
     """
@@ -166,40 +163,49 @@ def make_eval_step(
 
     def eval_step(variables: Any, batch: Batch) -> Metrics:
         logits = predict(variables, batch["image"])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        losses = image_losses(loss, logits, batch["label"])
         return _metrics(losses, logits, batch["label"], batch["mask"])
 
     return jax.jit(eval_step)
 
 
 def make_train_chunk(
-    train_step: TrainStep, out_sharding: jax.sharding.Sharding | None = None
+    train_step: TrainStep,
+    out_sharding: jax.sharding.Sharding | None = None,
+    log: StepLog = NO_LOG,
 ) -> jax.stages.Wrapped:
     """Makes one program of many training steps.
 
     Args:
         train_step: of `make_train_step`, or any function of that form.
-        out_sharding: of the state and the metrics that it returns. Default: the compiler's choice.
+        out_sharding: of all that it returns. Default: the compiler's choice.
+        log: that `train_step` was made with.
 
     Returns:
         `train_steps(state, batches, count, metrics=None) -> (state, metrics)`, jitted, with the
-        state donated. `batches` has an axis in front, K; the first `count` (int32[], at most K) are
-        trained on, in order, and their metrics are added, one after the other, to those given: so
-        the sums of an epoch do not depend on how it is cut. With them comes `nonfinite_step`
-        int32[]: the first step, counted from 1, whose loss was not finite, or `NEVER`. One compiled
-        program serves every count.
+        state donated; with rows in the log, a third result is these, see `StepLog.empty`. `batches`
+        has an axis in front, K; the first `count` (int32[], at most K) are trained on, in order,
+        and their metrics are added, one after the other, to those given: so the sums of an epoch do
+        not depend on how it is cut. With them comes `nonfinite_step` int32[]: the first step,
+        counted from 1, whose loss was not finite, or `NEVER`. One compiled program serves every
+        count.
     """
 
     def train_steps(
         state: TrainState, batches: Batch, count: jax.Array, metrics: Metrics | None = None
-    ) -> tuple[TrainState, Metrics]:
-        def body(index: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            state, sums = carry
-            state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
-            return state, add_metrics(sums, with_nonfinite_step(metrics, state.step))
+    ) -> tuple[Any, ...]:
+        before = state.step
 
-        start = zero_train_metrics() if metrics is None else metrics
-        return jax.lax.fori_loop(0, count, body, (state, start))
+        def body(index: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            state, sums, *rows = carry
+            state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
+            if log.every:
+                rows = [log.write(*rows, metrics.pop("row"), state.step, before)]
+            return state, add_metrics(sums, with_nonfinite_step(metrics, state.step)), *rows
+
+        start = zero_train_metrics(log.metrics) if metrics is None else metrics
+        rows = [log.empty(len(batches["label"]))] if log.every else []
+        return jax.lax.fori_loop(0, count, body, (state, start, *rows))
 
     return jax.jit(train_steps, donate_argnums=0, out_shardings=out_sharding)
 
@@ -262,15 +268,21 @@ def zero_metrics() -> Metrics:
     }
 
 
-def zero_train_metrics() -> Metrics:
-    """Returns the training metrics of zero steps."""
-    return {**zero_metrics(), "nonfinite_step": jnp.full((), NEVER, jnp.int32)}
+def zero_train_metrics(names: Iterable[str] = ()) -> Metrics:
+    """Returns the training metrics of zero steps.
+
+    Args:
+        names: of the user-defined metrics.
+    """
+    own = {name: jnp.zeros((), jnp.float32) for name in names}
+    zeros = {**zero_metrics(), "nonfinite_step": jnp.full((), NEVER, jnp.int32)}
+    return {**zeros, "metrics": own} if own else zeros
 
 
 def _metrics(
     losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None
 ) -> Metrics:
-    """Returns sums over a batch: of the cross entropy in nats, correct predictions, and images."""
+    """Returns sums over a batch: of the losses, correct predictions, and images."""
     mask = jnp.ones(labels.shape, bool) if mask is None else mask
     return {
         "loss_sum": jnp.sum(jnp.where(mask, losses, 0.0)),

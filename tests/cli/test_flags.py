@@ -26,6 +26,7 @@ def test_defaults_are_the_recipe_s() -> None:
             assert parsed == recipe
             assert flags.recipe.name == name
             assert (flags.seed, flags.source, flags.feed) == (0, "auto", "auto")
+            assert (flags.loss, flags.log_every) == ("", 0)
     flags, parsed = parse_flags("mnist", [])
     assert parsed == named.recipe("mnist", "fast")
     assert (flags.recipe.name, flags.tta, flags.report) == ("fast", False, "auto")
@@ -41,7 +42,9 @@ def test_flags_have_their_names() -> None:
     argv = "--data synthetic --data-dir d --archive-dir a --workdir w --checkpoint-every 5steps"
     argv += " --keep 3 --resume must --devices 4 --mesh data=2 --processes auto"
     argv += " --coordinator host:1 --process-id 7 --no-compilation-cache --feed stream --tta"
+    argv += " --loss mine:focal --log-every 10"
     flags, _ = parse_flags("cifar10", [*argv.split(), "--report", "never"])
+    assert (flags.loss, flags.log_every) == ("mine:focal", 10)
     assert (flags.source, flags.feed, flags.tta, flags.report) == (
         "synthetic",
         "stream",
@@ -136,6 +139,10 @@ OUT_OF_RANGE = [
     (["--recipe", "no.toml"], "--recipe: no.toml cannot be read"),
     (["--seed", "-1"], "--seed takes a whole number from 0"),
     (["--seed", "4294967296"], "--seed takes a whole number from 0 to 4294967295"),
+    (["--loss", "mine"], "--loss takes module:function, got 'mine'"),
+    (["--loss", "no_module:focal"], "--loss no_module:focal: cannot import no_module"),
+    (["--loss", "json:nothing"], "json has no function nothing; give one that returns the losses"),
+    (["--log-every", "-1"], "--log-every takes a whole number from 0"),
     (["--keep", "0"], "--keep takes a whole number from 1 to 1000000, got 0"),
     (["--keep", "1000001"], "--keep takes a whole number from 1 to 1000000"),
     (["--checkpoint-every", "often"], "--checkpoint-every takes a number of epochs"),

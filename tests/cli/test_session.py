@@ -433,3 +433,23 @@ def test_user_defined_optimizers_are_found_where_the_command_runs(
     assert start(*by_file, "--optimizer", "optimizer_of_test_cli:make").status == 0
     assert len(fitted) == 2
     del sys.modules["optimizer_of_test_cli"]
+
+
+def test_a_user_defined_loss_is_found_where_the_command_runs(
+    tmp_path: Path, fitted: list[dict[str, Any]], asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = [*ARGV, "run", *QUICK, "--log-every", 2, "--loss", "loss_of_test_cli:half"]
+    missing = start(*argv)
+    assert missing.status == 2
+    assert "--loss loss_of_test_cli:half: cannot import loss_of_test_cli" in missing.err
+    assert asked == []  # before the data is loaded, which takes longer
+    code = tmp_path / "loss_of_test_cli.py"
+    code.write_text("def half(logits, labels):\n    return logits[:, 0] / 2\n")
+    ended = start(*argv)
+    assert ended.status == 0
+    assert f"loss: loss_of_test_cli:half of {code}" in ended.out.splitlines()
+    (options,) = fitted
+    assert options["loss"] is sys.modules.pop("loss_of_test_cli").half
+    assert options["log_every"] == 2
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["loss"] == argv[-1]

@@ -120,6 +120,18 @@ def test_members_are_bit_identical_to_single_runs(
     assert one_by_one.members is MEMBERS
 
 
+def test_a_loss_of_one_s_own() -> None:
+    def doubled(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return 2 * optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    members = grid([0, 3])
+    result = fit(members, model=Linear(), loss=doubled, chunk=1, keep_states=True)
+    for index, seed in enumerate((0, 3)):
+        single = fit_alone(EVEN, model=Linear(), loss=doubled, seed=seed)
+        equal(of_member(index, result.states), single.state)
+        check_history(result, index, single)
+
+
 def test_members_that_run_at_once_differ_by_rounding(alone: list[Result]) -> None:
     result = fit(chunk=3, keep_states=True)
     assert result.history["train_loss"].shape == (2, 4)

@@ -2,7 +2,7 @@ import dataclasses
 import hashlib
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,13 +61,21 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.losses: list[float] = []
+        self.rows: list[Mapping[str, Any]] = []
+        self.resumed_at = 0
 
-    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
+    def start(
+        self, *, epochs: int, images: int, history: Sequence[EpochRecord] = (), step: int = 0
+    ) -> None:
+        self.resumed_at = step
         self.calls.append(("start", epochs, images, len(history)))
 
     def advance(self, *, images: int, metrics: Metrics) -> None:
         self.calls.append(("advance", images, int(metrics["count"])))
         self.losses.append(float(metrics["loss_sum"]))
+
+    def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.rows += rows
 
     def epoch(self, record: EpochRecord) -> None:
         self.calls.append(("epoch", record.epoch))
@@ -433,7 +441,11 @@ def test_evaluate(first: Result, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_records_are_plain_values(first: Result) -> None:
     record = first.history[0]
     assert {type(value) for value in record.asdict().values()} <= {int, float}
-    assert set(record.asdict()) == {field.name for field in dataclasses.fields(EpochRecord)}
+    fields = {field.name for field in dataclasses.fields(EpochRecord)}
+    assert set(record.asdict()) == fields - {"metrics"}
+    assert set(dataclasses.replace(record, metrics={"own": None}).asdict()) == (
+        fields - {"metrics"} | {"own"}
+    )
 
 
 def test_a_feed_that_is_none() -> None:

@@ -78,8 +78,8 @@ class Listener:
         if sums["count"] >= self.diverges_at:
             raise DivergedError("diverged")
 
-    def advance(self, images: int, sums: Any) -> None:
-        self.images += images
+    def advance(self, piece: loop.Piece) -> None:
+        self.images += piece.images
 
     def trained(self, seconds: float) -> None:
         assert seconds >= 0

@@ -87,7 +87,7 @@ def test_a_resumed_run_has_every_epoch_once(tmp_path: Path) -> None:
     for path in tmp_path.glob("events*"):
         path.unlink()
     again = records.Records(tmp_path)
-    again.start(epochs=3, images=60_000, history=[RECORD])
+    again.start(epochs=3, images=60_000, history=[RECORD], step=600)
     for epoch in (2, 3):
         again.epoch(dataclasses.replace(RECORD, epoch=epoch, step=600 * epoch))
     again.stop()
@@ -96,6 +96,44 @@ def test_a_resumed_run_has_every_epoch_once(tmp_path: Path) -> None:
     assert (restart.session_log.status, restart.step) == (SessionLog.START, 601)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+ROWS = [{"step": step, "loss": step / 4, "learning_rate": None} for step in range(1, 7)]
+
+
+def test_logged_steps_and_events(tmp_path: Path) -> None:
+    files = records.Records(tmp_path)
+    files.start(epochs=1, images=1)
+    assert not (tmp_path / "steps.jsonl").exists()  # a run without a log has none
+    files.log(ROWS[:4])
+    lines = (tmp_path / "steps.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == ROWS[:4]  # at once
+    files.epoch(dataclasses.replace(RECORD, metrics={"own": 0.5, "nothing": None}))
+    files.stop()
+    seen = scalars(tmp_path)
+    assert seen["step/loss"] == (4, 1.0)
+    assert seen["own"] == (600, 0.5)
+    assert not {"step/learning_rate", "step/step", "nothing"} & set(seen)
+
+
+@pytest.mark.parametrize("rest", ["", '{"step": 5, "lo', "null\n", '{"step": "x"}\n'])
+def test_a_resumed_run_has_every_step_once(tmp_path: Path, rest: str) -> None:
+    files = records.Records(tmp_path)
+    files.start(epochs=1, images=1)
+    files.log(ROWS[:4])
+    files.stop()
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write(rest)
+    for path in tmp_path.glob("events*"):
+        path.unlink()
+    again = records.Records(tmp_path)
+    again.start(epochs=1, images=1, step=3)
+    again.log(ROWS[3:])
+    again.stop()
+    lines = (tmp_path / "steps.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == ROWS
+    (restart,) = (event for event in events(tmp_path) if event.HasField("session_log"))
+    assert (restart.session_log.status, restart.step) == (SessionLog.START, 4)
 
 
 def test_what_is_no_number_is_no_json(tmp_path: Path, tiny_mnist: Dataset) -> None:
