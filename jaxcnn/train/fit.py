@@ -10,6 +10,7 @@ import optax
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import processes
 from jaxcnn.devices.mesh import Placement
+from jaxcnn.networks.cpu.substitution import fastest, slow_in_loops
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.optim.schedules import make_schedule
 from jaxcnn.recipes.recipe import Recipe
@@ -74,7 +75,7 @@ def fit(
     total_steps = check_sizes(recipe, dataset, placement)
     image_shape = dataset.train.images.shape[1:]
     requested = checked_model(recipe, model, image_shape)
-    model = placement.model(requested)
+    model = placement.model(fastest(requested))
     init_key, order_key = split_key(seed)
     run = functools.partial(identity, recipe, dataset, model=requested, own_tx=tx, seeds=seed)
     # Opened first, so that a second process on the same folder fails at once.
@@ -84,7 +85,8 @@ def fit(
         tx = tx or make_optimizer(recipe, total_steps, key=optimizer_key(init_key))
         check_optimizer(tx, model, image_shape)
         monitor = RunMonitor(recipe, dataset, schedule, observers, checkpoints)
-        program = RunProgram(recipe, dataset, model, tx, source, placement)
+        single = slow_in_loops(requested)
+        program = RunProgram(recipe, dataset, model, tx, source, placement, single=single)
         start = init_state(init_key, model, tx, image_shape)
         position = loop.resume(store, program, monitor, start)
         monitor.done.compile_seconds += program.compile(position.state)

@@ -1,7 +1,7 @@
 """The compiled computations of a single run: chunks of training steps, and the evaluation."""
 
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +33,8 @@ class RunProgram:
         tx: optax.GradientTransformation,
         feed: Feed,
         placement: Placement,
+        *,
+        single: bool = False,
     ) -> None:
         """Defines the computations; `compile` compiles them.
 
@@ -43,8 +45,10 @@ class RunProgram:
             tx: the optimizer.
             feed: of the training split.
             placement: of all arrays on the devices.
+            single: compile a program of one step, rather than of a chunk of steps.
         """
         self._feed = feed
+        self._single = single
         self._placement = placement
         self._image_shape = dataset.train.images.shape[1:]
         self._train_step = make_recipe_step(recipe, model, tx)
@@ -71,7 +75,12 @@ class RunProgram:
         """
         began = time.perf_counter()
         self._train_chunks = compile_train_chunks(
-            self._train_step, state, self._feed.plan.shapes, self._image_shape, self._placement
+            self._train_step,
+            state,
+            self._feed.plan.shapes,
+            self._image_shape,
+            self._placement,
+            steps.make_train_single if self._single else steps.make_train_chunk,
         )
         self._test_batches = eval_batches(self._test, EVAL_BATCH_SIZE, self._placement)
         eval_chunk = steps.make_eval_chunk(self._eval_step, self._placement.replicated)
@@ -100,7 +109,9 @@ class RunProgram:
         """Trains an epoch chunk by chunk, see `jaxcnn.train.loop.Program.epoch`."""
         for chunk in self._feed.epoch(epoch, first, cuts):
             program = self._train_chunks[chunk.batches["label"].shape]
-            state, sums = program(state, chunk.batches, np.int32(chunk.count), sums)
+            # Either the number of each step, or once the number of steps.
+            for number in range(chunk.count) if self._single else (chunk.count,):
+                state, sums = program(state, chunk.batches, np.int32(number), sums)
             yield Piece(state, sums, chunk.count, chunk.count * chunk.batch_size)
 
     def evaluate(self, state: TrainState) -> HostMetrics:
@@ -114,8 +125,9 @@ def compile_train_chunks(
     shapes: list[tuple[int, int]],
     image_shape: tuple[int, ...],
     placement: Placement,
+    make: Callable[..., jax.stages.Wrapped] = steps.make_train_chunk,
 ) -> dict[tuple[int, ...], Any]:
-    """Compiles a program of many training steps for every shape of chunk.
+    """Compiles a program of training steps for every shape of chunk.
 
     Args:
         train_step: what the programs repeat.
@@ -123,11 +135,12 @@ def compile_train_chunks(
         shapes: (K, B) of the chunks, K batches of B images.
         image_shape: (H, W, C).
         placement: of the arrays on the devices.
+        make: `jaxcnn.train.steps.make_train_chunk`, or `make_train_single` for one step.
 
     Returns:
-        For each shape the compiled `train_chunk(state, batches, count, sums) -> (state, sums)`.
+        For each shape the compiled program of `make`.
     """
-    train_chunk = steps.make_train_chunk(train_step, placement.replicated)
+    train = make(train_step, placement.replicated)
     programs: dict[tuple[int, ...], Any] = {}
     for shape in shapes:
         sharding = placement.batches(shape[1])
@@ -136,5 +149,5 @@ def compile_train_chunks(
             "label": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding),
         }
         sums = placement.replicate(steps.zero_train_metrics())
-        programs[shape] = train_chunk.lower(state, batches, np.int32(0), sums).compile()
+        programs[shape] = train.lower(state, batches, np.int32(0), sums).compile()
     return programs

@@ -194,14 +194,42 @@ def make_train_chunk(
         state: TrainState, batches: Batch, count: jax.Array, metrics: Metrics | None = None
     ) -> tuple[TrainState, Metrics]:
         def body(index: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            state, sums = carry
-            state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
-            return state, add_metrics(sums, with_nonfinite_step(metrics, state.step))
+            return _take_step(train_step, batches, index, *carry)
 
         start = zero_train_metrics() if metrics is None else metrics
         return jax.lax.fori_loop(0, count, body, (state, start))
 
     return jax.jit(train_steps, donate_argnums=0, out_shardings=out_sharding)
+
+
+def make_train_single(
+    train_step: TrainStep, out_sharding: jax.sharding.Sharding | None = None
+) -> jax.stages.Wrapped:
+    """Makes a program of one training step, for networks that are slow in a loop.
+
+    Args:
+        train_step: of `make_train_step`, or any function of that form.
+        out_sharding: of the state and the metrics that it returns. Default: the compiler's choice.
+
+    Returns:
+        `train_single(state, batches, index, metrics) -> (state, metrics)`, jitted, with the state
+        donated: the step with number `index` (int32[], from 0) of `make_train_chunk`'s program.
+    """
+
+    def train_single(
+        state: TrainState, batches: Batch, index: jax.Array, metrics: Metrics
+    ) -> tuple[TrainState, Metrics]:
+        return _take_step(train_step, batches, index, state, metrics)
+
+    return jax.jit(train_single, donate_argnums=0, out_shardings=out_sharding)
+
+
+def _take_step(
+    train_step: TrainStep, batches: Batch, index: jax.Array, state: TrainState, sums: Metrics
+) -> tuple[TrainState, Metrics]:
+    """Trains on the batch at an index and adds its metrics to the sums."""
+    state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
+    return state, add_metrics(sums, with_nonfinite_step(metrics, state.step))
 
 
 def with_nonfinite_step(metrics: Metrics, step: jax.Array) -> Metrics:
