@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = jaxcnn.fit(
                 recipe,
                 dataset,
+                model=session.model,
                 seed=flags.seed,
                 feed=flags.feed,
                 mesh=session.mesh,

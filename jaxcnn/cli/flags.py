@@ -231,6 +231,14 @@ class TrainFlags:
     is available (auto)."""
     seed: int = 0
     """Of all random numbers; the same seed gives the same run."""
+    network: Annotated[
+        str, conf.arg(metavar="MODULE:CLASS", help_behavior_hint="(default: the recipe's)")
+    ] = ""
+    """A Flax module of yours, or a function that returns one, from images to ten logits."""
+    network_args: Annotated[
+        tuple[str, ...], conf.arg(metavar="KEY=VALUE ...", help_behavior_hint="(default: none)")
+    ] = ()
+    """Its arguments."""
     feed: Literal["auto", "device", "stream"] = "auto"
     """Keep the training images on the device, or stream them from the host; same results. Auto
     streams where there are several processes."""

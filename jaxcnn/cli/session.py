@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxcnn.cli import interrupts, progress, screen
 from jaxcnn.cli.console import Echo, describe_score, echo_source_files, make_echo
 from jaxcnn.cli.flags import TrainFlags
+from jaxcnn.cli.network import named_network
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import environment, processes
 from jaxcnn.devices.mesh import describe_mesh
@@ -44,12 +46,13 @@ def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
     checkpoints = flags.checkpoints.policy(workdir / records.CHECKPOINTS, echo)
     processes.on_main(records.check_workdir)(workdir, flags.checkpoints.resume)
     check_recipe(recipe)
+    model = named_network(flags.network, flags.network_args, recipe)
     echo_source_files([recipe.optimizer], echo)
     if flags.devices.compilation_cache:
         compilation.enable_cache(echo)
     doctor.warn([recipe.optimizer], echo)
     observers: list[Observer] = [records.Records(workdir), progress.TrainProgress(console)]
-    return Session(flags, recipe, mesh, workdir, checkpoints, observers, echo)
+    return Session(flags, recipe, model, mesh, workdir, checkpoints, observers, echo)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Session:
     Attributes:
         flags: of the experiment.
         recipe: the hyperparameters.
+        model: the network that the flags name, or None for the recipe's.
         mesh: of devices, or None for jax's default device.
         workdir: where results go.
         checkpoints: where `fit` saves and whether it resumes.
@@ -68,6 +72,7 @@ class Session:
 
     flags: TrainFlags
     recipe: Recipe
+    model: nn.Module | None
     mesh: Mesh | None
     workdir: Path
     checkpoints: checkpoint.Policy
@@ -83,6 +88,7 @@ class Session:
         flags, recipe = self.flags, self.recipe
         dataset = flags.data.load(recipe.network, flags.source, self.echo)
         same: dict[str, Any] = {"seed": flags.seed, "feed": flags.feed, "dataset": dataset.name}
+        same |= {"network": [flags.network, *flags.network_args]}
         same |= {"checkpoint_every": flags.checkpoints.every, "mesh": self._mesh}
         processes.check_same({**recipe.asdict(), **same})
         self.echo(
@@ -139,7 +145,10 @@ class Session:
         scores = [describe_score(dataset, result.test_correct, result.test_total)]
         if flags.tta:
             variables = result.state.eval_variables
-            correct, total, _ = evaluate.evaluate(recipe, variables, dataset.test, tta=True)
+            own = {"model": self.model} if self.model else {}
+            correct, total, _ = evaluate.evaluate(
+                recipe, variables, dataset.test, tta=True, **own
+            )
             settings |= {"tta_test_correct": correct, "tta_test_accuracy": correct / total}
             scores.append(describe_score(dataset, correct, total, tta=True))
         content = records.make_result(result, recipe, dataset, settings)
@@ -152,7 +161,9 @@ class Session:
         if not dataset.is_real:
             warning = f"{dataset.name} is synthetic: this says nothing about {recipe.network}"
             echo(f"*** {warning} ***", "bold red")
-        if flags.report != "never":
+        if self.model:
+            echo(f"no report for {flags.network}: it shows the layers of the recipe's network")
+        elif flags.report != "never":
             from jaxcnn.report.page import write_report  # here: matplotlib delays the start
 
             network = trained.load_trained(self.workdir)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -10,6 +11,7 @@ from jaxcnn.data.augment import make_normalize
 from jaxcnn.data.dataset import Split, validate_split
 from jaxcnn.data.views import make_views
 from jaxcnn.devices.mesh import ONE_DEVICE, Placement
+from jaxcnn.networks.cpu.substitution import fastest
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.train import setup, steps
 
@@ -18,7 +20,12 @@ EVAL_BATCH_SIZE = 100
 
 
 def evaluate(
-    recipe: Recipe, variables: Any, split: Split, *, tta: bool = False
+    recipe: Recipe,
+    variables: Any,
+    split: Split,
+    *,
+    tta: bool = False,
+    model: nn.Module | None = None,
 ) -> tuple[int, int, float]:
     """Evaluates a network on a whole split.
 
@@ -28,6 +35,7 @@ def evaluate(
         split: N images with their labels.
         tta: test-time augmentation: predictions are averaged over several views of each image, see
             `jaxcnn.data.views`.
+        model: the network, if it is not the recipe's.
 
     Returns:
         Number of correct predictions, number of images, and the mean cross entropy in nats.
@@ -35,11 +43,11 @@ def evaluate(
     Raises:
         DataError: the arrays are not those of a split.
     """
-    return make_evaluation(recipe, split, tta=tta)(variables)
+    return make_evaluation(recipe, split, tta=tta, model=model)(variables)
 
 
 def make_evaluation(
-    recipe: Recipe, split: Split, *, tta: bool = False
+    recipe: Recipe, split: Split, *, tta: bool = False, model: nn.Module | None = None
 ) -> Callable[[Any], tuple[int, int, float]]:
     """Returns `evaluate` as a function of the variables, which compiles once for many networks.
 
@@ -47,6 +55,7 @@ def make_evaluation(
         recipe: as for `evaluate`.
         split: as for `evaluate`.
         tta: as for `evaluate`.
+        model: as for `evaluate`.
 
     Raises:
         DataError: the arrays are not those of a split.
@@ -54,7 +63,8 @@ def make_evaluation(
     split = validate_split(split, "the split")
     normalize = make_normalize(recipe.mean, recipe.std)
     views = make_views(recipe.network) if tta else None
-    eval_step = steps.make_eval_step(setup.make_model(recipe), normalize=normalize, views=views)
+    fast = fastest(model or setup.make_model(recipe))
+    eval_step = steps.make_eval_step(fast, normalize=normalize, views=views)
     eval_steps = steps.make_eval_chunk(eval_step)
     batches = eval_batches(split, EVAL_BATCH_SIZE)
 
