@@ -11,9 +11,7 @@ from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.train import setup
 
 
-def named_network(
-    name: str, args: Sequence[str], recipe: Recipe | None = None
-) -> nn.Module | None:
+def named_network(name: str, args: Sequence[str], recipe: Recipe | None = None) -> nn.Module | None:
     """Makes the network of the flags `--network` and `--network-args`.
 
     Args:

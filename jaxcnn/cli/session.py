@@ -146,9 +146,7 @@ class Session:
         if flags.tta:
             variables = result.state.eval_variables
             own = {"model": self.model} if self.model else {}
-            correct, total, _ = evaluate.evaluate(
-                recipe, variables, dataset.test, tta=True, **own
-            )
+            correct, total, _ = evaluate.evaluate(recipe, variables, dataset.test, tta=True, **own)
             settings |= {"tta_test_correct": correct, "tta_test_accuracy": correct / total}
             scores.append(describe_score(dataset, correct, total, tta=True))
         content = records.make_result(result, recipe, dataset, settings)

@@ -84,9 +84,7 @@ class EvaluateCommand(TrainedFlags):
         network = self.load(echo, own)
         dataset = _load_data(network, self.data, echo)
         for tta in (False, True) if self.tta else (False,):
-            scores = evaluate(
-                network.recipe, network.variables, dataset.test, tta=tta, model=own
-            )
+            scores = evaluate(network.recipe, network.variables, dataset.test, tta=tta, model=own)
             correct, total, loss = scores
             echo(f"{describe_score(dataset, correct, total, tta=tta)}, loss {loss:.4f}", "bold")
         if self.checkpoint == "best":
