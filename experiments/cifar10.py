@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = jaxcnn.fit(
                 session.recipe,
                 dataset,
+                model=session.model,
                 loss=session.loss,
                 log_every=flags.log_every,
                 seed=flags.seed,

@@ -261,6 +261,14 @@ class TrainFlags:
     log_every: Annotated[int, conf.arg(metavar="N")] = 0
     """Log loss, learning rate and norms every N steps, in steps.jsonl and for TensorBoard; 0 for no
     such log."""
+    network: Annotated[
+        str, conf.arg(metavar="MODULE:CLASS", help_behavior_hint="(default: the recipe's)")
+    ] = ""
+    """A Flax module of yours, or a function that returns one, from images to logits."""
+    network_args: Annotated[
+        tuple[str, ...], conf.arg(metavar="KEY=VALUE ...", help_behavior_hint="(default: none)")
+    ] = ()
+    """Its arguments."""
     feed: Literal["auto", "device", "stream"] = "auto"
     """Keep the training images on the device, or stream them from the host; same results. Auto
     streams where there are several processes."""

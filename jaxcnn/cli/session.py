@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxcnn.cli import interrupts, progress, screen
 from jaxcnn.cli.console import Echo, describe_score, echo_source_files, make_echo
 from jaxcnn.cli.flags import TrainFlags
+from jaxcnn.cli.network import check_network, named_network
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import environment, processes
 from jaxcnn.devices.mesh import describe_mesh
@@ -45,6 +47,7 @@ def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
     processes.on_main(records.check_workdir)(workdir, flags.checkpoints.resume)
     loss = losses.find_loss(flags.loss) if flags.loss else None
     check_recipe(recipe)
+    model = named_network(flags.network, flags.network_args)
     echo_source_files([recipe.optimizer], echo)
     if loss is not None:
         module = sys.modules[flags.loss.split(":")[0]]
@@ -53,7 +56,7 @@ def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
         compilation.enable_cache(echo)
     doctor.warn([recipe.optimizer], echo)
     observers: list[Observer] = [records.Records(workdir), progress.TrainProgress(console)]
-    return Session(flags, recipe, loss, mesh, workdir, checkpoints, observers, echo)
+    return Session(flags, recipe, model, loss, mesh, workdir, checkpoints, observers, echo)
 
 
 @dataclass
@@ -63,6 +66,7 @@ class Session:
     Attributes:
         flags: of the experiment.
         recipe: the hyperparameters; `load_data` adds the normalization of a user's own data set.
+        model: the network that the flags name, or None for the recipe's.
         loss: the user-defined one of --loss, or None.
         mesh: of devices, or None for jax's default device.
         workdir: where results go.
@@ -73,6 +77,7 @@ class Session:
 
     flags: TrainFlags
     recipe: Recipe
+    model: nn.Module | None
     loss: losses.Loss | None
     mesh: Mesh | None
     workdir: Path
@@ -92,7 +97,10 @@ class Session:
             mean, std = dataset.moments()
             self.recipe = self.recipe.replace(mean=mean, std=std)
         recipe = self.recipe
+        if self.model is not None:
+            check_network(flags.network, self.model, recipe, dataset)
         same: dict[str, Any] = {"seed": flags.seed, "feed": flags.feed, "dataset": dataset.name}
+        same |= {"network": [flags.network, *flags.network_args]}
         same |= {"checkpoint_every": flags.checkpoints.every, "mesh": self._mesh}
         same |= {"loss": flags.loss, "log_every": flags.log_every}
         processes.check_same({**recipe.asdict(), **same})
@@ -153,13 +161,9 @@ class Session:
         scores = [describe_score(dataset, result.test_correct, result.test_total)]
         if flags.tta:
             variables = result.state.eval_variables
-            correct, total, _ = evaluate.evaluate(
-                recipe,
-                variables,
-                dataset.test,
-                model=make_model(recipe, dataset.classes, dataset.image_shape),
-                tta=True,
-            )
+            model = self.model or make_model(recipe, dataset.classes, dataset.image_shape)
+            scored = evaluate.evaluate(recipe, variables, dataset.test, model=model, tta=True)
+            correct, total, _ = scored
             settings |= {"tta_test_correct": correct, "tta_test_accuracy": correct / total}
             scores.append(describe_score(dataset, correct, total, tta=True))
         content = records.make_result(result, recipe, dataset, settings)
@@ -172,7 +176,9 @@ class Session:
         if not dataset.is_real:
             warning = f"{dataset.name} is synthetic: this says nothing about {recipe.network}"
             echo(f"*** {warning} ***", "bold red")
-        if flags.report != "never":
+        if self.model:
+            echo(f"no report for {flags.network}: it shows the layers of the recipe's network")
+        elif flags.report != "never":
             from jaxcnn.report.page import write_report  # here: matplotlib delays the start
 
             network = trained.load_trained(self.workdir)

@@ -19,6 +19,7 @@ from jaxcnn.errors import WORKDIR_REMEDY, UserError, as_path, writing
 from jaxcnn.recipes.named import RECIPES
 
 if TYPE_CHECKING:
+    import flax.linen as nn
     from rich.console import Console
 
     from jaxcnn.data.dataset import Dataset
@@ -43,15 +44,19 @@ class TrainedFlags:
     checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
     """Which one to take. The best one is chosen by the test images, so its score is biased."""
 
-    def load(self, echo: Echo) -> "Trained":
+    def load(self, echo: Echo, own: "nn.Module | None" = None) -> "Trained":
         """Loads the network; `echo` prints which checkpoints are damaged.
+
+        Args:
+            echo: prints a line.
+            own: the network, if it is not the recipe's.
 
         Raises:
             UserError: there is no such checkpoint, or it is damaged.
         """
         from jaxcnn.train.trained import load_trained
 
-        return load_trained(self.workdir, self.checkpoint, report=echo)
+        return load_trained(self.workdir, self.checkpoint, report=echo, model=own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +67,24 @@ class EvaluateCommand(TrainedFlags):
     """Test-time augmentation: also score the average prediction for several views of each image."""
     source: Annotated[str, conf.arg(name="data", metavar="PATH", help_behavior_hint="")] = ""
     """The data set, if the network was trained on your own."""
+    network: Annotated[
+        str, conf.arg(metavar="MODULE:CLASS", help_behavior_hint="(default: the recipe's)")
+    ] = ""
+    """The Flax module of yours that was trained."""
+    network_args: Annotated[
+        tuple[str, ...], conf.arg(metavar="KEY=VALUE ...", help_behavior_hint="(default: none)")
+    ] = ()
+    """Its arguments."""
     data: DataFlags = field(default_factory=DataFlags)
 
     def run(self, console: "Console") -> None:
         """Prints the score."""
+        from jaxcnn.cli.network import named_network
         from jaxcnn.train.evaluate import evaluate
 
         echo = make_echo(console)
-        network = self.load(echo)
+        own = named_network(self.network, self.network_args)
+        network = self.load(echo, own)
         dataset = _load_data(network, self.source, self.data, echo)
         for tta in (False, True) if self.tta else (False,):
             scores = evaluate(

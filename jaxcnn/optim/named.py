@@ -61,7 +61,7 @@ def find_function(flag: str, name: str, returns: str) -> Callable[..., Any]:
         raise UserError(f"{flag} takes module:function, got {name!r}")
     module_name, attribute = name.split(":")
     try:
-        found = getattr(_import(module_name), attribute, None)
+        found = getattr(import_from_here(module_name), attribute, None)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
@@ -76,7 +76,7 @@ def find_function(flag: str, name: str, returns: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _import(name: str) -> ModuleType:
+def import_from_here(name: str) -> ModuleType:
     """Imports a module as `python -m` does: the present folder comes first.
 
     For a script Python looks into the script's folder alone, which has modules of its own.

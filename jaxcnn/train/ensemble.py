@@ -19,6 +19,7 @@ from jaxcnn.data.dataset import Dataset, Split, validate_split
 from jaxcnn.devices import processes
 from jaxcnn.devices.mesh import Placement
 from jaxcnn.errors import UserError
+from jaxcnn.networks.cpu.substitution import fastest
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
 from jaxcnn.storage.shared import SharedStore, open_shared
@@ -132,7 +133,8 @@ def fit_chunks(
     split = evaluate_on or dataset.test
     split = validate_split(split, "the split to evaluate on", dataset.classes)
     batches = eval_batches(split, EVAL_BATCH_SIZE, placement)
-    member = Member(recipe, image_shape, size, placement.model(requested), tx, placement, loss)
+    placed = placement.model(fastest(requested))
+    member = Member(recipe, image_shape, size, placed, tx, placement, loss)
     program = compile_ensemble(member, dataset, batches, members, chunk)
     run: dict[str, Any] = {"chunk": program.chunk, "evaluate_once": evaluate_once}
     if checkpoints:

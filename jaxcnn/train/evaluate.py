@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
 from jaxcnn.data.augment import make_normalize
-from jaxcnn.data.dataset import Split, validate_split
+from jaxcnn.data.dataset import MAX_CLASSES, Split, validate_split
 from jaxcnn.data.views import make_views
 from jaxcnn.devices.mesh import ONE_DEVICE, Placement
-from jaxcnn.networks.cnn import CNN
+from jaxcnn.networks.cpu.substitution import fastest
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.train import setup, steps
 
@@ -23,7 +24,7 @@ def evaluate(
     variables: Any,
     split: Split,
     *,
-    model: CNN | None = None,
+    model: nn.Module | None = None,
     tta: bool = False,
 ) -> tuple[int, int, float]:
     """Evaluates a network on a whole split.
@@ -32,7 +33,7 @@ def evaluate(
         recipe: that it was trained with.
         variables: its `params`, and `batch_stats` where it has them.
         split: N images with their labels.
-        model: one of the two networks for other images or classes than its own data set's.
+        model: the network, if it is not the recipe's or for another data set than that's own.
         tta: test-time augmentation: predictions are averaged over several views of each image, see
             `jaxcnn.data.views`.
 
@@ -46,7 +47,7 @@ def evaluate(
 
 
 def make_evaluation(
-    recipe: Recipe, split: Split, *, model: CNN | None = None, tta: bool = False
+    recipe: Recipe, split: Split, *, model: nn.Module | None = None, tta: bool = False
 ) -> Callable[[Any], tuple[int, int, float]]:
     """Returns `evaluate` as a function of the variables, which compiles once for many networks.
 
@@ -60,10 +61,10 @@ def make_evaluation(
         DataError: the arrays are not those of a split.
     """
     model = model or setup.make_model(recipe)
-    split = validate_split(split, "the split", model.classes)
+    split = validate_split(split, "the split", getattr(model, "classes", MAX_CLASSES))
     normalize = make_normalize(recipe.mean, recipe.std)
     views = make_views(recipe.network) if tta else None
-    eval_step = steps.make_eval_step(model, normalize=normalize, views=views)
+    eval_step = steps.make_eval_step(fastest(model), normalize=normalize, views=views)
     eval_steps = steps.make_eval_chunk(eval_step)
     batches = eval_batches(split, EVAL_BATCH_SIZE)
 

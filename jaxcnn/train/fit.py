@@ -11,6 +11,7 @@ from jaxcnn.data.augment import Augment
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import processes
 from jaxcnn.devices.mesh import Placement
+from jaxcnn.networks.cpu.substitution import fastest, slow_in_loops
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.optim.schedules import make_schedule
 from jaxcnn.recipes.recipe import Recipe
@@ -98,7 +99,7 @@ def fit(
     check_augment(augment, image_shape)
     own_schedule = checked_schedule(schedule, tx)
     requested = checked_model(recipe, model, dataset)
-    model = placement.model(requested)
+    model = placement.model(fastest(requested))
     init_key, order_key = split_key(seed)
     own = {"own_tx": tx, "own_schedule": schedule, "own_augment": augment}
     own |= {"loss": loss, "metrics": metrics}
@@ -114,7 +115,16 @@ def fit(
         log = StepLog(metrics or {}, log_every, rates)
         monitor = RunMonitor(recipe, dataset, rates, observers, checkpoints, schedule)
         program = RunProgram(
-            recipe, dataset, model, tx, source, placement, augment=augment, loss=loss, log=log
+            recipe,
+            dataset,
+            model,
+            tx,
+            source,
+            placement,
+            augment=augment,
+            loss=loss,
+            log=log,
+            single=slow_in_loops(requested),
         )
         start = init_state(init_key, model, tx, image_shape)
         position = loop.resume(store, program, monitor, start)

@@ -1,7 +1,7 @@
 """The compiled computations of a single run: chunks of training steps, and the evaluation."""
 
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -39,6 +39,7 @@ class RunProgram:
         augment: Augment | None = None,
         loss: Loss | None = None,
         log: StepLog = NO_LOG,
+        single: bool = False,
     ) -> None:
         """Defines the computations; `compile` compiles them.
 
@@ -52,9 +53,11 @@ class RunProgram:
             augment: another augmentation than the recipe's.
             loss: a user-defined one, of training and evaluation.
             log: what else is measured in a step.
+            single: compile a program of one step, rather than of a chunk of steps.
         """
         self._feed = feed
         self._log = log
+        self._single = single
         self._placement = placement
         self._image_shape = dataset.image_shape
         self._train_step = make_recipe_step(recipe, model, tx, augment=augment, loss=loss, log=log)
@@ -86,6 +89,7 @@ class RunProgram:
             self._feed.plan.shapes,
             self._image_shape,
             self._placement,
+            steps.make_train_single if self._single else steps.make_train_chunk,
             self._log,
         )
         self._test_batches = eval_batches(self._test, EVAL_BATCH_SIZE, self._placement)
@@ -116,7 +120,11 @@ class RunProgram:
         before = (epoch - 1) * self.steps_per_epoch + first
         for chunk in self._feed.epoch(epoch, first, cuts):
             program = self._train_chunks[chunk.batches["label"].shape]
-            state, sums, *rows = program(state, chunk.batches, np.int32(chunk.count), sums)
+            empty = self._log.empty(len(chunk.batches["label"]))
+            rows = [self._placement.replicate(one) for one in empty]
+            # Either the number of each step, or once the number of steps.
+            for number in range(chunk.count) if self._single else (chunk.count,):
+                state, sums, *rows = program(state, chunk.batches, np.int32(number), sums, *rows)
             after = before + chunk.count
             logged = self._log.rows(*rows, before, after) if rows else None
             yield Piece(state, sums, chunk.count, chunk.count * chunk.batch_size, logged)
@@ -133,9 +141,10 @@ def compile_train_chunks(
     shapes: list[tuple[int, int]],
     image_shape: tuple[int, ...],
     placement: Placement,
+    make: Callable[..., jax.stages.Wrapped] = steps.make_train_chunk,
     log: StepLog = NO_LOG,
 ) -> dict[tuple[int, ...], Any]:
-    """Compiles a program of many training steps for every shape of chunk.
+    """Compiles a program of training steps for every shape of chunk.
 
     Args:
         train_step: what the programs repeat.
@@ -143,13 +152,13 @@ def compile_train_chunks(
         shapes: (K, B) of the chunks, K batches of B images.
         image_shape: (H, W, C).
         placement: of the arrays on the devices.
+        make: `jaxcnn.train.steps.make_train_chunk`, or `make_train_single` for one step.
         log: that the step was made with.
 
     Returns:
-        For each shape the compiled `train_chunk(state, batches, count, sums)`, see
-        `jaxcnn.train.steps.make_train_chunk`.
+        For each shape the compiled program of `make`.
     """
-    train_chunk = steps.make_train_chunk(train_step, placement.replicated, log)
+    train = make(train_step, placement.replicated, log)
     programs: dict[tuple[int, ...], Any] = {}
     for shape in shapes:
         sharding = placement.batches(shape[1])
@@ -158,5 +167,6 @@ def compile_train_chunks(
             "label": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding),
         }
         sums = placement.replicate(steps.zero_train_metrics(log.metrics))
-        programs[shape] = train_chunk.lower(state, batches, np.int32(0), sums).compile()
+        rows = map(placement.replicate, log.empty(shape[0]))
+        programs[shape] = train.lower(state, batches, np.int32(0), sums, *rows).compile()
     return programs

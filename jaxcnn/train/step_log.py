@@ -120,14 +120,16 @@ class StepLog:
         zeros = [jnp.zeros((), jnp.float32)] * len(trees)
         return jax.lax.cond(step % self.every == 0, norms, lambda: zeros)
 
-    def empty(self, size: int) -> jax.Array:
-        """Returns the rows of a chunk before its first step, float32[R, C].
+    def empty(self, size: int) -> list[jax.Array]:
+        """Returns the rows of a chunk before its first step, [float32[R, C]]; [] without a log.
 
         Args:
             size: number of steps that the chunk has at most.
         """
+        if not self.every:
+            return []
         # One more than is needed: steps after the last logged one write there.
-        return jnp.zeros((size // self.every + 2, len(self.columns)), jnp.float32)
+        return [jnp.zeros((size // self.every + 2, len(self.columns)), jnp.float32)]
 
     def write(self, rows: jax.Array, row: jax.Array, step: jax.Array, first: jax.Array) -> Any:
         """Returns the rows with that of a step.

@@ -182,8 +182,8 @@ def make_train_chunk(
         log: that `train_step` was made with.
 
     Returns:
-        `train_steps(state, batches, count, metrics=None) -> (state, metrics)`, jitted, with the
-        state donated; with rows in the log, a third result is these, see `StepLog.empty`. `batches`
+        `train_steps(state, batches, count, metrics=None, *rows) -> (state, metrics, *rows)`,
+        jitted, with the state donated; `rows` are those of the log, see `StepLog.empty`. `batches`
         has an axis in front, K; the first `count` (int32[], at most K) are trained on, in order,
         and their metrics are added, one after the other, to those given: so the sums of an epoch do
         not depend on how it is cut. With them comes `nonfinite_step` int32[]: the first step,
@@ -192,22 +192,68 @@ def make_train_chunk(
     """
 
     def train_steps(
-        state: TrainState, batches: Batch, count: jax.Array, metrics: Metrics | None = None
+        state: TrainState,
+        batches: Batch,
+        count: jax.Array,
+        metrics: Metrics | None = None,
+        *rows: jax.Array,
     ) -> tuple[Any, ...]:
         before = state.step
 
         def body(index: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            state, sums, *rows = carry
-            state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
-            if log.every:
-                rows = [log.write(*rows, metrics.pop("row"), state.step, before)]
-            return state, add_metrics(sums, with_nonfinite_step(metrics, state.step)), *rows
+            return _take_step(train_step, log, batches, index, before, *carry)
 
         start = zero_train_metrics(log.metrics) if metrics is None else metrics
-        rows = [log.empty(len(batches["label"]))] if log.every else []
         return jax.lax.fori_loop(0, count, body, (state, start, *rows))
 
     return jax.jit(train_steps, donate_argnums=0, out_shardings=out_sharding)
+
+
+def make_train_single(
+    train_step: TrainStep,
+    out_sharding: jax.sharding.Sharding | None = None,
+    log: StepLog = NO_LOG,
+) -> jax.stages.Wrapped:
+    """Makes a program of one training step, for networks that are slow in a loop.
+
+    Args:
+        train_step: of `make_train_step`, or any function of that form.
+        out_sharding: of the state and the metrics that it returns. Default: the compiler's choice.
+        log: that the step was made with.
+
+    Returns:
+        `train_single(state, batches, index, metrics, *rows) -> (state, metrics, *rows)`, jitted,
+        with the state donated: the step with number `index` (int32[], from 0) of
+        `make_train_chunk`'s program.
+    """
+
+    def train_single(
+        state: TrainState, batches: Batch, index: jax.Array, metrics: Metrics, *rows: jax.Array
+    ) -> tuple[Any, ...]:
+        before = state.step - index
+        return _take_step(train_step, log, batches, index, before, state, metrics, *rows)
+
+    return jax.jit(train_single, donate_argnums=0, out_shardings=out_sharding)
+
+
+def _take_step(
+    train_step: TrainStep,
+    log: StepLog,
+    batches: Batch,
+    index: jax.Array,
+    before: jax.Array,
+    state: TrainState,
+    sums: Metrics,
+    *rows: jax.Array,
+) -> tuple[Any, ...]:
+    """Trains on the batch at an index of a chunk, adds its metrics to the sums, and logs its row.
+
+    `before` is the number of steps before the chunk, int32[].
+    """
+    state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
+    if rows:
+        rows = (log.write(*rows, metrics.pop("row"), state.step, before),)
+    return state, add_metrics(sums, with_nonfinite_step(metrics, state.step)), *rows
 
 
 def with_nonfinite_step(metrics: Metrics, step: jax.Array) -> Metrics:

@@ -2,10 +2,11 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +15,9 @@ from jaxcnn.data.augment import make_normalize
 from jaxcnn.data.dataset import MAX_CLASSES, validate_images
 from jaxcnn.errors import DataError, UserError, as_path
 from jaxcnn.networks import inspect
-from jaxcnn.networks.cnn import CNN
 from jaxcnn.recipes.problems import MNIST
 from jaxcnn.recipes.recipe import Recipe, recipe_from_dict
-from jaxcnn.storage import checkpoint, document, manifest
+from jaxcnn.storage import checkpoint, document, fingerprint, manifest
 from jaxcnn.train import setup, steps
 from jaxcnn.train.result import Progress
 
@@ -31,6 +31,7 @@ class Trained:
         run: all that decides it, see `jaxcnn.train.identity.identity`.
         model: the network, `MnistCNN` or `Cifar10CNN`.
         class_names: by label.
+        image_shape: of one image, (H, W, C).
         variables: what its `apply` takes, those to evaluate at.
         checkpoint: where they come from.
         progress: of the run until then.
@@ -38,16 +39,12 @@ class Trained:
 
     recipe: Recipe
     run: dict[str, Any]
-    model: CNN
+    model: Any
     class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
     variables: Any
     checkpoint: checkpoint.Checkpoint
     progress: Progress
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Of one image, (H, W, C)."""
-        return self.model.image_shape
 
     @property
     def reads_digits(self) -> bool:
@@ -111,6 +108,7 @@ def load_trained(
     workdir: str | os.PathLike[str],
     which: str = "latest",
     report: Callable[[str], None] = lambda line: None,
+    model: nn.Module | None = None,
 ) -> Trained:
     """Takes a network from a workdir; every file is verified first.
 
@@ -119,10 +117,12 @@ def load_trained(
         which: "latest", the newest undamaged one; "best", on the test images, whose score of it is
             therefore flattering; or a number of steps.
         report: called with a line of text about checkpoints that are damaged.
+        model: the network, if it is not the recipe's.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or it is of a network given in code.
+        UserError: there is no such checkpoint, it is damaged, or it is of another network.
     """
+    restore = functools.partial(_restore, own=model)
     folder = as_path(workdir)
     folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     there = checkpoint.list_checkpoints(folder)
@@ -131,7 +131,7 @@ def load_trained(
             f"{folder} holds no checkpoint: give the workdir of a run that has saved one"
         )
     if which == "latest":
-        if found := checkpoint.newest_undamaged(folder, _restore, report):
+        if found := checkpoint.newest_undamaged(folder, restore, report):
             return found[1]
         raise UserError(f"every checkpoint in {folder} is damaged: train again in another folder")
     chosen = checkpoint.best_checkpoint(folder) if which == "best" else None
@@ -144,7 +144,7 @@ def load_trained(
             f"one of the steps {known}"
         )
     try:
-        return _restore(chosen)
+        return restore(chosen)
     except manifest.DamagedError as error:
         raise UserError(
             f"the checkpoint {chosen.folder} is damaged ({error}): take another one"
@@ -155,14 +155,21 @@ def load_trained(
 _RUN = {"seed": int} | dict.fromkeys("dataset dataset_version dataset_checksum dtype".split(), str)
 
 
-def _restore(found: checkpoint.Checkpoint) -> Trained:
-    """Returns the network of a checkpoint, every file of which is verified."""
+def _restore(found: checkpoint.Checkpoint, own: nn.Module | None = None) -> Trained:
+    """Returns the network of a checkpoint, every file of which is verified.
+
+    Args:
+        found: the checkpoint.
+        own: the network, if it is not the recipe's.
+    """
     content = found.read()  # `restore` verifies the rest
     run = content["run"]
-    if run.get("model") not in ("MnistCNN", "Cifar10CNN"):
+    if own is not None:
+        _check_same(own, run, found)
+    elif run.get("model") not in ("MnistCNN", "Cifar10CNN"):
         raise UserError(
-            f"{found.folder} was trained with a network given in code: restore it there, with "
-            "jaxcnn.storage.checkpoint"
+            f"{found.folder} was trained with a network given in code: score it with jaxcnn "
+            "evaluate --network, or restore it with jaxcnn.train.load_trained(..., model=...)"
         )
     try:
         recipe = recipe_from_dict(run)
@@ -171,12 +178,12 @@ def _restore(found: checkpoint.Checkpoint) -> Trained:
         progress = Progress.from_json(content["progress"])
     except (ValueError, TypeError) as error:
         raise manifest.DamagedError(f"{manifest.NAME} is no run's ({error})") from error
-    model = setup.make_model(recipe, len(names), shape)
+    model = own or setup.make_model(recipe, len(names), shape)
     # The network alone: the run may name an optimizer that is code from who knows where.
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     like = {"batch_stats": {}} | jax.eval_shape(model.init, jax.random.key(0), image)
     variables = found.restore({"network": like}, partial=True)["network"]
-    return Trained(recipe, run, model, names, variables, found, progress)
+    return Trained(recipe, run, model, names, shape, variables, found, progress)
 
 
 def _problem(run: dict[str, Any], recipe: Recipe) -> tuple[tuple[int, int, int], tuple[str, ...]]:
@@ -195,3 +202,18 @@ def _problem(run: dict[str, Any], recipe: Recipe) -> tuple[tuple[int, int, int],
         raise ValueError(f"image_shape is {shape}")
     height, width, channels = shape
     return (height, width, channels), tuple(names)
+
+
+def _check_same(model: nn.Module, run: Mapping[str, Any], found: checkpoint.Checkpoint) -> None:
+    """Refuses a network that is not the one that was trained.
+
+    Raises:
+        UserError: its class or fields are others.
+    """
+    here = type(model).__qualname__, fingerprint.of(model)["fields"]
+    there = run.get("model"), run.get("model_fields")
+    if here != there:
+        raise UserError(
+            f"{found.folder} was trained with the network {there[0]} with {there[1]}, not with "
+            f"{here[0]} with {here[1]}: give that one"
+        )

@@ -36,8 +36,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Convolves images with a kernel; its signature is that of `jax.lax.conv_general_dilated`.
 
-    Dilated or grouped convolutions and those of another stride than 1 go to XLA on all platforms.
-    The kernels take square windows of odd size and float32, and padding that keeps the size.
+    Dilated or grouped convolutions go to XLA on all platforms. The kernels take square windows of
+    odd size with stride 1, float32, and padding that keeps the size.
 
     Args:
         lhs: float[B, H, W, Cin], the images.
@@ -76,12 +76,14 @@ def conv_general_dilated(
         return out
 
     def by_product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return _as_matrix_product(lhs, rhs, padding, precision, preferred_element_type)
+        return _as_matrix_product(
+            lhs, rhs, window_strides, padding, precision, preferred_element_type
+        )
 
     plain = (
         dimension_numbers == _NHWC
         and feature_group_count == 1
-        and all(n == 1 for n in (*window_strides, *lhs_dilation, *rhs_dilation))
+        and all(n == 1 for n in (*lhs_dilation, *rhs_dilation))
         and not isinstance(padding, str)
     )
     if not plain:
@@ -89,6 +91,7 @@ def conv_general_dilated(
     size = rhs.shape[0]
     fits = (
         rhs.shape[1] == size
+        and all(n == 1 for n in window_strides)
         and size % 2 == 1
         and all(tuple(pair) == (size // 2, size // 2) for pair in padding)
         and lhs.dtype == rhs.dtype == jnp.float32
@@ -102,6 +105,7 @@ def conv_general_dilated(
 def _as_matrix_product(
     lhs: jax.Array,
     rhs: jax.Array,
+    strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
     precision: Any,
     preferred_element_type: Any,
@@ -109,11 +113,11 @@ def _as_matrix_product(
     """Convolves by a product of patches, float[B, H', W', KH KW Cin], and the flattened kernel."""
     kernel_height, kernel_width, _, features = rhs.shape
     padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
-    height = padded.shape[1] - kernel_height + 1
+    height = padded.shape[1] - kernel_height + 1  # before strides
     width = padded.shape[2] - kernel_width + 1
     patches = jnp.concatenate(
         [
-            padded[:, row : row + height, column : column + width, :]
+            padded[:, row : row + height : strides[0], column : column + width : strides[1], :]
             for row in range(kernel_height)
             for column in range(kernel_width)
         ],

@@ -1,0 +1,171 @@
+"""Any network as CPU computes it fast: its convolutions and poolings replaced.
+
+The network is traced to a jaxpr, JAX's list of operations, whatever library it is written with. The
+jaxpr is then evaluated with other functions for a few of the operations, see JAX's guide
+https://docs.jax.dev/en/latest/notebooks/Writing_custom_interpreters_in_Jax.html.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from jaxcnn.networks.cpu import library
+from jaxcnn.networks.cpu.convolution import conv_general_dilated
+from jaxcnn.networks.cpu.pooling import max_pool
+
+_SHORT = 64  # values of an axis that vectors do not pay for
+
+
+@dataclass(frozen=True)
+class Substituted:
+    """A network with the same parameters whose `apply` is faster on CPU, up to rounding the same.
+
+    Attributes:
+        model: the network as it is written.
+        staged: replace operations. Derivatives are then in reverse mode only.
+    """
+
+    model: nn.Module
+    staged: bool = True
+
+    def clone(self, *, staged: bool) -> Any:
+        """Returns the network with another value of `staged`."""
+        return replace(self, staged=staged)
+
+    def init(self, *args: Any, **kwargs: Any) -> Any:
+        """Initializes the variables, see `flax.linen.Module.init`."""
+        return self.model.init(*args, **kwargs)
+
+    def apply(self, variables: Any, *args: Any, rngs: Any = None, **kwargs: Any) -> Any:
+        """Computes the network, see `flax.linen.Module.apply`."""
+        if not self.staged:
+            return self.model.apply(variables, *args, rngs=rngs, **kwargs)
+
+        def call(variables: Any, args: Any, rngs: Any) -> Any:
+            return self.model.apply(variables, *args, rngs=rngs, **kwargs)
+
+        return substitute(call)(variables, args, rngs)
+
+
+def fastest(model: nn.Module) -> Any:
+    """Returns a network in the form that is fastest here.
+
+    On CPU with kernels it is `Substituted`, but for networks that have stages of their own.
+
+    Args:
+        model: the network.
+    """
+    if hasattr(model, "staged") or not library.in_use():
+        return model
+    return Substituted(model)
+
+
+def slow_in_loops(model: nn.Module) -> bool:
+    """Returns whether a network trains faster a step at a time than many steps in one program.
+
+    So do all networks on CPU, but for those that have stages of their own: what is left of XLA's
+    convolutions and poolings is slow in a loop there (https://github.com/jax-ml/jax/issues/12868).
+
+    Args:
+        model: the network.
+    """
+    return jax.default_backend() == "cpu" and not hasattr(model, "staged")
+
+
+def substitute(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function with the fast form of each operation that has one.
+
+    They are convolutions that `conv_general_dilated` knows, max pooling over 2 x 2 squares, and the
+    sums of GroupNorm.
+    Operations within loops, branches and rematerialization stay as they are.
+
+    Args:
+        function: of pytrees of arrays to a pytree of arrays.
+    """
+
+    @functools.wraps(function)
+    def substituted(*args: Any) -> Any:
+        closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
+        values = _evaluate(closed, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(out), values)
+
+    return substituted
+
+
+def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
+    """Evaluates a jaxpr with the fast form of each operation that has one."""
+    jaxpr = closed.jaxpr
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        inputs = [read(atom) for atom in equation.invars]
+        name, params = equation.primitive.name, equation.params
+        if name in ("jit", "pjit"):
+            outputs = _evaluate(params["jaxpr"], inputs)
+        elif (fast := _FAST.get(name)) and (output := fast(params, *inputs)) is not None:
+            outputs = [output]
+        else:
+            outputs = _evaluate_one(jaxpr, equation, read)
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _evaluate_one(jaxpr: Any, equation: Any, read: Callable[[Any], Any]) -> list[Any]:
+    """Evaluates one operation as it is, as a jaxpr of its own."""
+    inputs = list(dict.fromkeys(v for v in equation.invars if not isinstance(v, core.Literal)))
+    alone = jaxpr.replace(
+        constvars=[], invars=inputs, outvars=list(equation.outvars), eqns=[equation]
+    )
+    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*map(read, inputs))
+
+
+def _convolution(params: Any, images: Any, kernel: Any) -> Any:
+    """Returns the convolution, or None where there is no faster one."""
+    if params["batch_group_count"] != 1:
+        return None
+    names = (
+        "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers",
+        "feature_group_count", "precision", "preferred_element_type",
+    )  # fmt: skip
+    return conv_general_dilated(images, kernel, *(params[name] for name in names))
+
+
+def _max_pool(params: Any, images: Any) -> Any:
+    """Returns the pooled images, or None where these are no squares of 2 x 2 pixels."""
+    square = (1, 2, 2, 1)
+    fits = (
+        params["window_dimensions"] == params["window_strides"] == square
+        and all(tuple(pair) == (0, 0) for pair in params["padding"])
+        and all(n == 1 for n in (*params["base_dilation"], *params["window_dilation"]))
+        and images.shape[1] % 2 == images.shape[2] % 2 == 0
+    )
+    return max_pool(images) if fits else None
+
+
+def _sum(params: Any, values: Any) -> Any:
+    """Returns the sum, or None where it is not over the last axis, a short one, and others.
+
+    That is GroupNorm's of the channels of a group: XLA does not use vectors for it and takes about
+    fifteen times as long as for the sum over the other axes, which comes first here.
+    """
+    axes, last = params["axes"], values.ndim - 1
+    short = values.dtype == jnp.float32 and last in axes and values.shape[last] <= _SHORT
+    if not short or len(axes) == 1:
+        return None
+    return values.sum(tuple(axis for axis in axes if axis != last)).sum(-1)
+
+
+_FAST: dict[str, Callable[..., Any]] = {
+    "conv_general_dilated": _convolution,
+    "reduce_window_max": _max_pool,
+    "reduce_sum": _sum,
+}
