@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import tyro
 from tyro import conf
 
-from jaxcnn.cli.console import Echo, describe_score, ending_on_errors, make_echo
-from jaxcnn.cli.flags import DataFlags, SourceName
+from jaxcnn.cli.console import describe_score, ending_on_errors, make_echo
+from jaxcnn.cli.flags import DataFlags
+from jaxcnn.cli.landscape import LandscapeCommand
+from jaxcnn.cli.trained import TrainedFlags, load_data_of
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, as_path, writing
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jaxcnn.data.dataset import Dataset
     from jaxcnn.deploy.own_images import PreparedImage
-    from jaxcnn.train.trained import Trained
 
 
 class Command(Protocol):
@@ -31,26 +31,6 @@ class Command(Protocol):
     def run(self, console: "Console") -> None:
         """Does the work; results are printed on the console."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedFlags:
-    """Which trained network a command takes."""
-
-    workdir: Annotated[str, conf.Positional, conf.arg(metavar="WORKDIR")]
-    """Of the run that trained the network."""
-    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
-    """Which one to take. The best one is chosen by the test images, so its score is biased."""
-
-    def load(self, echo: Echo) -> "Trained":
-        """Loads the network; `echo` prints which checkpoints are damaged.
-
-        Raises:
-            UserError: there is no such checkpoint, or it is damaged.
-        """
-        from jaxcnn.train.trained import load_trained
-
-        return load_trained(self.workdir, self.checkpoint, report=echo)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +47,7 @@ class EvaluateCommand(TrainedFlags):
 
         echo = make_echo(console)
         network = self.load(echo)
-        dataset = _load_data(network, self.data, echo)
+        dataset = load_data_of(network, self.data, echo)
         for tta in (False, True) if self.tta else (False,):
             scores = evaluate(network.recipe, network.variables, dataset.test, tta=tta)
             correct, total, loss = scores
@@ -93,7 +73,7 @@ class ReportCommand(TrainedFlags):
 
         echo = make_echo(console)
         network = self.load(echo)
-        dataset = _load_data(network, self.data, echo)
+        dataset = load_data_of(network, self.data, echo)
         result = records.read_result(as_path(self.workdir))
         folder = as_path(self.out or self.workdir)
         echo(f"report: {write_report(network, dataset, folder, result)}")
@@ -218,6 +198,7 @@ class DoctorCommand:
 _COMMANDS: dict[str, Callable[..., Command]] = {
     "evaluate": EvaluateCommand,
     "report": ReportCommand,
+    "landscape": LandscapeCommand,
     "predict": PredictCommand,
     "export": ExportCommand,
     "demo": DemoCommand,
@@ -253,19 +234,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         from rich.console import Console
 
         command.run(Console(highlight=False))
-
-
-def _load_data(network: "Trained", flags: DataFlags, echo: Echo) -> "Dataset":
-    """Loads the data set that a network was trained on, and warns if the data differs."""
-    from jaxcnn.train.identity import checksum
-
-    name = str(network.run["dataset"])
-    source: SourceName = "synthetic" if name.startswith("synthetic-") else "real"
-    dataset = flags.load(network.recipe.network, source, echo)
-    echo(f"checkpoint: {network.checkpoint.folder}")
-    if checksum(dataset.train, dataset.test) != network.run["dataset_checksum"]:
-        echo(f"the data is not that on which the network was trained ({name})", "bold red")
-    return dataset
 
 
 def _show(prepared: "PreparedImage", console: "Console") -> None:
