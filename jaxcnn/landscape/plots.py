@@ -3,10 +3,12 @@
 import numpy as np
 
 from jaxcnn.landscape.survey import Survey
-from jaxcnn.report.drawing import Figure, MaxNLocator, style_axes, subplots
+from jaxcnn.report.drawing import Figure, FixedLocator, MaxNLocator, style_axes, subplots
 
 # Blue and vermilion of Okabe and Ito's palette, as in reports.
 _BLUE, _RED = "#0072B2", "#D55E00"
+# Where positions have ticks.
+_HALVES = np.arange(-1.5, 2, 0.5)
 
 
 def plot_survey(surveyed: Survey) -> dict[str, Figure]:
@@ -31,6 +33,10 @@ def plot_slices(surveyed: Survey) -> Figure:
     """Plots the loss along the update and along the random directions."""
     figure, axes = subplots(1, 2, figsize=(9, 3.6))
     axes[0].plot(surveyed.update_positions, surveyed.update_losses, color=_RED)
+    if surveyed.before_step is not None:
+        loss = float(np.interp(-1, surveyed.update_positions, surveyed.update_losses))
+        label = f"step {surveyed.before_step:,}: {loss:.3g} nats"
+        axes[0].plot(-1, loss, "o", ms=5, color="white", mec="black", label=label)
     axes[0].set_title(f"Along {surveyed.direction}", fontsize=10)
     axes[0].set_xlabel("position, in lengths of the step")
     for losses in surveyed.random_losses:
@@ -41,7 +47,7 @@ def plot_slices(surveyed: Survey) -> Figure:
     for axis in axes:
         axis.plot(0, surveyed.points[-1].loss, "o", ms=5, color="black", label=_place(surveyed))
         axis.set_ylabel("loss, nats")
-        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_locator(FixedLocator(_HALVES))
         style_axes(axis, grid="both")
         axis.legend(frameon=False, loc="upper center", fontsize=9)
     return figure
@@ -69,8 +75,8 @@ def plot_plane(surveyed: Survey) -> Figure:
     axis.clabel(lines, fmt=lambda value: f"{np.exp(value):.2g}", fontsize=8)
     axis.plot(0, 0, "o", ms=5, color="white", mec="black")
     axis.set_title(f"Loss, nats, around {_place(surveyed)}", fontsize=10)
-    axis.xaxis.set_major_locator(MaxNLocator(5))
-    axis.yaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_locator(FixedLocator(_HALVES))
+    axis.yaxis.set_major_locator(FixedLocator(_HALVES))
     axis.set(
         xlabel="first random direction, in norms of each filter",
         ylabel="second random direction",
@@ -95,7 +101,9 @@ def plot_steps(surveyed: Survey) -> Figure:
     axes[0].legend(frameon=False, fontsize=9)
     scales = [np.nan if p.noise_scale is None else p.noise_scale for p in surveyed.points]
     axes[1].plot(steps, scales, "o-", ms=3, color=_BLUE)
-    axes[1].set(ylabel="simple noise scale, images", title="Gradient noise scale")
+    axes[1].set(
+        ylabel="simple noise scale, images", title="Gradient noise scale (gaps: not resolved)"
+    )
     axes[1].set_ylim(bottom=0)
     for axis in axes:
         axis.set_xlabel("optimizer steps")

@@ -64,6 +64,7 @@ class Survey:
         images: number of training images.
         points: by step.
         slice_step: the step of the checkpoint that the slices go through, the last of the points.
+        before_step: the step of the checkpoint before, if the first slice follows the update since.
         direction: what the first slice follows, in words.
         update_positions: of the first slice; 0 is the checkpoint.
         update_losses: along the first slice.
@@ -76,6 +77,7 @@ class Survey:
     images: int
     points: list[Point]
     slice_step: int
+    before_step: int | None
     direction: str
     update_positions: list[float]
     update_losses: list[float]
@@ -149,6 +151,7 @@ def make_survey(
         images=images,
         points=points,
         slice_step=points[-1].step,
+        before_step=before.checkpoint.step if before is not None else None,
         direction=direction,
         update_positions=_UPDATE_POSITIONS.tolist(),
         update_losses=losses_along(loss, params, update, _UPDATE_POSITIONS, batches).tolist(),

@@ -18,7 +18,9 @@ def test_along_a_line() -> None:
     losses = losses_along(_loss, params, direction, POSITIONS, BATCHES)
     for position, loss in zip(POSITIONS, losses, strict=True):
         moved = np.asarray(params + position * direction)
-        np.testing.assert_allclose(loss, np.mean(np.sum((moved - BATCHES) ** 2, -1)), rtol=1e-6)
+        np.testing.assert_allclose(
+            loss, np.mean(np.sum((moved - np.asarray(BATCHES)) ** 2, -1)), rtol=1e-6
+        )
     np.testing.assert_allclose(losses[1], mean_over(_loss, params, BATCHES), rtol=1e-6)
 
 
@@ -33,7 +35,8 @@ def test_on_a_plane() -> None:
 
 
 def test_random_filters_have_the_norms_of_the_parameters() -> None:
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 4)) * jnp.arange(4.0)
+    scales = jnp.arange(4.0).reshape(1, 1, 1, 4)  # a filter of zeros is not moved
+    kernel = scales * jax.random.normal(jax.random.key(1), (3, 3, 2, 4))
     params = {"conv": {"kernel": kernel, "bias": jnp.ones(4)}}
     drawn = random_direction(jax.random.key(0), params)
     norms = jnp.sqrt(jnp.sum(drawn["conv"]["kernel"] ** 2, (0, 1, 2)))
