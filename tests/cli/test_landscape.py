@@ -19,7 +19,9 @@ def test_landscape(
 ) -> None:
     monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **_: tiny_mnist)
     monkeypatch.setattr(survey, "extreme_eigenvalues", lambda *_: (-1.0, np.array([3.0, 2.0])))
-    monkeypatch.setattr(survey, "_PLANE_POSITIONS", np.array([-1, 0, 1], np.float32))
+    for name in ("_UPDATE_POSITIONS", "_RANDOM_POSITIONS", "_PLANE_POSITIONS"):
+        monkeypatch.setattr(survey, name, np.array([-1, 0, 1], np.float32))
+    monkeypatch.setattr(survey, "_RANDOM_DIRECTIONS", 2)
     workdir = saved.save(tmp_path / "run", tiny_mnist, saves=saved.EPOCHS)
     argv = ["landscape", str(workdir), "--images", "200", "--eigenvalues", "2"]
     tools.main([*argv, "--checkpoint", "14", "--out", str(tmp_path / "out")])

@@ -13,7 +13,8 @@ from tests import saved
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     """No eigenvalues, which test_curvature sees, and few positions."""
     monkeypatch.setattr(survey, "extreme_eigenvalues", lambda *_: (-1.0, np.array([3.0, 2.0])))
-    monkeypatch.setattr(survey, "_PLANE_POSITIONS", np.array([-1, 0, 1], np.float32))
+    for name in ("_UPDATE_POSITIONS", "_RANDOM_POSITIONS", "_PLANE_POSITIONS"):
+        monkeypatch.setattr(survey, name, np.array([-1, 0, 1], np.float32))
     monkeypatch.setattr(survey, "_RANDOM_DIRECTIONS", 2)
 
 
