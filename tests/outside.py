@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parent.parent
 HANG = 300
 TRAIN = ("experiments/mnist.py", "experiments/cifar10.py")
 STUDY = ("experiments/optimizers.py",)
-TOOLS = ("evaluate", "report", "predict", "export", "demo")
+TOOLS = ("evaluate", "report", "landscape", "predict", "export", "demo")
 
 # Flags whose values are paths, and the others. No case trains: each has a mistake or --help.
 PATHS = {
@@ -36,6 +36,7 @@ PATHS = {
     **dict.fromkeys(STUDY, ("--workdir", "--data-dir", "--archive-dir", "--join")),
     "evaluate": ("", "--data-dir", "--archive-dir"),
     "report": ("", "--out", "--data-dir", "--archive-dir"),
+    "landscape": ("", "--out", "--data-dir", "--archive-dir"),
     "predict": ("", "--prepared", "image"),
     "export": ("", "--out"),
     "demo": ("",),
@@ -60,6 +61,7 @@ VALUES = {
     ),
     "evaluate": ("--checkpoint",),
     "report": ("--checkpoint",),
+    "landscape": ("--checkpoint", "--images", "--eigenvalues"),
     "predict": ("--checkpoint",),
     "export": ("--checkpoint", "--format"),
     "demo": ("--checkpoint", "--host", "--port"),

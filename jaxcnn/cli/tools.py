@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import tyro
 from tyro import conf
 
-from jaxcnn.cli.console import Echo, describe_score, ending_on_errors, make_echo
+from jaxcnn.cli.console import describe_score, ending_on_errors, make_echo
 from jaxcnn.cli.flags import DataFlags
+from jaxcnn.cli.landscape import LandscapeCommand
+from jaxcnn.cli.trained import TrainedFlags, TrainedOnFlags
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, as_path, writing
-from jaxcnn.recipes.named import RECIPES
 
 if TYPE_CHECKING:
-    import flax.linen as nn
     from rich.console import Console
 
-    from jaxcnn.data.dataset import Dataset
     from jaxcnn.deploy.own_images import PreparedImage
-    from jaxcnn.train.trained import Trained
 
 
 class Command(Protocol):
@@ -36,37 +34,11 @@ class Command(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedFlags:
-    """Which trained network a command takes."""
-
-    workdir: Annotated[str, conf.Positional, conf.arg(metavar="WORKDIR")]
-    """Of the run that trained the network."""
-    checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP")] = "latest"
-    """Which one to take. The best one is chosen by the test images, so its score is biased."""
-
-    def load(self, echo: Echo, own: "nn.Module | None" = None) -> "Trained":
-        """Loads the network; `echo` prints which checkpoints are damaged.
-
-        Args:
-            echo: prints a line.
-            own: the network, if it is not the recipe's.
-
-        Raises:
-            UserError: there is no such checkpoint, or it is damaged.
-        """
-        from jaxcnn.train.trained import load_trained
-
-        return load_trained(self.workdir, self.checkpoint, report=echo, model=own)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateCommand(TrainedFlags):
+class EvaluateCommand(TrainedOnFlags):
     """Scores a trained network on the whole test set."""
 
     tta: bool = False
     """Test-time augmentation: also score the average prediction for several views of each image."""
-    source: Annotated[str, conf.arg(name="data", metavar="PATH", help_behavior_hint="")] = ""
-    """The data set, if the network was trained on your own."""
     network: Annotated[
         str, conf.arg(metavar="MODULE:CLASS", help_behavior_hint="(default: the recipe's)")
     ] = ""
@@ -75,7 +47,6 @@ class EvaluateCommand(TrainedFlags):
         tuple[str, ...], conf.arg(metavar="KEY=VALUE ...", help_behavior_hint="(default: none)")
     ] = ()
     """Its arguments."""
-    data: DataFlags = field(default_factory=DataFlags)
 
     def run(self, console: "Console") -> None:
         """Prints the score."""
@@ -85,7 +56,7 @@ class EvaluateCommand(TrainedFlags):
         echo = make_echo(console)
         own = named_network(self.network, self.network_args)
         network = self.load(echo, own)
-        dataset = _load_data(network, self.source, self.data, echo)
+        dataset = self.load_data(network, echo)
         for tta in (False, True) if self.tta else (False,):
             scores = evaluate(
                 network.recipe, network.variables, dataset.test, model=network.model, tta=tta
@@ -97,16 +68,13 @@ class EvaluateCommand(TrainedFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportCommand(TrainedFlags):
+class ReportCommand(TrainedOnFlags):
     """Draws the figures of a run anew, and the page that shows them."""
 
     out: Annotated[
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: the run's workdir)")
     ] = ""
     """Where the page and its figures go."""
-    source: Annotated[str, conf.arg(name="data", metavar="PATH", help_behavior_hint="")] = ""
-    """The data set, if the network was trained on your own."""
-    data: DataFlags = field(default_factory=DataFlags)
 
     def run(self, console: "Console") -> None:
         """Writes the page and prints its path."""
@@ -115,7 +83,7 @@ class ReportCommand(TrainedFlags):
 
         echo = make_echo(console)
         network = self.load(echo)
-        dataset = _load_data(network, self.source, self.data, echo)
+        dataset = self.load_data(network, echo)
         result = records.read_result(as_path(self.workdir))
         folder = as_path(self.out or self.workdir)
         echo(f"report: {write_report(network, dataset, folder, result)}")
@@ -240,6 +208,7 @@ class DoctorCommand:
 _COMMANDS: dict[str, Callable[..., Command]] = {
     "evaluate": EvaluateCommand,
     "report": ReportCommand,
+    "landscape": LandscapeCommand,
     "predict": PredictCommand,
     "export": ExportCommand,
     "demo": DemoCommand,
@@ -275,31 +244,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         from rich.console import Console
 
         command.run(Console(highlight=False))
-
-
-def _load_data(network: "Trained", source: str, flags: DataFlags, echo: Echo) -> "Dataset":
-    """Loads the data set that a network was trained on, and warns if the data differs.
-
-    Args:
-        network: as trained.
-        source: the path of a user's own data set, "" for that of the run.
-        flags: of the data.
-        echo: prints a line.
-
-    Raises:
-        UserError: the data is not available.
-    """
-    from jaxcnn.train.identity import checksum
-
-    name = str(network.run["dataset"])
-    if name.removeprefix("synthetic-") not in RECIPES and not source:
-        raise UserError(f"the network was trained on {name}: give its path by --data")
-    source = source or ("synthetic" if name.startswith("synthetic-") else "real")
-    dataset = flags.load(network.recipe.network, source, echo)
-    echo(f"checkpoint: {network.checkpoint.folder}")
-    if checksum(dataset.train, dataset.test) != network.run["dataset_checksum"]:
-        echo(f"the data is not that on which the network was trained ({name})", "bold red")
-    return dataset
 
 
 def _show(prepared: "PreparedImage", console: "Console") -> None:

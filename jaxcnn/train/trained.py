@@ -151,6 +151,34 @@ def load_trained(
         ) from None
 
 
+def load_all_trained(
+    workdir: str | os.PathLike[str], report: Callable[[str], None] = lambda line: None
+) -> list[Trained]:
+    """Takes the network of every undamaged checkpoint in a workdir, the oldest first.
+
+    Args:
+        workdir: as for `load_trained`.
+        report: called with a line of text about each damaged checkpoint.
+
+    Raises:
+        UserError: there is no such checkpoint, or one is of a network given in code.
+    """
+    folder = as_path(workdir)
+    folder = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    networks = []
+    for found in checkpoint.list_checkpoints(folder):
+        try:
+            networks.append(_restore(found))
+        except manifest.DamagedError as error:
+            report(f"the checkpoint {found.folder} is damaged and not used: {error}")
+    if not networks:
+        raise UserError(
+            f"{folder} holds no checkpoint that is undamaged: give the workdir of a run that has "
+            "saved one"
+        )
+    return networks
+
+
 # Of a run's identity, beside the recipe.
 _RUN = {"seed": int} | dict.fromkeys("dataset dataset_version dataset_checksum dtype".split(), str)
 

@@ -243,7 +243,7 @@ def test_demo(
 
 
 MALFORMED: list[tuple[list[str], str]] = [
-    ([], "{evaluate, report, predict, export, demo, doctor}"),
+    ([], "{evaluate, report, landscape, predict, export, demo, doctor}"),
     (["score"], "score"),
     (["evaluate"], "WORKDIR"),
     (["evaluate", "x", "y"], "Unrecognized options: y"),
@@ -269,6 +269,9 @@ def test_a_malformed_command_line_gets_tyro_s_message(
 MISTAKES: list[tuple[list[str], str]] = [
     (["evaluate", "/nowhere"], "holds no checkpoint"),
     (["report", "/nowhere"], "holds no checkpoint"),
+    (["landscape", "/nowhere"], "holds no checkpoint"),
+    (["landscape", "/nowhere", "--checkpoint", "all"], "holds no checkpoint"),
+    (["landscape", "/nowhere", "--eigenvalues", "0"], "--eigenvalues takes a whole number"),
     (["predict", "/nowhere"], "at least one image"),
     (["predict", "/nowhere", "x.png"], "holds no checkpoint"),
     (["demo", "/nowhere"], "holds no checkpoint"),
@@ -381,6 +384,7 @@ IMPOSSIBLE = ["~nosuchuser/x", "n" * 300, "file/below", "loop/x", "a\0b", "/proc
         "evaluate RUN --data-dir PATH",
         "report PATH",
         "report RUN --out PATH",
+        "landscape RUN --out PATH",
         "predict PATH picture.png",
         "predict RUN PATH",
         "predict RUN picture.png --prepared PATH",

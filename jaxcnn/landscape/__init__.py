@@ -1,0 +1,6 @@
+"""The loss around a trained network: curvature, gradient noise, slices, and their figures."""
+
+import lazy_loader
+
+# The names are in __init__.pyi; each is imported when first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
