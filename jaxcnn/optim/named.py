@@ -73,7 +73,7 @@ def find_function(flag: str, name: str, returns: str) -> Callable[..., Any]:
             f"{flag} {name}: {module_name} has no function {attribute}; give one that returns "
             f"{returns}"
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def import_from_here(name: str) -> ModuleType:

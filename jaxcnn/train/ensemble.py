@@ -108,14 +108,12 @@ def fit_chunks(
         loss: another loss, see `jaxcnn.train.fit.fit`.
         keep_states: whether to return the states at the end.
         report: called with the number of images trained on, of all members together.
-        checkpoints: where to save the chunks, each in a folder of its own, and to resume them from.
-            Default: nowhere.
+        checkpoints: where to save and resume the chunks, each in its own folder. Default: nowhere.
         interrupted: polled after every piece of an epoch: whether to save and stop.
 
     Raises:
-        UserError: the sizes do not fit, a chunk does not fit the memory, the optimizer cannot be
-            used so, the checkpoints are those of other runs, or several processes are to save or
-            return states.
+        UserError: the sizes or the memory do not suffice, the optimizer or the loss cannot be used,
+            the checkpoints are those of other runs, or several processes are to save states.
         WriteError: a checkpoint cannot be written.
         StoppedError, KeyboardInterrupt: as `jaxcnn.train.fit.fit` raises them.
     """

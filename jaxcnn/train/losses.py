@@ -1,6 +1,7 @@
 """The loss of an image: cross entropy, or a user-defined function."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,15 +41,16 @@ def image_losses(loss: Loss | None, logits: jax.Array, labels: jax.Array) -> jax
     """
     if loss is None:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    losses = loss(logits, labels)
-    shape, dtype = getattr(losses, "shape", None), getattr(losses, "dtype", None)
+    losses: Any = loss(logits, labels)
+    shape: Any = getattr(losses, "shape", None)
+    dtype: Any = getattr(losses, "dtype", None)
     if shape != labels.shape or not jnp.issubdtype(dtype, jnp.floating):
         found = type(losses).__name__ if shape is None else f"{dtype}{list(shape)}"
         raise UserError(
             f"the loss returns {found} for {len(labels)} images: let it return the loss of each, "
             f"float32[{len(labels)}]; the step takes their mean"
         )
-    return losses
+    return jnp.asarray(losses)
 
 
 def batch_loss(

@@ -126,7 +126,7 @@ class RunProgram:
             for number in range(chunk.count) if self._single else (chunk.count,):
                 state, sums, *rows = program(state, chunk.batches, np.int32(number), sums, *rows)
             after = before + chunk.count
-            logged = self._log.rows(*rows, before, after) if rows else None
+            logged = self._log.rows(rows[0], before, after) if rows else None
             yield Piece(state, sums, chunk.count, chunk.count * chunk.batch_size, logged)
             before = after
 

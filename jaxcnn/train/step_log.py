@@ -43,8 +43,8 @@ Metric = Callable[[StepValues], jax.Array]
 
 # What a row has beside the user-defined metrics, in this order.
 COLUMNS = ("loss", "learning_rate", "grad_norm", "update_norm", "param_norm")
-_TAKEN = (*COLUMNS, "epoch", "step", "seconds", "images_per_second", "metrics", "train_loss")
-_TAKEN += ("train_accuracy", "test_loss", "test_accuracy")
+_TAKEN = {*COLUMNS, *"epoch step seconds images_per_second metrics".split()}
+_TAKEN |= set("train_loss train_accuracy test_loss test_accuracy".split())
 
 
 @dataclass(frozen=True)
