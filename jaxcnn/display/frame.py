@@ -1,6 +1,6 @@
 """Records as a data frame of pandas, which is an optional dependency."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jaxcnn.errors import UserError
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def make_frame(columns: Mapping[str, Sequence[Any]]) -> "DataFrame":
+def make_frame(columns: Mapping[str, Any]) -> "DataFrame":
     """Returns a data frame.
 
     Args:
-        columns: by name, all of one length.
+        columns: lists or arrays by name, all of one length.
 
     Raises:
         UserError: pandas is not installed.

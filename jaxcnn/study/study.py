@@ -38,6 +38,7 @@ from jaxcnn.study.specification import (
 )
 from jaxcnn.train import ensemble
 from jaxcnn.train.identity import code_digest
+from jaxcnn.train.many_result import ManyResult
 from jaxcnn.train.members import Members
 
 
@@ -190,7 +191,7 @@ def _train_missing(
 
 
 def _make_runs(
-    result: ensemble.ManyResult,
+    result: ManyResult,
     phase: Phase,
     optimizer: str,
     pairs: list[tuple[float, int]],

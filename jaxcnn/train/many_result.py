@@ -69,8 +69,8 @@ class ManyResult:
         accuracy = self.correct / self.total
         groups: dict[tuple[str, ...], list[int]] = {}
         for member in range(len(self.members)):
-            values = (f"{self.members.hyperparameters[name][member]:.3g}" for name in names)
-            groups.setdefault(tuple(values), []).append(member)
+            group = (f"{self.members.hyperparameters[name][member]:.3g}" for name in names)
+            groups.setdefault(tuple(group), []).append(member)
         rows = []
         for values, members in list(groups.items())[:_MOST_ROWS]:
             diverged = int((self.diverged_at[members] > 0).sum())
