@@ -151,8 +151,7 @@ def fit_chunks(
     requested = checked_model(recipe, model, image_shape)
     split = validate_split(evaluate_on or dataset.test, "the split to evaluate on")
     batches = eval_batches(split, EVAL_BATCH_SIZE, placement)
-    placed = placement.model(fastest(requested))
-    member = Member(recipe, image_shape, size, placed, tx, placement)
+    member = Member(recipe, image_shape, size, placement.model(fastest(requested)), tx, placement)
     program = compile_ensemble(member, dataset, batches, members, chunk)
     run: dict[str, Any] = {"chunk": program.chunk, "evaluate_once": evaluate_once}
     if checkpoints:
