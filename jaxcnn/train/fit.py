@@ -102,12 +102,8 @@ def fit(
     requested = checked_model(recipe, model, dataset)
     model = placement.model(fastest(requested))
     init_key, order_key = split_key(seed)
-<<<<<<< ours
-    own = {"own_tx": tx, "own_schedule": schedule, "own_augment": augment}
+    own: dict[str, Any] = {"own_tx": tx, "own_schedule": schedule, "own_augment": augment}
     own |= {"loss": loss, "metrics": metrics}
-=======
-    own: dict[str, Any] = {"own_tx": tx, "loss": loss, "metrics": metrics}
->>>>>>> theirs
     run = functools.partial(identity, recipe, dataset, model=requested, seeds=seed, **own)
     # Opened first, so that a second process on the same folder fails at once.
     with open_shared(checkpoints, run) as store:

@@ -201,15 +201,7 @@ def make_train_chunk(
         before = state.step
 
         def body(index: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-<<<<<<< ours
             return _take_step(train_step, log, batches, index, before, *carry)
-=======
-            state, sums, *rows = carry
-            state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
-            if log.every:
-                rows = [log.write(rows[0], metrics.pop("row"), state.step, before)]
-            return state, add_metrics(sums, with_nonfinite_step(metrics, state.step)), *rows
->>>>>>> theirs
 
         start = zero_train_metrics(log.metrics) if metrics is None else metrics
         return jax.lax.fori_loop(0, count, body, (state, start, *rows))
