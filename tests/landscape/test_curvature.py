@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from jaxcnn.errors import UserError
 from jaxcnn.landscape.curvature import extreme_eigenvalues, hessian_product
 from jaxcnn.landscape.loss import mean_over
 
@@ -32,6 +33,20 @@ def test_a_quadratic_has_its_eigenvalues() -> None:
     smallest, largest = extreme_eigenvalues(_quadratic, params, batches, 3)
     assert smallest == pytest.approx(-3, rel=1e-3)
     np.testing.assert_allclose(largest, [11, 7, 5], rtol=1e-3)
+
+
+def test_a_convex_loss_has_a_smallest_eigenvalue_of_zero() -> None:
+    """Of rank two, so no tolerance relative to the smallest eigenvalue could be reached."""
+    data = jax.random.normal(jax.random.key(0), (1, 2, 40))
+    loss = lambda params, batch: jnp.sum((batch @ params) ** 2)  # noqa: E731
+    smallest, largest = extreme_eigenvalues(loss, jnp.ones(40), data, 1)
+    assert abs(smallest) < 2e-3 * largest[0]
+
+
+def test_a_loss_that_is_not_finite() -> None:
+    loss = lambda params, batch: jnp.sum(params**2) * batch  # noqa: E731
+    with pytest.raises(UserError, match="do not converge"):
+        extreme_eigenvalues(loss, jnp.ones(40), jnp.array([jnp.nan]), 1)
 
 
 def test_the_product_is_that_of_the_mean() -> None:
