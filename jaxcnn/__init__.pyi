@@ -10,7 +10,7 @@ from .train.ensemble import fit_many as fit_many
 from .train.many_result import ManyResult as ManyResult
 from .train.members import grid as grid
 from .train.fit import fit as fit
-from .train.result import Result as Result
+from .train.result import Observer as Observer, Result as Result
 from .train.state import TrainState as TrainState, init_state as init_state
 from .train.step_log import StepValues as StepValues
 from .train.steps import make_eval_step as make_eval_step, make_train_step as make_train_step

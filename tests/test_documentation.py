@@ -156,7 +156,7 @@ def test_the_code_of_a_page_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("position", "name"), enumerate(["pandas", "wandb"]))
+@pytest.mark.parametrize(("position", "name"), [(0, "pandas"), (1, "wandb")])
 @pytest.mark.filterwarnings("default")  # of the package
 def test_the_code_for_an_optional_package_runs(
     position: int, name: str, folder: Path, tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 
 from jaxcnn.display import html
-from jaxcnn.train.result import EpochRecord, make_curves
+from jaxcnn.train.result import EpochRecord, Observer, make_curves
 from jaxcnn.train.steps import Metrics
 
 _SECONDS = 0.5  # between two updates of the page
 
 
-class NotebookProgress:
+class NotebookProgress(Observer):
     """An observer of `fit`: a bar, the latest metrics and the learning curves, in the cell.
 
     It needs neither widgets nor an event loop, so `fit` may run in a thread.
@@ -24,13 +24,16 @@ class NotebookProgress:
         self._history: list[EpochRecord] = []
         self._text = ""
 
-    def start(self, *, epochs: int, images: int, history: Sequence[EpochRecord] = ()) -> None:
+    def start(
+        self, *, epochs: int, images: int, history: Sequence[EpochRecord] = (), step: int = 0
+    ) -> None:
         """Shows the bar.
 
         Args:
             epochs: of the whole run.
             images: per epoch.
             history: epochs that a resumed run has behind it.
+            step: number of optimizer steps that it has behind it.
         """
         from IPython.display import display
 

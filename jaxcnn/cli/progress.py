@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -83,7 +83,7 @@ def progress_bar() -> Observer:
     return TrainProgress(Console(highlight=False))
 
 
-class TrainProgress:
+class TrainProgress(Observer):
     """An observer of `fit`: a line per epoch, on a terminal also a bar with current metrics."""
 
     def __init__(self, console: Console) -> None:
@@ -131,9 +131,6 @@ class TrainProgress:
         """
         self._show_pending()
         self._pending = images, metrics
-
-    def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Does nothing: the rows are in files, see `jaxcnn.train.records`."""
 
     def epoch(self, record: EpochRecord) -> None:
         """Prints the epoch's metrics."""

@@ -8,7 +8,7 @@ from jaxcnn.landscape.survey import Survey
 # Blue and vermilion of Okabe and Ito's palette, as in reports.
 _BLUE, _RED = "#0072B2", "#D55E00"
 # Where positions have ticks.
-_HALVES = np.arange(-1.5, 2, 0.5)
+_HALVES = np.arange(-1.5, 2, 0.5).tolist()
 
 
 def plot_survey(surveyed: Survey) -> dict[str, Figure]:

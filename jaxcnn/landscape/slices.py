@@ -77,9 +77,8 @@ def random_direction(key: jax.Array, params: Any) -> Any:
     """
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    return structure.unflatten(
-        [_random_kernel(key, leaf) for key, leaf in zip(keys, leaves, strict=True)]
-    )
+    drawn = [_random_kernel(key, leaf) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
 
 
 def _random_kernel(key: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -219,7 +219,8 @@ def _find_direction(
     gradient = jax.jit(lambda params, batches: mean_over(jax.grad(loss), params, batches))(
         params, batches
     )
-    length = _GRADIENT_LENGTH * _norm(params) / max(_norm(gradient), np.finfo(np.float32).tiny)
+    smallest = float(np.finfo(np.float32).tiny)
+    length = _GRADIENT_LENGTH * _norm(params) / max(_norm(gradient), smallest)
     words = f"the negative gradient, {_GRADIENT_LENGTH:.0%} of the parameters' norm"
     return words, jax.tree.map(lambda leaf: -length * leaf, gradient)
 

@@ -15,8 +15,7 @@ from jaxcnn.errors import WORKDIR_REMEDY, UserError, as_path, writing
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import atomic, document, fingerprint
 from jaxcnn.storage.checkpoint import Resume
-from jaxcnn.train.result import EpochRecord, Result, versions
-from jaxcnn.train.steps import Metrics
+from jaxcnn.train.result import EpochRecord, Observer, Result, versions
 
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
@@ -54,7 +53,7 @@ def check_workdir(folder: Path, resume: Resume = "auto") -> None:
         )
 
 
-class Records:
+class Records(Observer):
     """Writes records and TensorBoard events while a run goes on.
 
     `metrics.jsonl` has a line for each epoch, and `steps.jsonl` for each step that is logged.
@@ -97,9 +96,6 @@ class Records:
                 restart = SessionLog(status=SessionLog.START)
                 event = Event(session_log=restart, step=step + 1, wall_time=time.time())
                 self._events.write_event(event)
-
-    def advance(self, *, images: int, metrics: Metrics) -> None:
-        """Does nothing, see `jaxcnn.train.result.Observer.advance`: a record is of an epoch."""
 
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes logged steps; in TensorBoard their values are below "step".

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -130,8 +130,11 @@ class Result:
         return html.render(rows, make_curves(self.history))
 
 
-class Observer(Protocol):
-    """Is notified of a run's progress, see `jaxcnn.cli.progress` and `jaxcnn.train.records`."""
+class Observer:
+    """Is notified of a run's progress; a subclass overrides what it wants to know.
+
+    Examples are `jaxcnn.cli.progress` and `jaxcnn.train.records`.
+    """
 
     def start(
         self, *, epochs: int, images: int, history: Sequence[EpochRecord] = (), step: int = 0
@@ -144,7 +147,6 @@ class Observer(Protocol):
             history: of the epochs that a resumed run has done before.
             step: number of optimizer steps that it has taken before.
         """
-        ...
 
     def advance(self, *, images: int, metrics: steps.Metrics) -> None:
         """A chunk of training steps was handed to the device.
@@ -153,7 +155,6 @@ class Observer(Protocol):
             images: number of images in the chunk.
             metrics: of the epoch until then, on the device; looking at them waits for the chunk.
         """
-        ...
 
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Some logged steps have been computed; called in a run with a step log only.
@@ -164,7 +165,6 @@ class Observer(Protocol):
             rows: "step", counted from 1, and the values of the step by name, see
                 `jaxcnn.train.step_log.StepLog`: float, or None for one that is not finite.
         """
-        ...
 
     def epoch(self, record: EpochRecord) -> bool | None:
         """An epoch has been trained and evaluated.
@@ -172,11 +172,10 @@ class Observer(Protocol):
         Returns:
             True to end the run here, as if this epoch had been its last.
         """
-        ...
+        return None
 
     def stop(self) -> None:
         """Training has ended, successfully or not, perhaps before it began."""
-        ...
 
 
 def versions() -> dict[str, str]:
@@ -224,6 +223,7 @@ class Progress:
         Raises:
             ValueError: a value is missing or has another type.
         """
+        values = {"ended": False} | values  # which older checkpoints do not have
         document.check(values, _PROGRESS, "progress")
         history = [
             {name: record[name] for name in _RECORD} | {"metrics": record.get("metrics", {})}

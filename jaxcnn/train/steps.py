@@ -252,7 +252,7 @@ def _take_step(
     """
     state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
     if rows:
-        rows = (log.write(*rows, metrics.pop("row"), state.step, before),)
+        rows = (log.write(rows[0], metrics.pop("row"), state.step, before),)
     return state, add_metrics(sums, with_nonfinite_step(metrics, state.step)), *rows
 
 

@@ -126,10 +126,8 @@ INTERRUPTED = """
 import os, signal
 from jaxcnn.storage import Every, Policy
 
-class Pressing:
-    def start(self, **_): pass
+class Pressing(jaxcnn.Observer):
     def advance(self, **_): os.kill(os.getpid(), signal.SIGINT)  # as the stop button does
-    def epoch(self, record): pass
     def stop(self): print("closed")
 
 policy = Policy("checkpoints", Every(0))

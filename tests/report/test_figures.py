@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxcnn.data.dataset import Dataset, Split
+from jaxcnn.display import series
 from jaxcnn.report import figures
 from jaxcnn.report.analysis import Analysis
 from jaxcnn.train.result import EpochRecord
@@ -440,8 +441,8 @@ def test_classes_that_are_all_wrong() -> None:
 def test_colours_differ_for_the_colour_blind() -> None:
     """By lightness: their luminances, of which red-green blindness takes nothing."""
     train, test = (np.dot(colors.to_rgb(c), [0.299, 0.587, 0.114]) for c in ("#0072B2", "#D55E00"))
-    assert figures._TRAIN == "#0072B2"
-    assert figures._TEST == "#D55E00"
+    assert series.TRAIN == "#0072B2"
+    assert series.TEST == "#D55E00"
     assert test - train > 0.1
 
 

@@ -26,7 +26,7 @@ from jaxcnn.train import fit as train_fit
 from jaxcnn.train import run_program, steps
 from jaxcnn.train.evaluate import evaluate
 from jaxcnn.train.identity import identity
-from jaxcnn.train.result import EpochRecord, Result
+from jaxcnn.train.result import EpochRecord, Observer, Result
 from jaxcnn.train.run_monitor import checkpoint_tree
 from jaxcnn.train.steps import Metrics
 from tests import conformance
@@ -55,7 +55,7 @@ RECIPE = conformance.RECIPE.replace(
 )
 
 
-class Recorder:
+class Recorder(Observer):
     """Remembers what an observer is notified of."""
 
     def __init__(self) -> None:
