@@ -50,7 +50,7 @@ def test_a_class_or_a_factory(module: str) -> None:
     for name in ("Linear", "factory"):
         model: Any = named_network(f"{module}:{name}", ["classes=10"], RECIPE)
         assert isinstance(model, nn.Module)
-        assert model.classes == 10  # type: ignore[attr-defined]
+        assert model.classes == 10
     assert named_network("", (), RECIPE) is None
 
 

@@ -454,7 +454,12 @@ def test_a_step_at_a_time_and_in_chunks(first: Result, monkeypatch: pytest.Monke
 
     def watched(name: str) -> Callable[..., Any]:
         make = getattr(steps, name)
-        return lambda *args: made.append(name) or make(*args)
+
+        def made_by(*args: Any) -> Any:
+            made.append(name)
+            return make(*args)
+
+        return made_by
 
     for name in ("make_train_single", "make_train_chunk"):
         monkeypatch.setattr(steps, name, watched(name))
