@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 session.recipe,
                 dataset,
                 model=session.model,
+                start=session.start,
                 loss=session.loss,
                 log_every=flags.log_every,
                 seed=flags.seed,

@@ -15,16 +15,14 @@ import tyro
 from tyro import conf
 
 from jaxcnn.cli.console import Echo
+from jaxcnn.cli.devices import DeviceFlags
 from jaxcnn.cli.values import check_range, parse_pairs, replace_fields, trust_optimizers
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.recipes import named
 from jaxcnn.recipes.recipe import NetworkName, Recipe, ScheduleName
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from jaxcnn.data.dataset import Dataset, SourceName
-    from jaxcnn.devices.mesh import AxisName
     from jaxcnn.storage.checkpoint import Policy
 
 
@@ -150,63 +148,6 @@ class DataFlags:
 
 @conf.configure(conf.OmitArgPrefixes)
 @dataclass(frozen=True)
-class DeviceFlags:
-    """Devices, processes and compiled programs."""
-
-    count: Annotated[
-        int, conf.arg(name="devices", metavar="N", help_behavior_hint="(default: one)")
-    ] = 0
-    """Number of devices to train on. Each gets a part of every batch, or in a study some of the
-    runs."""
-    mesh: Annotated[str, conf.arg(metavar="AXIS=N,...", help_behavior_hint="(default: none)")] = ""
-    """The same as a mesh with named axes: data, along which batches are cut, and in a study
-    ensemble, along which runs are. Several processes take all their devices by default."""
-    processes: Annotated[str, conf.arg(metavar="N|auto")] = "1"
-    """Number of processes, on one host or several, all started with the same flags; auto where jax
-    recognizes the cluster (SLURM, Open MPI, Kubernetes, TPU pods)."""
-    coordinator: Annotated[str, conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = ""
-    """Where process 0 listens for the others."""
-    process_id: Annotated[int, conf.arg(metavar="K", help_behavior_hint="")] = -1
-    """Number of this process, from 0."""
-    kernels: Literal["auto", "native", "xla"] = "auto"
-    """What computes convolutional layers on CPU: kernels compiled for this processor (native), XLA,
-    or the kernels where a C++ compiler is found. Results differ by rounding only."""
-    compilation_cache: bool = True
-    """Keep compiled programs in the user's cache folder, so that the next start is quick."""
-
-    def join(self, axes: "Sequence[AxisName]", workdir: str) -> "Mesh | None":
-        """Connects the processes of a run and makes its mesh.
-
-        Args:
-            axes: names that the mesh of this command can have; --devices counts along the first.
-            workdir: of the command, "" if not given.
-
-        Returns:
-            The mesh, or None for jax's default device.
-
-        Raises:
-            UserError: the flags contradict each other, there are too few devices, the kernels that
-                are asked for are not available, or the other processes cannot be reached in time.
-        """
-        from jaxcnn.devices import processes
-        from jaxcnn.devices.mesh import make_mesh, parse_mesh
-        from jaxcnn.networks.cpu import library
-
-        sizes = parse_mesh(self.count, self.mesh, axes)
-        processes.join(self.processes, self.coordinator, self.process_id)
-        if not workdir:
-            processes.require_one(
-                "several processes have one workdir: give --workdir, the same to all"
-            )
-        sizes = sizes or processes.default_axes(axes[0])
-        if self.kernels != "auto":
-            library.choose(self.kernels)
-        library.in_use()  # compiles them now, before anything is timed or drawn
-        return make_mesh(sizes) if sizes else None
-
-
-@conf.configure(conf.OmitArgPrefixes)
-@dataclass(frozen=True)
 class CheckpointFlags:
     """Where a run is saved, how often, and whether it is resumed."""
 
@@ -261,6 +202,12 @@ class TrainFlags:
     log_every: Annotated[int, conf.arg(metavar="N")] = 0
     """Log loss, learning rate and norms every N steps, in steps.jsonl and for TensorBoard; 0 for no
     such log."""
+    start: Annotated[
+        str,
+        conf.arg(name="from", metavar="FILE|WORKDIR", help_behavior_hint="(default: random)"),
+    ] = ""
+    """Weights to begin with: the workdir of a run, or a .pt or .safetensors file. For another
+    number of classes the last layer begins anew."""
     network: Annotated[
         str, conf.arg(metavar="MODULE:CLASS", help_behavior_hint="(default: the recipe's)")
     ] = ""
@@ -279,7 +226,7 @@ class TrainFlags:
     """Write a page with figures of the run to the workdir, report.html."""
     data: DataFlags = DataFlags()
     checkpoints: CheckpointFlags = CheckpointFlags()
-    devices: DeviceFlags = DeviceFlags()
+    devices: DeviceFlags = dataclasses.field(default_factory=DeviceFlags)
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from jaxcnn.cli.network import check_network, named_network
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import environment, processes
 from jaxcnn.devices.mesh import describe_mesh
-from jaxcnn.errors import StoppedError
+from jaxcnn.errors import StoppedError, UserError
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint, compilation
-from jaxcnn.train import doctor, evaluate, losses, records, trained
+from jaxcnn.train import doctor, evaluate, losses, records, start, trained
 from jaxcnn.train.feed import choose_feed
 from jaxcnn.train.result import Observer, Result
-from jaxcnn.train.setup import check_recipe, make_model
+from jaxcnn.train.setup import check_recipe, checked_model, make_model
 
 
 def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
@@ -73,6 +73,7 @@ class Session:
         checkpoints: where `fit` saves and whether it resumes.
         observers: the records in the workdir and the progress bar.
         echo: prints a line, see `jaxcnn.cli.console.make_echo`.
+        start: the variables that training begins with, or None for random ones.
     """
 
     flags: TrainFlags
@@ -84,6 +85,7 @@ class Session:
     checkpoints: checkpoint.Policy
     observers: list[Observer]
     echo: Echo
+    start: Any = None
 
     def load_data(self) -> Dataset:
         """Loads the data set and prints what will be trained on what.
@@ -99,8 +101,10 @@ class Session:
         recipe = self.recipe
         if self.model is not None:
             check_network(flags.network, self.model, recipe, dataset)
+        if flags.start:
+            self._load_start(dataset)
         same: dict[str, Any] = {"seed": flags.seed, "feed": flags.feed, "dataset": dataset.name}
-        same |= {"network": [flags.network, *flags.network_args]}
+        same |= {"from": flags.start, "network": [flags.network, *flags.network_args]}
         same |= {"checkpoint_every": flags.checkpoints.every, "mesh": self._mesh}
         same |= {"loss": flags.loss, "log_every": flags.log_every}
         processes.check_same({**recipe.asdict(), **same})
@@ -115,6 +119,18 @@ class Session:
             + ", ".join(filter(None, [environment.device(), self._mesh]))
         )
         return dataset
+
+    def _load_start(self, dataset: Dataset) -> None:
+        """Loads the weights of --from, and prints which arrays do not fit."""
+        source = self.flags.start
+        try:
+            self.start = start.load_start(source, dataset, self.model)
+            model = checked_model(self.recipe, self.model, dataset)
+            _, anew = start.checked_start(self.start, model, dataset)
+        except UserError as error:
+            raise UserError(f"--from {source}: {error}") from None
+        ends = f"; for {dataset.classes} classes {', '.join(anew)} begin anew" if anew else ""
+        self.echo(f"weights: those of {source}{ends}")
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[interrupts.Interrupts]:

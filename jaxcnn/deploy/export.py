@@ -128,7 +128,7 @@ def to_safetensors(network: Trained) -> bytes:
 
     # Hugging Face's libraries require the format "pt".
     metadata = {"format": "pt", **_metadata(network)}
-    return save(pytorch.to_state_dict(network.variables, network.model), metadata)
+    return save(pytorch.to_state_dict(network.variables, network.image_shape), metadata)
 
 
 def to_onnx(network: Trained) -> bytes:

@@ -36,7 +36,7 @@ def build_onnx(network: Trained, metadata: Mapping[str, str]) -> bytes:
         UserError: onnx is missing, or a weight is missing or of the wrong shape.
     """
     onnx = load_onnx()
-    graph = _Graph(onnx, pytorch.to_state_dict(network.variables, network.model))
+    graph = _Graph(onnx, pytorch.to_state_dict(network.variables, network.image_shape))
     recipe = network.recipe
     x = graph.add("Cast", "image", to=onnx.TensorProto.FLOAT)
     x = graph.add("Div", x, graph.constant("white", 255.0))

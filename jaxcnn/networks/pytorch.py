@@ -42,7 +42,8 @@ _WRAPPERS = ("module", "_orig_mod", "model")
 
 
 def load_state_dict(
-    source: str | os.PathLike[str] | Mapping[str, Any], model: CNN | None = None
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    image_shape: tuple[int, int, int] | None = None,
 ) -> Variables:
     """Converts the weights of one of the original networks.
 
@@ -50,9 +51,9 @@ def load_state_dict(
         source: a `.pt`, `.pth` or `.safetensors` file, or a mapping from names to tensors or
             arrays, or one that holds such a mapping as "state_dict", "model_state_dict" or "model".
             The names are the original's (`conv1.weight`, ...), with or without a wrapper's prefix
-            (`module.`, `_orig_mod.`, `model.`).
-        model: the network that they are for. Default: the original one that has these names, with
-            as many classes as `fc2` has outputs.
+            (`module.`, `_orig_mod.`, `model.`); they decide which network it is. It has as many
+            classes as `fc2` has outputs.
+        image_shape: of the images that the network is for, (H, W, C). Default: the original's.
 
     Returns:
         Variables for the network's `apply`: float32 `params`, and `batch_stats` for CIFAR-10.
@@ -64,7 +65,10 @@ def load_state_dict(
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     tensors = _unwrapped(source if isinstance(source, Mapping) else read_weights(as_path(source)))
-    model = model or _original(tensors)
+    cifar = ("batch_norm", "conv3", "conv4", "conv5")  # which the other network does not have
+    is_cifar = any(name.startswith(cifar) for name in tensors)
+    outputs: tuple[int, ...] = getattr(tensors.get("fc2.bias"), "shape", ())
+    model = _model(is_cifar, outputs, image_shape)
     network = type(model).__name__
     expected = _names(model)
     for name in tensors:
@@ -96,30 +100,33 @@ def load_state_dict(
 
 
 def save_state_dict(
-    variables: Mapping[str, Any], path: str | os.PathLike[str], model: CNN | None = None
+    variables: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    image_shape: tuple[int, int, int] | None = None,
 ) -> None:
     """Writes the weights of a network to a file, under the original's names.
 
     Args:
         variables: `params`, and `batch_stats` for CIFAR-10.
         path: of the file, whose suffix chooses the format: `.pt`, `.pth` or `.safetensors`.
-        model: as for `to_state_dict`.
+        image_shape: as for `to_state_dict`.
 
     Raises:
         UserError: a weight is missing or of the wrong shape, the suffix is another one, PyTorch is
             missing for a `.pt` file, or the file cannot be written.
     """
-    write_weights(to_state_dict(variables, model), as_path(path))
+    write_weights(to_state_dict(variables, image_shape), as_path(path))
 
 
-def to_state_dict(variables: Mapping[str, Any], model: CNN | None = None) -> dict[str, np.ndarray]:
+def to_state_dict(
+    variables: Mapping[str, Any], image_shape: tuple[int, int, int] | None = None
+) -> dict[str, np.ndarray]:
     """Converts the weights of a network to the original's names and PyTorch's layout.
 
     Args:
         variables: `params`, and `batch_stats` for CIFAR-10; or pytrees of the same structure, for
             example of gradients.
-        model: the network that they are of. Default: the original one, with as many classes as
-            `fc2` has outputs.
+        image_shape: of the images that the network is for, (H, W, C). Default: the original's.
 
     Returns:
         float32 arrays by name, and the int64 counters of PyTorch's BatchNorm, which are zero.
@@ -127,10 +134,9 @@ def to_state_dict(variables: Mapping[str, Any], model: CNN | None = None) -> dic
     Raises:
         UserError: a weight is missing or of the wrong shape.
     """
-    if model is None:
-        model = Cifar10CNN() if "batch_norm1" in variables["params"] else MnistCNN()
-        if "bias" in variables["params"].get("fc2", {}):
-            model = model.clone(classes=len(variables["params"]["fc2"]["bias"]))
+    params = variables["params"]
+    outputs = np.shape(params.get("fc2", {}).get("bias", ()))
+    model = _model("batch_norm1" in params, outputs, image_shape)
     tensors: dict[str, np.ndarray] = {}
     for name, (path, shape) in _names(model).items():
         collection, layer, leaf = path
@@ -165,13 +171,14 @@ def _unwrapped(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return names
 
 
-def _original(tensors: Mapping[str, Any]) -> CNN:
-    """Returns the original network that has these tensors, with their number of classes."""
-    cifar = ("batch_norm", "conv3", "conv4", "conv5")  # which the other network does not have
-    is_cifar = any(name.startswith(cifar) for name in tensors)
+def _model(
+    is_cifar: bool, outputs: tuple[int, ...], image_shape: tuple[int, int, int] | None
+) -> CNN:
+    """Returns the network of some weights; `outputs` is the shape of its last bias."""
     model: CNN = Cifar10CNN() if is_cifar else MnistCNN()
-    shape: tuple[int, ...] = getattr(tensors.get("fc2.bias"), "shape", ())
-    return model.clone(classes=shape[0]) if len(shape) == 1 and shape[0] else model
+    if len(outputs) == 1 and outputs[0]:
+        model = model.clone(classes=outputs[0])
+    return model.clone(image_shape=image_shape) if image_shape else model
 
 
 @functools.lru_cache(maxsize=16)

@@ -145,15 +145,8 @@ def fit_chunks(
         monitor = EnsembleMonitor(members.take(indices), program, recipe.epochs, report)
         with _open_store(checkpoints, run, first, part, interrupted) as (store, stop):
             position = loop.resume(store, program, monitor, program.start(part))
-            state = loop.train(
-                program,
-                monitor,
-                position,
-                recipe.epochs,
-                store,
-                evaluate_once=evaluate_once,
-                interrupted=stop,
-            )
+            how: dict[str, Any] = {"evaluate_once": evaluate_once, "interrupted": stop}
+            state = loop.train(program, monitor, position, recipe.epochs, store, **how)
         yield monitor.result(state if keep_states else None)
 
 

@@ -36,6 +36,7 @@ from jaxcnn.train.setup import (
     optimizer_key,
     split_key,
 )
+from jaxcnn.train.start import checked_start
 from jaxcnn.train.state import init_state
 from jaxcnn.train.step_log import Metric, StepLog
 
@@ -48,6 +49,7 @@ def fit(
     tx: optax.GradientTransformation | None = None,
     schedule: optax.Schedule | None = None,
     augment: Augment | None = None,
+    start: Any = None,
     loss: Loss | None = None,
     metrics: Mapping[str, Metric] | None = None,
     log_every: int = 0,
@@ -61,8 +63,8 @@ def fit(
     """Trains a network and evaluates it on the whole test split after every epoch.
 
     The same seed gives bit-identical parameters on one machine, with either feed, and however often
-    the run was killed and resumed. On a mesh, with the global batch size of the recipe, they differ
-    by rounding only. With several processes, all call this with the same arguments.
+    the run was killed and resumed; on a mesh they differ by rounding. Several processes call this
+    with the same arguments.
 
     Args:
         recipe: the hyperparameters.
@@ -71,13 +73,12 @@ def fit(
         tx: another optimizer. Default: the recipe's, with its schedule.
         schedule: another learning rate by step, int32[] -> a number, for the recipe's optimizer.
         augment: another augmentation, (key[], uint8[B, H, W, C]) -> [B, H, W, C].
-        loss: another loss, (logits float32[B, C], labels int32[B]) -> float32[B], whose mean is
-            minimized, and which the records have as losses. Default: cross entropy in nats, where
-            the recipe's label smoothing applies; it does not apply to another loss.
-        metrics: further metrics of a training step by name, functions from
-            `jaxcnn.train.step_log.StepValues` to float32[].
-        log_every: number of steps between two rows of the step log, which observers are given;
-            0 for none.
+        start: variables to begin with instead of random ones, `params` and where the network has
+            them `batch_stats`; the outputs for another number of classes begin at random.
+        loss: another loss, (logits float32[B, C], labels int32[B]) -> float32[B], of training and
+            of the records. Default: cross entropy in nats, in training with label smoothing.
+        metrics: of a training step by name, `jaxcnn.train.step_log.StepValues` -> float32[].
+        log_every: steps between two rows of the log that observers are given; 0 for none.
         seed: in 0..2**32 - 1.
         feed: see `jaxcnn.train.feed.make_feed`.
         mesh: of the devices, see `jaxcnn.devices.mesh.make_mesh`. Default: one device.
@@ -86,8 +87,7 @@ def fit(
         interrupted: polled after every chunk of steps: whether to save and stop.
 
     Raises:
-        UserError: the sizes, the optimizer, the loss, a metric or the checkpoints do not fit; the
-            message says why.
+        UserError: the sizes, an argument or the checkpoints do not fit; the message says why.
         WriteError: a checkpoint cannot be written.
         DivergedError: the loss is no longer finite.
         StoppedError: `interrupted` returned True.
@@ -96,41 +96,46 @@ def fit(
     (seed,) = checked_seeds([seed]).tolist()
     placement = Placement(mesh)
     total_steps = check_sizes(recipe, dataset, placement)
-    image_shape = dataset.image_shape
-    check_augment(augment, image_shape)
+    check_augment(augment, dataset.image_shape)
     own_schedule = checked_schedule(schedule, tx)
     requested = checked_model(recipe, model, dataset)
+    arrays = None if start is None else checked_start(start, requested, dataset)[0]
     model = placement.model(fastest(requested))
     init_key, order_key = split_key(seed)
     own: dict[str, Any] = {"own_tx": tx, "own_schedule": schedule, "own_augment": augment}
-    own |= {"loss": loss, "metrics": metrics}
+    own |= {"loss": loss, "metrics": metrics, "start": arrays}
     run = functools.partial(identity, recipe, dataset, model=requested, seeds=seed, **own)
     # Opened first, so that a second process on the same folder fails at once.
     with open_shared(checkpoints, run) as store:
         source = make_feed(feed, dataset.train, recipe.batch_size, order_key, placement)
-        rates = (own_schedule or make_schedule(recipe, total_steps)) if tx is None else None
-        tx = tx or make_optimizer(
-            recipe, total_steps, key=optimizer_key(init_key), schedule=own_schedule
-        )
-        check_optimizer(tx, model, image_shape)
-        log = StepLog(metrics or {}, log_every, rates)
+        tx, rates = _scheduled(recipe, total_steps, tx, own_schedule, init_key)
+        check_optimizer(tx, model, dataset.image_shape)
         monitor = RunMonitor(recipe, dataset, rates, observers, checkpoints, schedule)
-        program = RunProgram(
-            recipe,
-            dataset,
-            model,
-            tx,
-            source,
-            placement,
-            augment=augment,
-            loss=loss,
-            log=log,
-            single=slow_in_loops(requested),
-        )
-        start = init_state(init_key, model, tx, image_shape)
-        position = loop.resume(store, program, monitor, start)
+        hooks: dict[str, Any] = {"augment": augment, "loss": loss}
+        hooks |= {
+            "log": StepLog(metrics or {}, log_every, rates),
+            "single": slow_in_loops(requested),
+        }
+        program = RunProgram(recipe, dataset, model, tx, source, placement, **hooks)
+        first = init_state(init_key, model, tx, dataset.image_shape, arrays)
+        position = loop.resume(store, program, monitor, first)
         monitor.done.compile_seconds += program.compile(position.state)
         with monitor.observing(), saving_on_interrupt(store, interrupted) as stop:
             stop = processes.any_process(stop)
             state = loop.train(program, monitor, position, recipe.epochs, store, interrupted=stop)
     return monitor.result(placement.fetch(state))
+
+
+def _scheduled(
+    recipe: Recipe,
+    total_steps: int,
+    tx: optax.GradientTransformation | None,
+    own_schedule: optax.Schedule | None,
+    init_key: jax.Array,
+) -> tuple[optax.GradientTransformation, optax.Schedule | None]:
+    """Returns the optimizer, and its learning rate by step where that is known."""
+    if tx is not None:
+        return tx, None
+    key = optimizer_key(init_key)
+    tx = make_optimizer(recipe, total_steps, key=key, schedule=own_schedule)
+    return tx, own_schedule or make_schedule(recipe, total_steps)

@@ -19,6 +19,7 @@ from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import fingerprint
 from jaxcnn.train import setup
 from jaxcnn.train.losses import Loss
+from jaxcnn.train.start import Start, digest
 from jaxcnn.train.step_log import Metric
 
 
@@ -52,6 +53,7 @@ def identity(
     seeds: Any = 0,
     loss: Loss | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Returns all settings that decide the outcome of a run. Versions are not part of it.
 
@@ -65,6 +67,7 @@ def identity(
         seeds: the seed, or the seeds of an ensemble.
         loss: a user-defined one.
         metrics: user-defined, by name: they decide the records.
+        start: arrays that the run begins with.
 
     Returns:
         JSON values by name: every field of the recipe (its name as "recipe"); "seed"; "dataset",
@@ -73,8 +76,8 @@ def identity(
         digest of the optimizer, or False; "own_schedule" and "own_augment", digests, if there are
         any; jax's settings that differ from their defaults; "optimizer_code", see `code_digest`, if
         the recipe names a user-defined optimizer; "loss" and "metrics", digests of the functions
-        and their code, if there are any; and "class_names" and "image_shape" where they are not
-        those of the network's own data set.
+        and their code, if there are any; "start", a digest, if there is one; and "class_names" and
+        "image_shape" where they are not those of the network's own data set.
     """
     run = {
         **recipe.asdict(),
@@ -102,6 +105,8 @@ def identity(
         run["loss"] = _function_digest(loss)
     if metrics:
         run["metrics"] = {name: _function_digest(metric) for name, metric in metrics.items()}
+    if start is not None:
+        run["start"] = digest(start)
     return run
 
 

@@ -1,6 +1,6 @@
 """The state of a training run: a tree of arrays, and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcnn.optim.averages import eval_params
 from jaxcnn.optim.extra_args import normalize
@@ -52,6 +53,7 @@ def init_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     input_shape: Sequence[int],
+    start: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Initialises a network and its optimizer.
 
@@ -60,11 +62,15 @@ def init_state(
         model: the network.
         tx: the optimizer.
         input_shape: of one image, (H, W, C).
+        start: arrays to begin with, by their path in the variables, "params/conv1/kernel" say;
+            the others are random.
     """
 
-    def build(key: jax.Array) -> TrainState:
+    def build(key: jax.Array, given: dict[str, Any]) -> TrainState:
         params_key, step_key = jax.random.split(key)
         variables = model.init(params_key, jnp.zeros((1, *input_shape), jnp.float32))
+        if given:
+            variables = unflatten_dict(flatten_dict(dict(variables), sep="/") | given, sep="/")
         start = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
@@ -77,4 +83,4 @@ def init_state(
         return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), start)
 
     # One program rather than a hundred small ones, each compiled by itself.
-    return jax.jit(build)(key)
+    return jax.jit(build)(key, dict(start or {}))

@@ -259,9 +259,9 @@ def test_a_network_of_other_images_and_classes(tmp_path: Path) -> None:
     assert network.probabilities(split.images).shape == (24, 12)
     scores = evaluate(network.recipe, network.variables, split, model=network.model)
     assert scores[:2] == (result.test_correct, 24)
-    weights = pytorch.to_state_dict(network.variables, network.model)
+    weights = pytorch.to_state_dict(network.variables, network.image_shape)
     assert weights["fc1.weight"].shape == (512, 3 * 2 * 8)
-    again = pytorch.load_state_dict(weights, network.model)
+    again = pytorch.load_state_dict(weights, network.image_shape)
     jax.tree.map(np.testing.assert_array_equal, again["params"], network.variables["params"])
     odd = Split(split.images[:, :10], split.labels)
     with pytest.raises(UserError, match="10 x 8 x 2, and MnistCNN halves height and width 2 times"):
