@@ -10,7 +10,6 @@ import optax
 
 from jaxcnn.data.augment import Augment
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.devices import processes
 from jaxcnn.devices.mesh import Placement
 from jaxcnn.networks.cpu.substitution import fastest, slow_in_loops
 from jaxcnn.optim.factory import make_optimizer
@@ -111,17 +110,14 @@ def fit(
         tx, rates = _scheduled(recipe, total_steps, tx, own_schedule, init_key)
         check_optimizer(tx, model, dataset.image_shape)
         monitor = RunMonitor(recipe, dataset, rates, observers, checkpoints, schedule)
-        hooks: dict[str, Any] = {"augment": augment, "loss": loss}
-        hooks |= {
-            "log": StepLog(metrics or {}, log_every, rates),
-            "single": slow_in_loops(requested),
-        }
+        log = StepLog(metrics or {}, log_every, rates)
+        hooks: dict[str, Any] = {"augment": augment, "loss": loss, "log": log}
+        hooks["single"] = slow_in_loops(requested)
         program = RunProgram(recipe, dataset, model, tx, source, placement, **hooks)
         first = init_state(init_key, model, tx, dataset.image_shape, arrays)
         position = loop.resume(store, program, monitor, first)
         monitor.done.compile_seconds += program.compile(position.state)
         with monitor.observing(), saving_on_interrupt(store, interrupted) as stop:
-            stop = processes.any_process(stop)
             state = loop.train(program, monitor, position, recipe.epochs, store, interrupted=stop)
     return monitor.result(placement.fetch(state))
 

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+from jaxcnn.devices import processes
 from jaxcnn.errors import StoppedError
 from jaxcnn.storage.shared import SharedStore
 
@@ -24,14 +25,14 @@ def saving_on_interrupt(
         interrupted: whether a stop is requested otherwise.
 
     Yields:
-        What the training loop is to poll: whether to save and stop.
+        What the training loop is to poll: whether to save and stop, in any process.
 
     Raises:
         KeyboardInterrupt: SIGINT was received; the message says where the run was saved.
     """
     main = threading.current_thread() is threading.main_thread()
     if not (store and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
-        yield interrupted
+        yield processes.any_process(interrupted)
         return
     received = False
 
@@ -44,7 +45,7 @@ def saving_on_interrupt(
     signal.signal(signal.SIGINT, take)
     message = "the run had come to its end, which is saved"
     try:
-        yield lambda: received or interrupted()
+        yield processes.any_process(lambda: received or interrupted())
     except StoppedError as error:
         if not received:
             raise
