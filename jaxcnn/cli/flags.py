@@ -165,9 +165,7 @@ class CheckpointFlags:
 
     def folder(self, network: NetworkName) -> Path:
         """Returns the workdir: the given one, or a new name in the folder `runs`."""
-        # The token: other runs may begin in the same second.
-        new = f"runs/{network}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-        return as_path(self.workdir or new)
+        return as_path(self.workdir or new_folder(network))
 
     def policy(self, folder: Path, echo: Echo) -> "Policy":
         """Returns how `jaxcnn.fit` saves and resumes.
@@ -278,7 +276,7 @@ def parse_flags(
             value of another type; with status 0 after --help.
     """
     given, _ = tyro.cli(_Defaults, args=argv, add_help=False, return_unknown_args=True)
-    recipe = _find_recipe(network, given.recipe)
+    recipe = find_recipe(network, given.recipe)
     if given.optimizer:
         trust_optimizers([given.optimizer])
         recipe = replace_fields(recipe, optimizer=given.optimizer)
@@ -290,8 +288,22 @@ def parse_flags(
     return flags, flags.recipe.change(recipe)
 
 
-def _find_recipe(network: NetworkName, name: str) -> Recipe:
-    """Returns the recipe of a name or in a file."""
+def new_folder(name: str) -> str:
+    """Returns a new path in the folder `runs` that begins with a name."""
+    # The token: other runs may begin in the same second.
+    return f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def find_recipe(network: NetworkName, name: str) -> Recipe:
+    """Returns the recipe of a name or in a file.
+
+    Args:
+        network: "mnist" or "cifar10".
+        name: the value of --recipe.
+
+    Raises:
+        UserError: there is none of that name, or the file is not one.
+    """
     is_file = name.endswith(".toml")
     try:
         return named.load_recipe(network, name) if is_file else named.recipe(network, name)

@@ -17,6 +17,7 @@ from jaxcnn.cli import interrupts, progress, screen
 from jaxcnn.cli.console import Echo, describe_score, echo_source_files, make_echo
 from jaxcnn.cli.flags import TrainFlags
 from jaxcnn.cli.network import check_network, named_network
+from jaxcnn.data import own_data
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import environment, processes
 from jaxcnn.devices.mesh import describe_mesh
@@ -95,9 +96,8 @@ class Session:
         """
         flags = self.flags
         dataset = flags.data.load(self.recipe.network, flags.source, self.echo)
-        if dataset.is_own and not flags.recipe.is_file:
-            mean, std = dataset.moments()
-            self.recipe = self.recipe.replace(mean=mean, std=std)
+        if not flags.recipe.is_file:
+            self.recipe = own_data.normalized(self.recipe, dataset)
         recipe = self.recipe
         if self.model is not None:
             check_network(flags.network, self.model, recipe, dataset)

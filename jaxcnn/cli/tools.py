@@ -1,4 +1,4 @@
-"""The command `jaxcnn`: what can be done with a trained network.
+"""The command `jaxcnn`: what can be done with a trained network, and before one is trained.
 
 Each command is a dataclass of its flags; what it needs is imported when it runs, so that `--help`
 and mistakes answer at once.
@@ -14,6 +14,7 @@ import tyro
 from tyro import conf
 
 from jaxcnn.cli.console import describe_score, ending_on_errors, make_echo
+from jaxcnn.cli.find_rate import FindRateCommand
 from jaxcnn.cli.flags import DataFlags
 from jaxcnn.cli.landscape import LandscapeCommand
 from jaxcnn.cli.trained import TrainedFlags, TrainedOnFlags
@@ -212,6 +213,7 @@ _COMMANDS: dict[str, Callable[..., Command]] = {
     "predict": PredictCommand,
     "export": ExportCommand,
     "demo": DemoCommand,
+    "find-rate": FindRateCommand,
     "doctor": DoctorCommand,
 }
 

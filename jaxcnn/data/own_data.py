@@ -16,6 +16,7 @@ from jaxcnn.data.cache import Arrays
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.data.image_files import FORMATS, FORMATS_TEXT, read_image, scale_image
 from jaxcnn.errors import DataError, as_path
+from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import atomic
 from jaxcnn.storage.manifest import short_digest
 
@@ -88,6 +89,20 @@ def load_own(
             "labels"
         )
     return Dataset(name, "own", splits[0], splits[1], names)
+
+
+def normalized(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """Returns a recipe with the normalization of a user's own data set.
+
+    Args:
+        recipe: the hyperparameters.
+        dataset: of the user, whose training images have the mean and the standard deviation; for
+            others the recipe stays as it is.
+    """
+    if not dataset.is_own:
+        return recipe
+    mean, std = dataset.moments()
+    return recipe.replace(mean=mean, std=std)
 
 
 def _read_npz(path: Path, hold_out: float) -> tuple[list[Split], tuple[str, ...]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxcnn.errors import WORKDIR_REMEDY
 from jaxcnn.storage import atomic
 
 
@@ -133,12 +134,13 @@ def use_log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def save(figures: dict[str, Figure], folder: Path) -> dict[str, Path]:
+def save(figures: dict[str, Figure], folder: Path, remedy: str = WORKDIR_REMEDY) -> dict[str, Path]:
     """Writes figures as PNG files of 130 pixels per inch, each atomically.
 
     Args:
         figures: by name.
         folder: where the files `<name>.png` are written.
+        remedy: the advice of an error, see `jaxcnn.errors.writing`.
 
     Returns:
         The paths of the files, by name.
@@ -151,5 +153,5 @@ def save(figures: dict[str, Figure], folder: Path) -> dict[str, Path]:
         paths[name] = folder / f"{name}.png"
         content = io.BytesIO()
         figure.savefig(content, dpi=DPI, format="png")
-        atomic.write(paths[name], content.getvalue())
+        atomic.write(paths[name], content.getvalue(), remedy)
     return paths

@@ -103,6 +103,10 @@ OPTIMIZERS: dict[str, Defaults] = {
     "yogi": Defaults(5e-3),
 }
 
+# These estimate their step size; what they call the learning rate is a factor of it.
+ESTIMATING = frozenset(
+    ("cocob", "dadapt_adamw", "dog", "dowg", "lbfgs", "mechanize", "polyak_sgd", "prodigy")
+)
 
 _trusted: set[str] = set()
 

@@ -8,3 +8,4 @@ from .comparison import (
     differences as differences,
     summarize as summarize,
 )
+from .rate_range import RateRange as RateRange, find_rate as find_rate

@@ -1,6 +1,6 @@
-"""The plots of a study."""
+"""The plots of a study and of learning rate range tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,9 @@ import numpy as np
 
 from jaxcnn.display import drawing
 from jaxcnn.display.drawing import Axes, style_axes, use_log_scale
+from jaxcnn.errors import WORKDIR_REMEDY
 from jaxcnn.study import comparison
+from jaxcnn.study.rate_range import GUESSING, RateRange
 from jaxcnn.study.runs import Run, select_runs
 from jaxcnn.study.specification import Study
 
@@ -45,6 +47,52 @@ def write_plots(study: Study, runs: list[Run], folder: Path) -> list[Path]:
             figures[name], axes = drawing.subplots(figsize=(8, 4.8))
             draw(axes, study, runs)
         return list(drawing.save(figures, folder).values())
+
+
+def write_rate_plot(
+    ranges: Sequence[RateRange], title: str, folder: Path, remedy: str = WORKDIR_REMEDY
+) -> Path:
+    """Writes find-rate.png, held-out loss by learning rate for each optimizer.
+
+    Args:
+        ranges: of different optimizers, at least one.
+        title: the network and what else the runs have in common.
+        folder: to write into.
+        remedy: the advice of an error, see `jaxcnn.errors.writing`.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    with drawing.own_settings():
+        figure, axes = drawing.subplots(figsize=(8, 4.8))
+        _rate_ranges(axes, ranges, title)
+        return drawing.save({"find-rate": figure}, folder, remedy)["find-rate"]
+
+
+def _rate_ranges(axes: Axes, ranges: Sequence[RateRange], title: str) -> None:
+    """Draws held-out loss against the learning rate, diverged rates, and the suggestions."""
+    for index, found in enumerate(ranges):
+        style = _style(index)
+        # Above guessing only divergence differs, and it would flatten the rest.
+        losses = np.minimum(np.nan_to_num(found.losses, nan=GUESSING), GUESSING)
+        trained, lost = ~found.diverged, found.diverged
+        axes.plot(found.rates, losses, color=style["color"])
+        axes.plot(found.rates[trained], losses[trained], linestyle="", **style)
+        axes.plot(found.rates[lost], losses[lost], "x", color=style["color"], alpha=0.6)
+        label = f"{found.optimizer}: none"
+        if found.suggestion is not None:
+            label = f"{found.optimizer}: {found.suggestion:g}"
+            point = style | {"markersize": 11, "markeredgecolor": "black", "zorder": 3}
+            axes.plot([found.suggestion], [found.loss], **point)
+        axes.plot([], [], label=label, **style)
+    axes.plot([], [], "x", color="0.4", label="diverged")
+    axes.axhline(GUESSING, color="0.4", linewidth=1, linestyle=":", label="guessing", zorder=1)
+    axes.set_xscale("log")
+    use_log_scale(axes)
+    axes.set(xlabel="learning rate", ylabel=f"held-out loss after {ranges[0].steps} steps, nats")
+    axes.set_title(f"Learning rate range test, {title}")
+    style_axes(axes, grid="both")
+    axes.legend(frameon=False, title="suggested rate", loc="lower left")
 
 
 def _learning_curves(axes: Axes, study: Study, runs: list[Run]) -> None:
@@ -109,13 +157,17 @@ def _time_to_target(axes: Axes, study: Study, runs: list[Run]) -> None:
 def _styled(study: Study, runs: list[Run]) -> list[tuple[dict[str, Any], comparison.Summary]]:
     """Returns the summaries, best first, each with its colour and marker."""
     names = list(study.learning_rates)
-    styled = []
-    for summary in comparison.summarize(study, runs):
-        index = names.index(summary.optimizer)
-        colour = _COLOURS[index % len(_COLOURS)]
-        marker = _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)]
-        styled.append(({"color": colour, "marker": marker, "markersize": 5}, summary))
-    return styled
+    return [
+        (_style(names.index(summary.optimizer)), summary)
+        for summary in comparison.summarize(study, runs)
+    ]
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Returns the colour and marker of an optimizer by its place; 64 differ in one of the two."""
+    colour = _COLOURS[index % len(_COLOURS)]
+    marker = _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)]
+    return {"color": colour, "marker": marker, "markersize": 5}
 
 
 def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -5,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn.data.own_data import load_own
+from jaxcnn.data.own_data import load_own, normalized
 from jaxcnn.errors import DataError, UserError
+from jaxcnn.recipes import named
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 12, 8, 1), np.uint8)
 LABELS = np.arange(40) % 4
@@ -58,6 +60,19 @@ def test_arrays_without_a_test_split(names: tuple[str, ...], tmp_path: Path) -> 
     assert {image.tobytes() for image in both} == {image.tobytes() for image in IMAGES}
     again = load(tmp_path / "x.npz", hold_out=0.3)
     np.testing.assert_array_equal(again.test.images, dataset.test.images)
+
+
+def test_the_normalization_is_of_the_training_images(tmp_path: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 100, (30, 8, 8, 2), np.uint8)
+    images[..., 1] = 51
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(30) % 3)
+    dataset = load(tmp_path / "x.npz")
+    recipe = normalized(named.recipe("mnist", "fast"), dataset)
+    pixels = dataset.train.images[..., 0] / 255
+    np.testing.assert_allclose(recipe.mean, (pixels.mean(), 0.2), atol=6e-5)
+    np.testing.assert_allclose(recipe.std, (pixels.std(), 1.0), atol=6e-5)
+    real = dataclasses.replace(dataset, name="mnist")
+    assert normalized(recipe, real) is recipe
 
 
 def test_arrays_that_cannot_be_used(tmp_path: Path) -> None:

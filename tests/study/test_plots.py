@@ -12,6 +12,7 @@ from jaxcnn.study import plots
 from jaxcnn.study.plots import write_plots
 from jaxcnn.study.runs import Run
 from tests.study.test_comparison import RATES, STUDY, made_up
+from tests.study.test_rate_range import made_up as made_up_range
 
 
 @pytest.fixture
@@ -144,6 +145,27 @@ def test_each_optimizer_keeps_its_colour_and_marker(runs: list[Run]) -> None:
     assert len(set(found)) == 64
     assert found[1] == ("#D55E00", "s")
     assert found[8] == ("#0072B2", "s")
+
+
+def test_rate_ranges(axes: Axes, tmp_path: Path) -> None:
+    sgd = made_up_range([2.0, 1.0, 0.25, 1e9, np.nan], 0.1)
+    muon = made_up_range([np.nan] * 5, None, "muon")
+    plots._rate_ranges(axes, [sgd, muon], "MNIST, batch 64")
+    curve, trained, lost, point, *_ = axes.lines
+    np.testing.assert_allclose(curve.get_xdata(), sgd.rates)
+    guessing = np.log(10)
+    np.testing.assert_allclose(curve.get_ydata(), [2, 1, 0.25, guessing, guessing])
+    np.testing.assert_allclose(trained.get_xdata(), sgd.rates[:3])
+    np.testing.assert_allclose(lost.get_xdata(), sgd.rates[3:])
+    np.testing.assert_allclose(point.get_xydata(), [[0.1, 0.25]])
+    assert lost.get_marker() == "x"
+    assert legend(axes) == ["sgd: 0.1", "muon: none", "diverged", "guessing"]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.get_ylabel() == "held-out loss after 40 steps, nats"
+    assert axes.get_title() == "Learning rate range test, MNIST, batch 64"
+    path = plots.write_rate_plot([sgd, muon], "MNIST", tmp_path)
+    assert path == tmp_path / "find-rate.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_means_and_errors() -> None:
