@@ -194,7 +194,9 @@ class FindRateCommand:
 
 def _print(ranges: "Sequence[RateRange]", echo: Echo) -> None:
     """Prints a row for each optimizer, what to think of it, and the flags to go on with."""
-    rows = [("optimizer", "learns from", "diverges from", "held-out loss", "suggested rate")]
+    rows: list[tuple[str, ...]] = [
+        ("optimizer", "learns from", "diverges from", "held-out loss", "suggested rate")
+    ]
     for found in ranges:
         loss = "" if found.suggestion is None else f"{found.loss:.4f}"
         rates = (found.learns_from, found.diverges_from)

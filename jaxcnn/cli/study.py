@@ -11,7 +11,8 @@ import tyro
 from tyro import conf
 
 from jaxcnn.cli.console import echo_source_files, ending_on_errors, make_echo
-from jaxcnn.cli.flags import DataFlags, DeviceFlags
+from jaxcnn.cli.devices import DeviceFlags
+from jaxcnn.cli.flags import DataFlags
 from jaxcnn.cli.values import check_range, replace_fields, trust_optimizers
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.recipes import named, optimizer_defaults

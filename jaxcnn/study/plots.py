@@ -10,7 +10,7 @@ from jaxcnn.display import drawing
 from jaxcnn.display.drawing import Axes, style_axes, use_log_scale
 from jaxcnn.errors import WORKDIR_REMEDY
 from jaxcnn.study import comparison
-from jaxcnn.study.rate_range import GUESSING, RateRange
+from jaxcnn.study.rate_range import RateRange
 from jaxcnn.study.runs import Run, select_runs
 from jaxcnn.study.specification import Study
 
@@ -74,7 +74,7 @@ def _rate_ranges(axes: Axes, ranges: Sequence[RateRange], title: str) -> None:
     for index, found in enumerate(ranges):
         style = _style(index)
         # Above guessing only divergence differs, and it would flatten the rest.
-        losses = np.minimum(np.nan_to_num(found.losses, nan=GUESSING), GUESSING)
+        losses = np.minimum(np.nan_to_num(found.losses, nan=found.guessing), found.guessing)
         trained, lost = ~found.diverged, found.diverged
         axes.plot(found.rates, losses, color=style["color"])
         axes.plot(found.rates[trained], losses[trained], linestyle="", **style)
@@ -86,7 +86,8 @@ def _rate_ranges(axes: Axes, ranges: Sequence[RateRange], title: str) -> None:
             axes.plot([found.suggestion], [found.loss], **point)
         axes.plot([], [], label=label, **style)
     axes.plot([], [], "x", color="0.4", label="diverged")
-    axes.axhline(GUESSING, color="0.4", linewidth=1, linestyle=":", label="guessing", zorder=1)
+    dotted: dict[str, Any] = {"color": "0.4", "linewidth": 1, "linestyle": ":", "zorder": 1}
+    axes.axhline(ranges[0].guessing, label="guessing", **dotted)
     axes.set_xscale("log")
     use_log_scale(axes)
     axes.set(xlabel="learning rate", ylabel=f"held-out loss after {ranges[0].steps} steps, nats")

@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxcnn.data.dataset import CLASSES, Dataset, Split
+from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.errors import UserError
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.study.study import hold_out
 from jaxcnn.train.ensemble import fit_many
 from jaxcnn.train.members import grid
 
-GUESSING = math.log(CLASSES)
-"""Cross entropy of guessing one of the classes, in nats."""
-
-# A run that ends above this share of it has learnt nothing.
+# A run that ends above this share of the cross entropy of guessing has learnt nothing.
 _LEARNT = 0.9
 # By default the range is the recipe's learning rate divided and multiplied by this.
 _SPAN = 1000.0
@@ -38,10 +35,11 @@ class RateRange:
         train_losses: float32[E], mean over the run, in training mode; over its last pass if there
             are several. NaN where it was not finite.
         losses: float32[E], on held-out training images after the last step; NaN likewise.
-        diverged: bool[E], whether the loss was not finite, or at least nine tenths of `GUESSING`
-            at a rate above `best`: there a network was trained to guess.
+        diverged: bool[E], whether the loss was not finite, or at least nine tenths of `guessing`
+            at a rate above the suggestion: there a network was trained to guess.
         suggestion: the learning rate to take, that of the least held-out loss; None if no run has
             learnt anything.
+        guessing: cross entropy of guessing one of the classes, in nats.
     """
 
     optimizer: str
@@ -51,6 +49,7 @@ class RateRange:
     losses: np.ndarray
     diverged: np.ndarray
     suggestion: float | None
+    guessing: float
 
     @property
     def loss(self) -> float:
@@ -65,7 +64,7 @@ class RateRange:
     @property
     def learns_from(self) -> float | None:
         """The smallest rate whose run has learnt something; None if there is none."""
-        learnt = self.rates[self.losses <= _LEARNT * GUESSING]
+        learnt = self.rates[self.losses <= _LEARNT * self.guessing]
         return float(learnt[0]) if len(learnt) else None
 
     @property
@@ -146,7 +145,8 @@ def find_rate(
         **options,
     )
     losses = result.history["eval_loss"][-1]
-    suggestion = suggest_rate(rates, losses)
+    guessing = math.log(dataset.classes)
+    suggestion = suggest_rate(rates, losses, guessing)
     best = suggestion or 0.0
     return RateRange(
         optimizer=recipe.optimizer,
@@ -154,8 +154,9 @@ def find_rate(
         rates=rates,
         train_losses=result.history["train_loss"][-1],
         losses=losses,
-        diverged=~np.isfinite(losses) | ((rates > best) & (losses > _LEARNT * GUESSING)),
+        diverged=~np.isfinite(losses) | ((rates > best) & (losses > _LEARNT * guessing)),
         suggestion=suggestion,
+        guessing=guessing,
     )
 
 
@@ -177,19 +178,20 @@ def make_rates(
     return np.array([float(f"{rate:.3g}") for rate in np.geomspace(low, high, count)])
 
 
-def suggest_rate(rates: np.ndarray, losses: np.ndarray) -> float | None:
+def suggest_rate(rates: np.ndarray, losses: np.ndarray, guessing: float) -> float | None:
     """Returns the learning rate with the least loss.
 
     Args:
         rates: float[E].
         losses: float[E], at the end of each run; NaN if it has diverged.
+        guessing: cross entropy of guessing one of the classes, in nats.
 
     Returns:
         One of the rates; None if no run has learnt anything.
     """
     known = np.nan_to_num(losses, nan=np.inf)
     best = int(np.argmin(known))
-    return float(rates[best]) if known[best] <= _LEARNT * GUESSING else None
+    return float(rates[best]) if known[best] <= _LEARNT * guessing else None
 
 
 def _shorten(recipe: Recipe, dataset: Dataset, steps: int | None) -> tuple[Recipe, Dataset]:

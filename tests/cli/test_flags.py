@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import mnist
-from jaxcnn.cli.flags import CheckpointFlags, DataFlags, DeviceFlags, parse_flags
+from jaxcnn.cli.devices import DeviceFlags
+from jaxcnn.cli.flags import CheckpointFlags, DataFlags, parse_flags
 from jaxcnn.errors import UserError
 from jaxcnn.networks.cpu import library
 from jaxcnn.recipes import named, optimizer_defaults

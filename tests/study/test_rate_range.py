@@ -8,7 +8,7 @@ import pytest
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import UserError
 from jaxcnn.study import rate_range
-from jaxcnn.study.rate_range import GUESSING, RateRange, find_rate, make_rates, suggest_rate
+from jaxcnn.study.rate_range import RateRange, find_rate, make_rates, suggest_rate
 from jaxcnn.train.ensemble import fit_many
 from tests.linear import Linear
 from tests.study.conftest import RECIPE
@@ -17,17 +17,18 @@ from tests.study.conftest import RECIPE
 pytestmark = pytest.mark.loose_promotion
 
 SGD = RECIPE.replace(optimizer="sgd", momentum=0.0, ema=0.5)
+GUESSING = math.log(10)
 RATES = np.geomspace(1e-3, 10, 5)
 
 
 def test_the_least_loss() -> None:
-    assert suggest_rate(RATES, np.array([1.0, 0.5, 0.2, 0.5, 1.0])) == RATES[2]
-    assert suggest_rate(RATES, np.array([np.nan, 0.5, 0.4, np.inf, np.nan])) == RATES[2]
+    assert suggest_rate(RATES, np.array([1.0, 0.5, 0.2, 0.5, 1.0]), GUESSING) == RATES[2]
+    assert suggest_rate(RATES, np.array([np.nan, 0.5, 0.4, np.inf, np.nan]), GUESSING) == RATES[2]
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf, 5.0, 2.2])
 def test_where_nothing_was_learnt_nothing_is_suggested(loss: float) -> None:
-    assert suggest_rate(RATES, np.full(5, loss)) is None
+    assert suggest_rate(RATES, np.full(5, loss), GUESSING) is None
 
 
 def test_rates() -> None:
@@ -101,7 +102,7 @@ def made_up(losses: list[float], suggestion: float | None, name: str = "sgd") ->
     """A range of the rates 0.001 to 10."""
     array = np.array(losses, np.float32)
     lost = ~np.isfinite(array) | (((suggestion or 0) < RATES) & (array > 0.9 * GUESSING))
-    return RateRange(name, 40, RATES, array + 1, array, lost, suggestion)
+    return RateRange(name, 40, RATES, array + 1, array, lost, suggestion, GUESSING)
 
 
 def test_what_a_range_says() -> None:
