@@ -72,16 +72,7 @@ def test_studies() -> None:
 
 def test_the_command_jaxcnn() -> None:
     calls = command_lines("jaxcnn")
-    commands = {
-        "evaluate",
-        "predict",
-        "export",
-        "report",
-        "landscape",
-        "demo",
-        "find-rate",
-        "doctor",
-    }
+    commands = set("evaluate predict export report landscape demo find-rate doctor".split())
     assert {argv[0] for argv in calls} == commands
     for argv in calls:
         tools.parse_command(argv)
