@@ -20,7 +20,7 @@ pytestmark = pytest.mark.loose_promotion
 @pytest.fixture(autouse=True)
 def _small(tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **_: tiny_mnist)
-    monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda recipe: Linear())
+    monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda *_: Linear())
 
 
 @pytest.fixture

@@ -173,7 +173,6 @@ MALFORMED = [
     (["--epoch", "3"], ("--epoch, 3", "--epochs INT")),
     (["--schedule", "zigzag"], ("--schedule", "'zigzag'", "'constant'")),
     (["--recipe"], ("--recipe", "Missing value")),
-    (["--data", "cifar10"], ("--data", "'cifar10'", "'mnist'")),
     (["--feed", "pigeon"], ("--feed", "'pigeon'", "'device'")),
     (["stray"], ("stray",)),
 ]

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from jaxcnn.cli import tools
-from jaxcnn.cli.network import named_network
+from jaxcnn.cli.network import check_network, named_network
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import UserError
 from tests.conformance import RECIPE
@@ -48,10 +48,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_class_or_a_factory(module: str) -> None:
     for name in ("Linear", "factory"):
-        model: Any = named_network(f"{module}:{name}", ["classes=10"], RECIPE)
+        model: Any = named_network(f"{module}:{name}", ["classes=10"])
         assert isinstance(model, nn.Module)
         assert model.classes == 10
-    assert named_network("", (), RECIPE) is None
+    assert named_network("", ()) is None
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,15 @@ def test_a_class_or_a_factory(module: str) -> None:
         ("builtins:dict", [], "makes a dict"),
     ],
 )
-def test_what_is_refused(module: str, name: str, args: list[str], said: str) -> None:
+def test_what_is_refused(
+    module: str, name: str, args: list[str], said: str, tiny_mnist: Dataset
+) -> None:
+    def check() -> None:
+        model: Any = named_network(name, args)
+        check_network(name, model, RECIPE, tiny_mnist)
+
     with pytest.raises(UserError, match=said) as caught:
-        named_network(name, args, RECIPE)
+        check()
     assert "\n" not in str(caught.value)
 
 

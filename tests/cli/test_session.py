@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tiny_mnist: Dataset) -> list[dict[str
 @pytest.fixture
 def small(asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs train a small network on a tiny data set."""
-    monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda recipe: SmallCNN())
+    monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda *_: SmallCNN())
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Dataset) -> Run:
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("jaxcnn.data.dataset.load_data", load_tiny(tiny_mnist, calls["load"]))
-        monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda recipe: SmallCNN())
+        monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda *_: SmallCNN())
         monkeypatch.setattr("jaxcnn.fit", fitted)
         monkeypatch.setattr("jaxcnn.train.evaluate.evaluate", evaluated)
         monkeypatch.setattr(
@@ -114,7 +114,8 @@ def test_a_run(run: Run, tiny_mnist: Dataset) -> None:
     result = run.result
     assert result["feed"] == "device"
     assert "mesh" not in result
-    assert run.calls["evaluate"] == [{"tta": True}]
+    (options,) = run.calls["evaluate"]
+    assert (options["tta"], type(options["model"])) == (True, SmallCNN)
     assert result["command"].endswith(" mnist.py 'some words'")
     saved = [found.step for found in checkpoint.list_checkpoints(run.workdir / "checkpoints")]
     assert saved[-1] == 6

@@ -85,7 +85,8 @@ def test_maps_of_one_value_are_dark(network: Trained) -> None:
     shapes: list[tuple[int, ...]] = []
 
     class Flat:
-        recipe = network.recipe
+        recipe, class_names = network.recipe, network.class_names
+        image_shape, reads_digits = network.image_shape, True
 
         def probabilities(self, images: np.ndarray) -> np.ndarray:
             shapes.append(images.shape)

@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -31,11 +32,22 @@ ROUNDING = 1e-5
 Built = tuple[Recipe, dict[str, Any], bytes]
 
 
+def build(recipe: Recipe, variables: Any, metadata: dict[str, str]) -> bytes:
+    """Builds the graph of a network for its own data set."""
+    network: Any = SimpleNamespace(
+        recipe=recipe,
+        variables=variables,
+        image_shape=recipe.image_shape,
+        class_names=recipe.class_names,
+    )
+    return onnx_graph.build_onnx(network, metadata)
+
+
 @pytest.fixture(scope="module", params=["mnist", "cifar10"])
 def built(request: pytest.FixtureRequest) -> Built:
     recipe = named.recipe(request.param, "fast")
     variables = pytorch.load_state_dict(saved.weights(request.param))
-    return recipe, variables, onnx_graph.build_onnx(recipe, variables, {"seed": "0"})
+    return recipe, variables, build(recipe, variables, {"seed": "0"})
 
 
 def test_the_graph(built: Built) -> None:
@@ -91,9 +103,9 @@ def test_logits(built: Built) -> None:
 
 def test_the_same_network_gives_the_same_file(built: Built) -> None:
     recipe, variables, content = built
-    assert onnx_graph.build_onnx(recipe, variables, {"seed": "0"}) == content
+    assert build(recipe, variables, {"seed": "0"}) == content
     other = recipe.replace(mean=(0.25,))
-    assert onnx_graph.build_onnx(other, variables, {"seed": json.dumps(0)}) != content
+    assert build(other, variables, {"seed": json.dumps(0)}) != content
 
 
 def test_a_graph_that_is_none_is_not_returned(
@@ -102,7 +114,7 @@ def test_a_graph_that_is_none_is_not_returned(
     recipe, variables, _ = built
     monkeypatch.setattr("jaxcnn.deploy.onnx_graph._IR_VERSION", 0)
     with pytest.raises(onnx.checker.ValidationError):
-        onnx_graph.build_onnx(recipe, variables, {})
+        build(recipe, variables, {})
 
 
 def test_without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from jaxcnn.recipes.recipe import recipe_from_dict
         ("dropout", -0.1),
         ("label_smoothing", 1.0),
         ("augment", "mixup"),
-        ("mean", (0.1, 0.2)),
+        ("mean", ()),
         ("std", (0.0,)),
     ],
 )

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.loose_promotion
 def _small_networks() -> Iterator[None]:
     """Lets studies train a network that is quick to compile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxcnn.train.setup.make_model", lambda recipe: Linear())
+        patch.setattr("jaxcnn.train.setup.make_model", lambda *_: Linear())
         yield
 
 

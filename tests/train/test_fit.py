@@ -426,7 +426,7 @@ def test_the_code_of_one_s_own_optimizer_is_part_of_what_a_run_is(
 
 
 def test_evaluate(first: Result, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda recipe: MODEL)
+    monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda *_: MODEL)
     monkeypatch.setattr(
         "jaxcnn.train.evaluate.make_views", lambda network: lambda images: images[None]
     )

@@ -209,7 +209,7 @@ def test_a_metric_that_is_not_finite_does_not_end_a_run(tmp_path: Path) -> None:
 def test_rows_are_where_their_steps_are() -> None:
     for every, before, count in itertools.product((1, 2, 3, 7), (0, 1, 5, 6), (1, 2, 4, 9)):
         log = StepLog(every=every)
-        rows = log.empty(9)
+        (rows,) = log.empty(9)
         for step in range(before + 1, before + count + 1):
             row = jnp.full((len(COLUMNS),), float(step))
             rows = log.write(rows, row, np.int32(step), np.int32(before))
