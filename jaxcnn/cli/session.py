@@ -24,10 +24,9 @@ from jaxcnn.devices.mesh import describe_mesh
 from jaxcnn.errors import StoppedError, UserError
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint, compilation
-from jaxcnn.train import doctor, evaluate, losses, records, start, trained
+from jaxcnn.train import doctor, evaluate, losses, records, setup, start, trained
 from jaxcnn.train.feed import choose_feed
 from jaxcnn.train.result import Observer, Result
-from jaxcnn.train.setup import check_recipe, checked_model, make_model
 
 
 def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
@@ -47,7 +46,7 @@ def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
     checkpoints = flags.checkpoints.policy(workdir / records.CHECKPOINTS, echo)
     processes.on_main(records.check_workdir)(workdir, flags.checkpoints.resume)
     loss = losses.find_loss(flags.loss) if flags.loss else None
-    check_recipe(recipe)
+    setup.check_recipe(recipe)
     model = named_network(flags.network, flags.network_args)
     echo_source_files([recipe.optimizer], echo)
     if loss is not None:
@@ -125,7 +124,7 @@ class Session:
         source = self.flags.start
         try:
             self.start = start.load_start(source, dataset, self.model)
-            model = checked_model(self.recipe, self.model, dataset)
+            model = setup.checked_model(self.recipe, self.model, dataset)
             _, anew = start.checked_start(self.start, model, dataset)
         except UserError as error:
             raise UserError(f"--from {source}: {error}") from None
@@ -177,7 +176,7 @@ class Session:
         scores = [describe_score(dataset, result.test_correct, result.test_total)]
         if flags.tta:
             variables = result.state.eval_variables
-            model = self.model or make_model(recipe, dataset.classes, dataset.image_shape)
+            model = self.model or setup.make_model(recipe, dataset.classes, dataset.image_shape)
             scored = evaluate.evaluate(recipe, variables, dataset.test, model=model, tta=True)
             correct, total, _ = scored
             settings |= {"tta_test_correct": correct, "tta_test_accuracy": correct / total}

@@ -17,6 +17,8 @@ from jaxcnn.train.members import grid
 
 # A run that ends above this share of the cross entropy of guessing has learnt nothing.
 _LEARNT = 0.9
+# A rate whose loss is this many times the least may be the best one too.
+_AS_GOOD = 1.1
 # By default the range is the recipe's learning rate divided and multiplied by this.
 _SPAN = 1000.0
 # By default a run takes this many steps, or one pass over the images if that is less.
@@ -36,9 +38,9 @@ class RateRange:
             are several. NaN where it was not finite.
         losses: float32[E], on held-out training images after the last step; NaN likewise.
         diverged: bool[E], whether the loss was not finite, or at least nine tenths of `guessing`
-            at a rate above the suggestion: there a network was trained to guess.
-        suggestion: the learning rate to take, that of the least held-out loss; None if no run has
-            learnt anything.
+            at a rate above the suggestion: the network has come to guess.
+        suggestion: the learning rate to take, see `suggest_rate`; None if no run has learnt
+            anything.
         guessing: cross entropy of guessing one of the classes, in nats.
     """
 
@@ -113,7 +115,7 @@ def find_rate(
     (arXiv 1506.01186), but each rate has a run of its own from the same initial parameters, where
     Smith raises the rate within one run: so a loss belongs to one rate. And each run has the whole
     schedule of the recipe, compressed: one with warm-up and decay bears higher peaks than a
-    constant rate does. The suggestion is the rate with the least held-out loss at the end.
+    constant rate does. `suggest_rate` has the rule of the suggestion.
 
     Args:
         recipe: with the optimizer and its schedule. The average of the parameters is left out.
@@ -179,10 +181,13 @@ def make_rates(
 
 
 def suggest_rate(rates: np.ndarray, losses: np.ndarray, guessing: float) -> float | None:
-    """Returns the learning rate with the least loss.
+    """Returns the smallest learning rate whose loss is within a tenth of the least.
+
+    In a flat valley noise decides which rate has the least loss, and a longer run is safer at a
+    smaller rate.
 
     Args:
-        rates: float[E].
+        rates: float[E], in ascending order.
         losses: float[E], at the end of each run; NaN if it has diverged.
         guessing: cross entropy of guessing one of the classes, in nats.
 
@@ -190,8 +195,9 @@ def suggest_rate(rates: np.ndarray, losses: np.ndarray, guessing: float) -> floa
         One of the rates; None if no run has learnt anything.
     """
     known = np.nan_to_num(losses, nan=np.inf)
-    best = int(np.argmin(known))
-    return float(rates[best]) if known[best] <= _LEARNT * guessing else None
+    if known.min() > _LEARNT * guessing:
+        return None
+    return float(rates[int(np.argmax(known <= _AS_GOOD * known.min()))])
 
 
 def _shorten(recipe: Recipe, dataset: Dataset, steps: int | None) -> tuple[Recipe, Dataset]:

@@ -259,7 +259,7 @@ def _specify(study: Study, dataset: Dataset) -> dict[str, Any]:
     specification["base_recipe"] = study.recipe.asdict()
     for name in study.learning_rates:
         if ":" in name:
-            specification[f"code of {name}"] = code_digest(name)
+            specification[f"code of {name}"] = code_digest(find_factory(name))
     specification |= {"dataset": dataset.name, "dataset_version": dataset.version}
     plain: dict[str, Any] = fingerprint.of(specification | environment.jax_settings())
     return plain

@@ -243,7 +243,7 @@ def test_demo(
 
 
 MALFORMED: list[tuple[list[str], str]] = [
-    ([], "{evaluate, report, landscape, predict, export, demo, find-rate, doctor}"),
+    ([], "{evaluate, report, landscape, predict, export, demo, find-rate,"),
     (["score"], "score"),
     (["evaluate"], "WORKDIR"),
     (["evaluate", "x", "y"], "Unrecognized options: y"),
