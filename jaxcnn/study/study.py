@@ -18,6 +18,7 @@ import numpy as np
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.devices import environment, processes
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, writing
+from jaxcnn.optim.named import find_factory
 from jaxcnn.storage import atomic, fingerprint
 from jaxcnn.study.runs import (
     PHASES,

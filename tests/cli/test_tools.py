@@ -243,7 +243,7 @@ def test_demo(
 
 
 MALFORMED: list[tuple[list[str], str]] = [
-    ([], "{evaluate, report, landscape, predict, export, demo, find-rate,"),
+    ([], "landscape, predict, export, demo"),
     (["score"], "score"),
     (["evaluate"], "WORKDIR"),
     (["evaluate", "x", "y"], "Unrecognized options: y"),
