@@ -2,7 +2,7 @@
 
     python experiments/mnist.py
 
-99.5 % in about a minute of training on two CPU cores with AVX-512 (recipe fast, see the README);
+99.5 % in half a minute of training on two CPU cores with AVX-512 (recipe fast, see the README);
 --help lists the flags.
 """
 

@@ -98,7 +98,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     network: {
         # The original's hyperparameters exactly.
         "reference": _REFERENCE[network],
-        # The highest accuracy in about a minute (MNIST) or within five (CIFAR-10) on two CPU cores.
+        # A high accuracy soon: half a minute (MNIST), less than five (CIFAR-10) on two CPU cores.
         "fast": _FAST[network],
         # The highest accuracy, however long it takes.
         "best": _BEST[network],
