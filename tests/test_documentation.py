@@ -163,7 +163,7 @@ def test_the_code_for_an_optional_package_runs(
 ) -> None:
     pytest.importorskip(name)
     recipe = conformance.RECIPE.replace(epochs=2, batch_size=66, optimizer="sgd")
-    monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda _: conformance.SmallCNN())
+    monkeypatch.setattr("jaxcnn.train.setup.make_model", lambda *_: conformance.SmallCNN())
     namespace: dict[str, Any] = {"jaxcnn": jaxcnn, "dataset": tiny_mnist, "recipe": recipe}
     exec(compile(blocks(DOCS / "hooks.md", "py")[position], name, "exec"), namespace)
     if name == "pandas":

@@ -81,7 +81,7 @@ patch = pytest.MonkeyPatch()
 patch.setattr("jaxcnn.load_data", lambda name: data)
 recipe = conformance.RECIPE.replace(optimizer="sgd", batch_size=64)
 patch.setattr("jaxcnn.recipe", lambda *_: recipe)
-patch.setattr("jaxcnn.train.setup.make_model", lambda _: conformance.SmallCNN())
+patch.setattr("jaxcnn.train.setup.make_model", lambda *_: conformance.SmallCNN())
 """
 
 
