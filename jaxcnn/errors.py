@@ -10,6 +10,7 @@ from pathlib import Path
 # The remedies that `writing` states where a cache or a workdir cannot be written.
 CACHE_REMEDY = "set JAXCNN_CACHE_DIR to a folder that can be written and has room"
 WORKDIR_REMEDY = "give --workdir a folder that can be written and has room"
+OUT_REMEDY = WORKDIR_REMEDY.replace("--workdir", "--out")
 
 
 class UserError(Exception):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro import conf
 
 from jaxcnn.cli.console import Echo, echo_source_files, make_echo
-from jaxcnn.cli.flags import DataFlags, find_recipe, new_folder
+from jaxcnn.cli.flags import DataFlags, find_recipe, is_recipe_file, new_folder
 from jaxcnn.cli.values import check_range, parse_pairs, replace_fields, trust_optimizers
-from jaxcnn.errors import WORKDIR_REMEDY, UserError, as_path, writing
+from jaxcnn.errors import OUT_REMEDY, UserError, as_path, writing
 from jaxcnn.recipes import optimizer_defaults
 from jaxcnn.recipes.recipe import NetworkName, Recipe
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from jaxcnn.study.rate_range import RateRange
 
 _THE_RECIPE_S = "(default: the recipe's)"
-_REMEDY = WORKDIR_REMEDY.replace("--workdir", "--out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +104,15 @@ class FindRateCommand:
         echo_source_files([recipe.optimizer for recipe in recipes], echo)
         folder = as_path(self.out or new_folder(f"find-rate-{self.network}"))
         dataset = self.data.load(self.network, self.source, echo)
-        if not self.recipe.endswith(".toml"):
+        if not is_recipe_file(self.recipe):
             recipes = [normalized(recipe, dataset) for recipe in recipes]
-        with writing(folder, _REMEDY):
+        with writing(folder, OUT_REMEDY):
             folder.mkdir(parents=True, exist_ok=True)
         ranges = self._train(recipes, dataset, console, echo)
         _print(ranges, echo)
         self._write(ranges, recipes, dataset, folder)
         title = f"{recipes[0].title}, batch {recipes[0].batch_size}"
-        write_rate_plot(ranges, title, folder, _REMEDY)
+        write_rate_plot(ranges, title, folder, OUT_REMEDY)
         echo(f"results: {folder}")
 
     def _recipes(self) -> list[Recipe]:
@@ -189,7 +188,7 @@ class FindRateCommand:
             ],
         }
         text = json.dumps(content, indent=1, allow_nan=False)
-        atomic.write(folder / "find-rate.json", text.encode(), _REMEDY)
+        atomic.write(folder / "find-rate.json", text.encode(), OUT_REMEDY)
 
 
 def _print(ranges: "Sequence[RateRange]", echo: Echo) -> None:

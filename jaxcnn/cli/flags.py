@@ -22,6 +22,8 @@ from jaxcnn.recipes import named
 from jaxcnn.recipes.recipe import NetworkName, Recipe, ScheduleName
 
 if TYPE_CHECKING:
+    import flax.linen as nn
+
     from jaxcnn.data.dataset import Dataset, SourceName
     from jaxcnn.storage.checkpoint import Policy
 
@@ -59,7 +61,7 @@ class RecipeFlags:
     @property
     def is_file(self) -> bool:
         """Whether the recipe is a file, which states the normalization too."""
-        return self.name.endswith(".toml")
+        return is_recipe_file(self.name)
 
     @classmethod
     def of(cls, name: str, recipe: Recipe) -> "RecipeFlags":
@@ -182,6 +184,37 @@ class CheckpointFlags:
         return Policy(folder, Every.parse(self.every), self.keep, self.resume, report=echo)
 
 
+@conf.configure(conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class NetworkFlags:
+    """A network of your own."""
+
+    name: Annotated[
+        str,
+        conf.arg(
+            name="network", metavar="MODULE:CLASS", help_behavior_hint="(default: the recipe's)"
+        ),
+    ] = ""
+    """A Flax module of yours, or a function that returns one, from images to logits."""
+    args: Annotated[
+        tuple[str, ...],
+        conf.arg(
+            name="network-args", metavar="KEY=VALUE ...", help_behavior_hint="(default: none)"
+        ),
+    ] = ()
+    """Its arguments."""
+
+    def make(self) -> "nn.Module | None":
+        """Returns the network, or None for the recipe's.
+
+        Raises:
+            UserError: see `jaxcnn.cli.network.named_network`.
+        """
+        from jaxcnn.cli.network import named_network
+
+        return named_network(self.name, self.args)
+
+
 @dataclass(frozen=True)
 class TrainFlags:
     """The flags of an experiment; each network has a subclass."""
@@ -206,14 +239,7 @@ class TrainFlags:
     ] = ""
     """Weights to begin with: the workdir of a run, or a .pt or .safetensors file. For another
     number of classes the last layer begins anew."""
-    network: Annotated[
-        str, conf.arg(metavar="MODULE:CLASS", help_behavior_hint="(default: the recipe's)")
-    ] = ""
-    """A Flax module of yours, or a function that returns one, from images to logits."""
-    network_args: Annotated[
-        tuple[str, ...], conf.arg(metavar="KEY=VALUE ...", help_behavior_hint="(default: none)")
-    ] = ()
-    """Its arguments."""
+    network: NetworkFlags = NetworkFlags()
     feed: Literal["auto", "device", "stream"] = "auto"
     """Keep the training images on the device, or stream them from the host; same results. Auto
     streams where there are several processes."""
@@ -294,6 +320,11 @@ def new_folder(name: str) -> str:
     return f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
+def is_recipe_file(name: str) -> bool:
+    """Whether the value of --recipe is a file's path."""
+    return name.endswith(".toml")
+
+
 def find_recipe(network: NetworkName, name: str) -> Recipe:
     """Returns the recipe of a name or in a file.
 
@@ -304,7 +335,7 @@ def find_recipe(network: NetworkName, name: str) -> Recipe:
     Raises:
         UserError: there is none of that name, or the file is not one.
     """
-    is_file = name.endswith(".toml")
+    is_file = is_recipe_file(name)
     try:
         return named.load_recipe(network, name) if is_file else named.recipe(network, name)
     except ValueError as error:

@@ -7,7 +7,7 @@ from tyro import conf
 
 from jaxcnn.cli.console import make_echo
 from jaxcnn.cli.trained import TrainedOnFlags
-from jaxcnn.errors import as_path, writing
+from jaxcnn.errors import OUT_REMEDY, as_path, writing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,7 @@ class LandscapeCommand(TrainedOnFlags):
         before = [one for one in everything if one.checkpoint.step < last.checkpoint.step]
         dataset = self.load_data(last, echo)
         folder = as_path(self.out or self.workdir)
-        with writing(folder, survey.OUT_REMEDY):  # before the work, which takes a while
+        with writing(folder, OUT_REMEDY):  # before the work, which takes a while
             folder.mkdir(parents=True, exist_ok=True)
         surveyed = survey.make_survey(
             networks,

@@ -7,7 +7,7 @@ import flax.linen as nn
 from jaxcnn.cli.values import parse_pairs
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import UserError
-from jaxcnn.optim.named import import_from_here
+from jaxcnn.optim.named import find_function
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.train import setup
 
@@ -30,20 +30,7 @@ def named_network(name: str, args: Sequence[str]) -> nn.Module | None:
         if pairs:
             raise UserError("--network-args takes the arguments of a --network: give both or none")
         return None
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise UserError(f"--network takes module:Class, got {name!r}")
-    try:
-        found = getattr(import_from_here(module_name), attribute, None)
-    except Exception as error:
-        raise UserError(
-            f"--network {name}: cannot import {module_name} ({_reason(error)}); it must be "
-            "importable from where the command runs, or from a folder in PYTHONPATH"
-        ) from error
-    if not callable(found):
-        raise UserError(
-            f"--network {name}: {module_name} has no class {attribute}; give one of a Flax module"
-        )
+    found = find_function("--network", name, "of a Flax module", "Class")
     try:
         model = found(**pairs)
     except Exception as error:

@@ -16,7 +16,7 @@ from rich.console import Console
 from jaxcnn.cli import interrupts, progress, screen
 from jaxcnn.cli.console import Echo, describe_score, echo_source_files, make_echo
 from jaxcnn.cli.flags import TrainFlags
-from jaxcnn.cli.network import check_network, named_network
+from jaxcnn.cli.network import check_network
 from jaxcnn.data import own_data
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import environment, processes
@@ -47,7 +47,7 @@ def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
     processes.on_main(records.check_workdir)(workdir, flags.checkpoints.resume)
     loss = losses.find_loss(flags.loss) if flags.loss else None
     setup.check_recipe(recipe)
-    model = named_network(flags.network, flags.network_args)
+    model = flags.network.make()
     echo_source_files([recipe.optimizer], echo)
     if loss is not None:
         module = sys.modules[flags.loss.split(":")[0]]
@@ -99,11 +99,11 @@ class Session:
             self.recipe = own_data.normalized(self.recipe, dataset)
         recipe = self.recipe
         if self.model is not None:
-            check_network(flags.network, self.model, recipe, dataset)
+            check_network(flags.network.name, self.model, recipe, dataset)
         if flags.start:
             self._load_start(dataset)
         same: dict[str, Any] = {"seed": flags.seed, "feed": flags.feed, "dataset": dataset.name}
-        same |= {"from": flags.start, "network": [flags.network, *flags.network_args]}
+        same |= {"from": flags.start, "network": [flags.network.name, *flags.network.args]}
         same |= {"checkpoint_every": flags.checkpoints.every, "mesh": self._mesh}
         same |= {"loss": flags.loss, "log_every": flags.log_every}
         processes.check_same({**recipe.asdict(), **same})
@@ -192,7 +192,7 @@ class Session:
             warning = f"{dataset.name} is synthetic: this says nothing about {recipe.network}"
             echo(f"*** {warning} ***", "bold red")
         if self.model:
-            echo(f"no report for {flags.network}: it shows the layers of the recipe's network")
+            echo(f"no report for {flags.network.name}: it shows the layers of the recipe's network")
         elif flags.report != "never":
             from jaxcnn.report.page import write_report  # here: matplotlib delays the start
 

@@ -15,7 +15,7 @@ from tyro import conf
 
 from jaxcnn.cli.console import describe_score, ending_on_errors, make_echo
 from jaxcnn.cli.find_rate import FindRateCommand
-from jaxcnn.cli.flags import DataFlags
+from jaxcnn.cli.flags import DataFlags, NetworkFlags
 from jaxcnn.cli.landscape import LandscapeCommand
 from jaxcnn.cli.trained import TrainedFlags, TrainedOnFlags
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, as_path, writing
@@ -40,23 +40,14 @@ class EvaluateCommand(TrainedOnFlags):
 
     tta: bool = False
     """Test-time augmentation: also score the average prediction for several views of each image."""
-    network: Annotated[
-        str, conf.arg(metavar="MODULE:CLASS", help_behavior_hint="(default: the recipe's)")
-    ] = ""
-    """The Flax module of yours that was trained."""
-    network_args: Annotated[
-        tuple[str, ...], conf.arg(metavar="KEY=VALUE ...", help_behavior_hint="(default: none)")
-    ] = ()
-    """Its arguments."""
+    network: NetworkFlags = field(default_factory=NetworkFlags)
 
     def run(self, console: "Console") -> None:
         """Prints the score."""
-        from jaxcnn.cli.network import named_network
         from jaxcnn.train.evaluate import evaluate
 
         echo = make_echo(console)
-        own = named_network(self.network, self.network_args)
-        network = self.load(echo, own)
+        network = self.load(echo, self.network.make())
         dataset = self.load_data(network, echo)
         for tta in (False, True) if self.tta else (False,):
             scores = evaluate(

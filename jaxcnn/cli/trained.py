@@ -8,7 +8,7 @@ from tyro import conf
 from jaxcnn.cli.console import Echo
 from jaxcnn.cli.flags import DataFlags
 from jaxcnn.errors import UserError
-from jaxcnn.recipes.named import RECIPES
+from jaxcnn.recipes.problems import is_own_data
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -62,7 +62,7 @@ class TrainedOnFlags(TrainedFlags):
         from jaxcnn.train.identity import checksum
 
         name = str(network.run["dataset"])
-        if name.removeprefix("synthetic-") not in RECIPES and not self.source:
+        if is_own_data(name) and not self.source:
             raise UserError(f"the network was trained on {name}: give its path by --data")
         source = self.source or ("synthetic" if name.startswith("synthetic-") else "real")
         dataset = self.data.load(network.recipe.network, source, echo)

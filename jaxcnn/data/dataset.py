@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from jaxcnn.errors import DataError, DataUnavailableError
+from jaxcnn.recipes.problems import is_own_data
 
 if TYPE_CHECKING:
     from jaxcnn.data.cache import Arrays
@@ -98,7 +99,7 @@ class Dataset:
     @property
     def is_own(self) -> bool:
         """Whether it is neither MNIST or CIFAR-10 nor a synthetic data set of their form."""
-        return self.name.removeprefix("synthetic-") not in get_args(DatasetName)
+        return is_own_data(self.name)
 
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Returns mean and standard deviation of each channel of the training images, in 0..1.
@@ -255,7 +256,7 @@ def load_data(
         build=lambda: decoding.decode_prepared(prepared, report),
         report=report,
     )
-    return _from_arrays(name, prepared.version, arrays)
+    return from_arrays(name, prepared.version, arrays)
 
 
 def _load_synthetic(
@@ -288,11 +289,18 @@ def _load_synthetic(
         build=build,
         report=report,
     )
-    return _from_arrays(f"synthetic-{name}", synthetic.VERSION, arrays, notice)
+    return from_arrays(f"synthetic-{name}", synthetic.VERSION, arrays, notice)
 
 
-def _from_arrays(name: str, version: str, arrays: "Arrays", notice: str = "") -> Dataset:
-    """Returns the data set of decoded arrays; the other arguments are its attributes."""
+def from_arrays(name: str, version: str, arrays: "Arrays", notice: str = "") -> Dataset:
+    """Returns the data set of decoded arrays.
+
+    Args:
+        name: its attribute.
+        version: its attribute.
+        arrays: of `jaxcnn.data.cache.load_or_build`: images and labels of both splits.
+        notice: its attribute.
+    """
     train, test = (
         Split(arrays.arrays[f"{split}_images"], arrays.arrays[f"{split}_labels"])
         for split in ("train", "test")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxcnn.data import cache
 from jaxcnn.data.cache import Arrays
-from jaxcnn.data.dataset import Dataset, Split
+from jaxcnn.data.dataset import Dataset, Split, from_arrays
 from jaxcnn.data.image_files import FORMATS, FORMATS_TEXT, read_image, scale_image
 from jaxcnn.errors import DataError, as_path
 from jaxcnn.recipes.recipe import Recipe
@@ -66,29 +66,27 @@ def load_own(
     path = as_path(path)
     if path.is_dir():
         files = _list_files(path)
-        shape, left_out = _common_shape(path, files, image_shape)
-        if left_out:
+        images, shape = _common_shape(path, files, image_shape)
+        if left_out := len(files) - len(images):
             report(f"{path}: {left_out} files are no {FORMATS_TEXT} files and are left out")
         arrays = cache.load_or_build(
             atomic.cache_root(cache_dir) / f"own-{short_digest(str(path.resolve()))}",
-            fingerprint={"shape": list(shape), "hold_out": hold_out, "files": _states(path, files)},
-            build=lambda: _decode(path, files, shape, hold_out, report),
+            fingerprint={
+                "shape": list(shape),
+                "hold_out": hold_out,
+                "files": _states(path, images),
+            },
+            build=lambda: _decode(path, images, shape, hold_out, report),
             report=report,
         )
-        names, name = arrays.class_names, f"{path.name}/"
-        splits = [
-            Split(arrays.arrays[f"{split}_images"], arrays.arrays[f"{split}_labels"])
-            for split in ("train", "test")
-        ]
-    elif path.suffix == ".npz" and path.is_file():
+        return from_arrays(f"{path.name}/", "own", arrays)
+    if path.suffix == ".npz" and path.is_file():
         splits, names = _read_npz(path, hold_out)
-        name = path.name
-    else:
-        raise DataError(
-            f"{path} is neither a folder nor an .npz file: give one that is there, with images and "
-            "labels"
-        )
-    return Dataset(name, "own", splits[0], splits[1], names)
+        return Dataset(path.name, "own", splits[0], splits[1], names)
+    raise DataError(
+        f"{path} is neither a folder nor an .npz file: give one that is there, with images and "
+        "labels"
+    )
 
 
 def normalized(recipe: Recipe, dataset: Dataset) -> Recipe:
@@ -186,8 +184,8 @@ def _states(path: Path, files: _Files) -> list[list[Any]]:
 
 def _common_shape(
     path: Path, files: _Files, image_shape: tuple[int, int, int]
-) -> tuple[tuple[int, int, int], int]:
-    """Removes the files that are no images, and returns the images' shape and how many those were.
+) -> tuple[_Files, tuple[int, int, int]]:
+    """Returns those files that are images, and their shape.
 
     Only the beginning of each file is read.
     """
@@ -207,13 +205,11 @@ def _common_shape(
                 ) from None
     if not images:
         raise DataError(f"{path} holds no {FORMATS_TEXT} files: give it images")
-    left_out = len(files) - len(images)
-    files[:] = images
     channels = 1 if modes <= set(_GREY) else 3
     (width, height), *others = sizes
     if others or max(width, height) > _LARGEST_SIDE:
         height, width, _ = image_shape
-    return (height, width, channels), left_out
+    return images, (height, width, channels)
 
 
 def _decode(

@@ -2,11 +2,12 @@
 
 import numpy as np
 
+from jaxcnn.display import series
 from jaxcnn.display.drawing import Figure, FixedLocator, MaxNLocator, style_axes, subplots
 from jaxcnn.landscape.survey import Survey
 
-# Blue and vermilion of Okabe and Ito's palette, as in reports.
-_BLUE, _RED = "#0072B2", "#D55E00"
+# As in reports.
+_BLUE, _RED = series.TRAIN, series.TEST
 # Where positions have ticks.
 _HALVES = np.arange(-1.5, 2, 0.5).tolist()
 

@@ -12,16 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.data.dataset import Split
-from jaxcnn.errors import UserError, writing
+from jaxcnn.errors import OUT_REMEDY, UserError, writing
 from jaxcnn.landscape.curvature import extreme_eigenvalues
 from jaxcnn.landscape.loss import BATCH_SIZE, Loss, make_batches, make_loss, mean_over
 from jaxcnn.landscape.noise import gradient_noise
 from jaxcnn.landscape.slices import losses_along, losses_on_plane, random_direction
 from jaxcnn.storage import atomic
 from jaxcnn.train.trained import Trained
-
-# The remedy where the results cannot be written.
-OUT_REMEDY = "give --out a folder that can be written and has room"
 
 _MOST_EIGENVALUES = 50
 _RANDOM_DIRECTIONS = 5

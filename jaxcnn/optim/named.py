@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -42,23 +42,26 @@ def find_factory(name: str) -> Factory:
             f"yourself: give --optimizer {name} as well, or call "
             f"jaxcnn.recipes.optimizer_defaults.trust({name!r})"
         )
-    return find_function("--optimizer", name, "an optax.GradientTransformation")
+    return find_function("--optimizer", name, "that returns an optax.GradientTransformation")
 
 
-def find_function(flag: str, name: str, returns: str) -> Callable[..., Any]:
-    """Imports a user-defined function that the caller is allowed to run.
+def find_function(
+    flag: str, name: str, wanted: str, kind: Literal["function", "Class"] = "function"
+) -> Callable[..., Any]:
+    """Imports a user-defined function or class that the caller is allowed to run.
 
     Args:
         flag: that names it, for errors.
-        name: "module:function".
-        returns: what the function returns, for errors.
+        name: "module:function", or "module:Class".
+        wanted: which function to give, for errors: "that returns ...".
+        kind: which of the two it is, for errors.
 
     Raises:
         UserError: the name has another form, or the module cannot be imported or has no such
             function.
     """
     if not optimizer_defaults.is_own(name):
-        raise UserError(f"{flag} takes module:function, got {name!r}")
+        raise UserError(f"{flag} takes module:{kind}, got {name!r}")
     module_name, attribute = name.split(":")
     try:
         found = getattr(import_from_here(module_name), attribute, None)
@@ -70,8 +73,7 @@ def find_function(flag: str, name: str, returns: str) -> Callable[..., Any]:
         ) from error
     if not callable(found):
         raise UserError(
-            f"{flag} {name}: {module_name} has no function {attribute}; give one that returns "
-            f"{returns}"
+            f"{flag} {name}: {module_name} has no {kind.lower()} {attribute}; give one {wanted}"
         )
     return found
 

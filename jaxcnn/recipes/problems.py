@@ -45,3 +45,8 @@ CIFAR10 = Problem(
     target=0.7,
 )
 PROBLEMS: dict[str, Problem] = {problem.name: problem for problem in (MNIST, CIFAR10)}
+
+
+def is_own_data(dataset: str) -> bool:
+    """Whether a data set's name is neither a problem's nor that of a synthetic one of its form."""
+    return dataset.removeprefix("synthetic-") not in PROBLEMS

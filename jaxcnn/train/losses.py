@@ -24,8 +24,8 @@ def find_loss(name: str) -> Loss:
         UserError: the name has another form, or the module cannot be imported or has no such
             function.
     """
-    returns = "the losses of the images, float32[B], from logits [B, C] and labels [B]"
-    return find_function("--loss", name, returns)
+    wanted = "that returns the losses of the images, float32[B], from logits [B, C] and labels [B]"
+    return find_function("--loss", name, wanted)
 
 
 def image_losses(loss: Loss | None, logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -11,13 +11,17 @@ from jaxcnn.landscape import survey
 from tests import saved
 
 
+@pytest.fixture(autouse=True)
+def _data(tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **_: tiny_mnist)
+
+
 def test_landscape(
     tmp_path: Path,
     tiny_mnist: Dataset,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **_: tiny_mnist)
     monkeypatch.setattr(survey, "extreme_eigenvalues", lambda *_: (-1.0, np.array([3.0, 2.0])))
     for name in ("_UPDATE_POSITIONS", "_RANDOM_POSITIONS", "_PLANE_POSITIONS"):
         monkeypatch.setattr(survey, name, np.array([-1, 0, 1], np.float32))
@@ -40,12 +44,8 @@ def test_landscape(
 
 
 def test_images_that_are_not_there(
-    tmp_path: Path,
-    tiny_mnist: Dataset,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, tiny_mnist: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda name, **_: tiny_mnist)
     workdir = saved.save(tmp_path / "run", tiny_mnist)
     with pytest.raises(SystemExit) as caught:
         tools.main(["landscape", str(workdir), "--images", "400"])

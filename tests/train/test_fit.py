@@ -118,11 +118,9 @@ def stop_after(chunks: int) -> Callable[[], bool]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_chunks_and_a_clock() -> Iterator[None]:
-    """Cuts an epoch into chunks of two batches; between two looks at the clock a second passes."""
+def _clock(small_chunks: None) -> Iterator[None]:
+    """Between two looks at the clock a second passes; epochs are cut into small chunks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxcnn.train.feed._CHUNK_STEPS", 2)
-        patch.setattr("jaxcnn.train.feed._CHUNK_BYTES", 1)
         clock = SimpleNamespace(perf_counter=itertools.count(0.0).__next__)
         patch.setattr("jaxcnn.train.loop.time", clock)
         patch.setattr("jaxcnn.train.run_program.time", clock)

@@ -1,7 +1,7 @@
 """What a user gives to `fit`: a schedule, an augmentation, wrapped optimizers, an early end."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,7 @@ from tests.train import test_fit
 from tests.train.test_fit import RECIPE, Recorder, equal, same, stop_after, timeless
 
 # Optax's own arithmetic mixes dtypes.
-pytestmark = pytest.mark.loose_promotion
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_chunks() -> Iterator[None]:
-    """Cuts an epoch of seven steps into chunks of two."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxcnn.train.feed._CHUNK_STEPS", 2)
-        patch.setattr("jaxcnn.train.feed._CHUNK_BYTES", 1)
-        yield
+pytestmark = [pytest.mark.loose_promotion, pytest.mark.usefixtures("small_chunks")]
 
 
 def rate(step: jax.Array) -> jax.Array:

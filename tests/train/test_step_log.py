@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,12 @@ from jaxcnn.train.step_log import COLUMNS, Rows, StepLog, StepValues
 from tests import conformance
 from tests.linear import Linear
 
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
 DATA = conformance.dataset()  # 320 images: six batches of 50 and one of 20 an epoch
 RECIPE = conformance.RECIPE.replace(
     optimizer="sgd", epochs=2, batch_size=50, learning_rate=0.1, momentum=0.0, weight_decay=0.0
 ).replace(schedule="linear", label_smoothing=0.3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_chunks() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxcnn.train.feed._CHUNK_STEPS", 2)
-        patch.setattr("jaxcnn.train.feed._CHUNK_BYTES", 1)
-        yield
 
 
 def fit(**options: Any) -> Result:
