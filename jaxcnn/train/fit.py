@@ -112,7 +112,7 @@ def fit(
         monitor = RunMonitor(recipe, dataset, rates, observers, checkpoints, schedule)
         log = StepLog(metrics or {}, log_every, rates)
         hooks: dict[str, Any] = {"augment": augment, "loss": loss, "log": log}
-        hooks["single"] = slow_in_loops(requested)
+        hooks["single"] = slow_in_loops(model, dataset.image_shape)
         program = RunProgram(recipe, dataset, model, tx, source, placement, **hooks)
         first = init_state(init_key, model, tx, dataset.image_shape, arrays)
         position = loop.resume(store, program, monitor, first)

@@ -28,6 +28,14 @@ KernelsName = Literal["auto", "native", "xla"]
 
 VARIABLE = "JAXCNN_KERNELS"
 FORWARD, BACKWARD = "jaxcnn_forward", "jaxcnn_backward"
+GROUP_NORM = "jaxcnn_group_norm_forward"
+GROUP_NORM_BACKWARD = "jaxcnn_group_norm_backward"
+_SYMBOLS = {
+    FORWARD: "JaxcnnForward",
+    BACKWARD: "JaxcnnBackward",
+    GROUP_NORM: "JaxcnnGroupNormForward",
+    GROUP_NORM_BACKWARD: "JaxcnnGroupNormBackward",
+}
 
 _SOURCES = Path(__file__).with_name("native")
 _COMPILERS = ("c++", "g++", "clang++")
@@ -90,7 +98,7 @@ def _load() -> str:
     """Compiles, loads and registers the kernels, and returns why it failed, or ""."""
     try:
         library = ctypes.CDLL(str(_compiled()))
-        for target, symbol in ((FORWARD, "JaxcnnForward"), (BACKWARD, "JaxcnnBackward")):
+        for target, symbol in _SYMBOLS.items():
             handler = jax.ffi.pycapsule(getattr(library, symbol))
             jax.ffi.register_ffi_target(target, handler, platform="cpu")
     except (UnavailableError, UserError, OSError, AttributeError) as error:

@@ -6,7 +6,7 @@ https://docs.jax.dev/en/latest/notebooks/Writing_custom_interpreters_in_Jax.html
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,11 @@ from jax.extend import core
 
 from jaxcnn.networks.cpu import library
 from jaxcnn.networks.cpu.convolution import conv_general_dilated
+from jaxcnn.networks.cpu.group_norm import by_kernel
 from jaxcnn.networks.cpu.pooling import max_pool
 
 _SHORT = 64  # values of an axis that vectors do not pay for
+_SLOW_IN_LOOPS = ("conv_general_dilated", "reduce_window", "select_and_scatter")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Substituted:
             return self.model.apply(variables, *args, rngs=rngs, **kwargs)
 
         def call(variables: Any, args: Any, rngs: Any) -> Any:
-            return self.model.apply(variables, *args, rngs=rngs, **kwargs)
+            with nn.intercept_methods(by_kernel):
+                return self.model.apply(variables, *args, rngs=rngs, **kwargs)
 
         return substitute(call)(variables, args, rngs)
 
@@ -66,23 +69,45 @@ def fastest(model: nn.Module) -> Any:
     return Substituted(model)
 
 
-def slow_in_loops(model: nn.Module) -> bool:
+def slow_in_loops(model: Any, image_shape: Sequence[int]) -> bool:
     """Returns whether a network trains faster a step at a time than many steps in one program.
 
-    So do all networks on CPU, but for those that have stages of their own: what is left of XLA's
-    convolutions and poolings is slow in a loop there (https://github.com/jax-ml/jax/issues/12868).
+    So it does on CPU if any of XLA's convolutions and poolings is left in it, which are slow in a
+    loop there (https://github.com/jax-ml/jax/issues/12868).
 
     Args:
-        model: the network.
+        model: the network in the form that is trained, see `fastest`.
+        image_shape: (H, W, C).
     """
-    return jax.default_backend() == "cpu" and not hasattr(model, "staged")
+    staged = hasattr(model, "staged") and not isinstance(model, Substituted)
+    if jax.default_backend() != "cpu" or staged:
+        return False
+    key = jax.random.key(0)
+    images = jnp.zeros((2, *image_shape), jnp.float32)
+    variables = jax.eval_shape(model.init, key, images)
+    apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    closed = jax.make_jaxpr(apply)(variables, images, rngs={"dropout": key})
+    return any(name.startswith(_SLOW_IN_LOOPS) for name in _operations(closed.jaxpr))
+
+
+def _operations(jaxpr: core.Jaxpr) -> Iterator[str]:
+    """Yields the name of each operation that CPU may run, also of those within others."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        params = equation.params
+        inner = list(core.jaxprs_in_params(params))
+        if platforms := params.get("branches_platforms"):  # None stands for all others
+            chosen = next(i for i, names in enumerate(platforms) if not names or "cpu" in names)
+            inner = [params["branches"][chosen].jaxpr]
+        for one in inner:
+            yield from _operations(one)
 
 
 def substitute(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function with the fast form of each operation that has one.
 
-    They are convolutions that `conv_general_dilated` knows, max pooling over 2 x 2 squares, and the
-    sums of GroupNorm.
+    They are convolutions that `conv_general_dilated` knows, max pooling over 2 x 2 squares, and
+    sums over short last axes.
     Operations within loops, branches and rematerialization stay as they are.
 
     Args:
@@ -154,8 +179,8 @@ def _max_pool(params: Any, images: Any) -> Any:
 def _sum(params: Any, values: Any) -> Any:
     """Returns the sum, or None where it is not over the last axis, a short one, and others.
 
-    That is GroupNorm's of the channels of a group: XLA does not use vectors for it and takes about
-    fifteen times as long as for the sum over the other axes, which comes first here.
+    Normalizations have such sums, of the channels of a group. XLA does not use vectors for them and
+    takes about fifteen times as long as for the sum over the other axes, which comes first here.
     """
     axes, last = params["axes"], values.ndim - 1
     short = values.dtype == jnp.float32 and last in axes and values.shape[last] <= _SHORT

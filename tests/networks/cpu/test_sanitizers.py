@@ -29,7 +29,7 @@ def sanitizer(name: str) -> str:
 
 
 def test_no_access_is_out_of_bounds_and_no_operation_undefined(tmp_path: Path) -> None:
-    """All tests of stages and convolutions again, with AddressSanitizer and UBSan."""
+    """All tests of the kernels again, with AddressSanitizer and UBSan."""
     preload = f"{sanitizer('asan')} {sanitizer('ubsan')}"
     environment = {
         **os.environ,
@@ -38,7 +38,8 @@ def test_no_access_is_out_of_bounds_and_no_operation_undefined(tmp_path: Path) -
         "LD_PRELOAD": preload,
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's own are many
     }
-    tests = [str(HERE / "test_stages.py"), str(HERE / "test_convolution.py")]
+    names = ("test_stages.py", "test_convolution.py", "test_group_norm.py")
+    tests = [str(HERE / name) for name in names]
     options = ["-q", "-n0", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'tests'}"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests],

@@ -28,6 +28,16 @@ class Everything(nn.Module):
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 
+class Fast(nn.Module):
+    """What has a fast form only, a convolution with strides among it."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.max_pool(nn.Conv(4, (3, 3), strides=2)(images), (2, 2), (2, 2))
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(10)(nn.Dropout(0.5)(x.reshape(len(x), -1), deterministic=not train))
+
+
 IMAGES = jax.random.normal(jax.random.key(1), (6, 12, 12, 3))
 
 
@@ -87,12 +97,14 @@ def test_only_what_has_a_fast_form_is_replaced(monkeypatch: pytest.MonkeyPatch) 
 def test_what_stays_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     staged, own = MnistCNN(), Everything()
     assert fastest(staged) is staged
-    assert slow_in_loops(own)
-    assert not slow_in_loops(staged)
+    assert slow_in_loops(fastest(own), IMAGES.shape[1:])  # a convolution in groups
+    assert not slow_in_loops(fastest(Fast()), IMAGES.shape[1:])
+    assert slow_in_loops(Fast(), IMAGES.shape[1:])
+    assert not slow_in_loops(staged, (28, 28, 1))
     monkeypatch.setenv(library.VARIABLE, "xla")
     assert fastest(own) is own
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not slow_in_loops(own)
+    assert not slow_in_loops(own, IMAGES.shape[1:])
 
 
 def test_a_function_of_pytrees() -> None:

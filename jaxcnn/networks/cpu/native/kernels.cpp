@@ -2,7 +2,8 @@
 //
 // A stage is a convolution of stride 1 that keeps the size, and the layers around it: scale and
 // shift, relu, average pooling; the convolution, bias, relu; sums for BatchNorm; max pooling.
-// `jaxcnn/networks/cpu/stages.py` declares the same handlers and says what each argument is.
+// `jaxcnn/networks/cpu/stages.py` declares the same handlers and says what each argument is. Beside
+// them stands group normalization, see `jaxcnn/networks/cpu/group_norm.py`.
 //
 // The slices of a batch are shared among XLA's threads. A task writes sums of its own, and these are
 // added in the order of the tasks, so that the result does not depend on the number of threads.
@@ -13,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "group_norm.h"
 #include "stages.h"
 #include "threads.h"
 #include "xla/ffi/api/ffi.h"
@@ -174,6 +176,73 @@ ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale,
   return ffi::Error::Success();
 }
 
+// Fills in a normalization from its arguments, or says what is wrong with them.
+ffi::Error MakeGroupNorm(GroupNorm& n, Buffer x, Shape affine, Shape other) {
+  const auto shape = x.dimensions();
+  if (shape.size() != 3) return Wrong("images are of pixels and channels");
+  n.pixels = shape[1];
+  n.channels = shape[2];
+  for (int64_t axis : shape) if (axis < 1) return Wrong("empty images");
+  if (n.groups < 1 || n.channels % n.groups) return Wrong("groups divide the channels");
+  if (!Is(affine, {n.channels})) return Wrong("scale and bias");
+  if (!Same(other, shape)) return Wrong("shape of the other images");
+  return ffi::Error::Success();
+}
+
+ffi::Error GroupNormForward(ffi::ThreadPool pool, Buffer x, Buffer scale, Buffer bias, Result out,
+                            int64_t groups, float epsilon) {
+  GroupNorm n{0, 0, groups, epsilon};
+  if (auto error = MakeGroupNorm(n, x, scale.dimensions(), out->dimensions()); error.failure()) {
+    return error;
+  }
+  if (!Is(bias.dimensions(), {n.channels})) return Wrong("bias");
+  const Slices slices(x.dimensions()[0]);
+  ForEach(pool, slices.tasks, [&](int64_t task) {
+    Statistics of(n);
+    slices.Each(task, [&](int64_t first, int64_t images) {
+      for (int64_t image = first; image < first + images; ++image) {
+        const int64_t at = image * n.size();
+        NormalizeImage(n, x.typed_data() + at, scale.typed_data(), bias.typed_data(), of,
+                       out->typed_data() + at);
+      }
+    });
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error GroupNormBackward(ffi::ThreadPool pool, Buffer x, Buffer scale, Buffer dy, Result dx,
+                             Result d_scale, Result d_bias, int64_t groups, float epsilon) {
+  GroupNorm n{0, 0, groups, epsilon};
+  if (auto error = MakeGroupNorm(n, x, scale.dimensions(), dy.dimensions()); error.failure()) {
+    return error;
+  }
+  if (!Same(dx->dimensions(), x.dimensions())) return Wrong("gradient of the images");
+  for (Result result : {d_scale, d_bias}) {
+    if (!Is(result->dimensions(), {n.channels})) return Wrong("gradients of scale and bias");
+    std::fill_n(result->typed_data(), n.channels, 0.0f);
+  }
+  const Slices slices(x.dimensions()[0]);
+  std::vector<std::vector<float>> partial(slices.tasks, std::vector<float>(2 * n.channels));
+  ForEach(pool, slices.tasks, [&](int64_t task) {
+    Statistics of(n);
+    float* sums = partial[task].data();
+    slices.Each(task, [&](int64_t first, int64_t images) {
+      for (int64_t image = first; image < first + images; ++image) {
+        const int64_t at = image * n.size();
+        NormalizeImageBackward(n, x.typed_data() + at, scale.typed_data(), dy.typed_data() + at, of,
+                               dx->typed_data() + at, sums, sums + n.channels);
+      }
+    });
+  });
+  for (const std::vector<float>& sums : partial) {
+    for (int64_t c = 0; c < n.channels; ++c) {
+      d_scale->typed_data()[c] += sums[c];
+      d_bias->typed_data()[c] += sums[n.channels + c];
+    }
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnForward, Forward,
@@ -207,5 +276,27 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnBackward, Backward,
                                   .Ret<Buffer>()  // d_scale
                                   .Ret<Buffer>()  // d_shift
                                   .Attrs<jaxcnn::Layers>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnGroupNormForward, GroupNormForward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Buffer>()  // x
+                                  .Arg<Buffer>()  // scale
+                                  .Arg<Buffer>()  // bias
+                                  .Ret<Buffer>()  // out
+                                  .Attr<int64_t>("groups")
+                                  .Attr<float>("epsilon"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxcnnGroupNormBackward, GroupNormBackward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Buffer>()  // x
+                                  .Arg<Buffer>()  // scale
+                                  .Arg<Buffer>()  // dy
+                                  .Ret<Buffer>()  // dx
+                                  .Ret<Buffer>()  // d_scale
+                                  .Ret<Buffer>()  // d_bias
+                                  .Attr<int64_t>("groups")
+                                  .Attr<float>("epsilon"));
 
 }  // namespace jaxcnn
