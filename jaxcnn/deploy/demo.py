@@ -45,7 +45,8 @@ class Demo:
 
         recipe, run = self._network.recipe, self._network.run
         digits = self._network.reads_digits
-        what = "digit" if self._network.class_names == MNIST.class_names else "character"
+        known = self._network.class_names == MNIST.class_names
+        what = f"draw a {'digit' if known else 'character'}" if digits else "show it a photograph"
         history = self._network.progress.history
         accuracy = f"; test accuracy {history[-1].test_accuracy:.2%}" if history else ""
         warning = ""
@@ -60,7 +61,7 @@ class Demo:
         )
         return template.render(
             nonce=nonce,
-            title=f"{recipe.title}: {f'draw a {what}' if digits else 'show it a photograph'}",
+            title=f"{self._network.title}: {what}",
             subtitle=(
                 f"recipe {recipe.name} with {recipe.optimizer}, seed {run['seed']}, "
                 f"step {self._network.checkpoint.step:,}{accuracy}"

@@ -48,6 +48,12 @@ class Trained:
     progress: Progress
 
     @property
+    def title(self) -> str:
+        """What it was trained on: "MNIST", "CIFAR-10", or the name of another data set."""
+        name = str(self.run["dataset"])
+        return self.recipe.title if name.removeprefix("synthetic-") == self.recipe.network else name
+
+    @property
     def reads_digits(self) -> bool:
         """Whether its images are characters as MNIST's, or EMNIST's, which were made likewise."""
         known = self.class_names == MNIST.class_names or self.run["dataset"] in emnist.CLASS_NAMES

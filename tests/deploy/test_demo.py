@@ -88,7 +88,7 @@ def test_what_to_draw(
     letters = {**network.run, "dataset": "emnist/letters"}
     other = dataclasses.replace(network, class_names=tuple("abc"), run=letters)
     monkeypatch.setattr(offered, "_network", other)
-    assert "MNIST: draw a character" in offered.page("")
+    assert "emnist/letters: draw a character" in offered.page("")
 
 
 def test_maps_of_one_value_are_dark(network: Trained) -> None:

@@ -250,6 +250,9 @@ def test_characters_of_emnist_are_made_as_digits(network: Trained) -> None:
     assert not dataclasses.replace(network, class_names=names).reads_digits
     letters = {**network.run, "dataset": "emnist/letters"}
     assert dataclasses.replace(network, class_names=names, run=letters).reads_digits
+    titles = {"mnist": "MNIST", "synthetic-mnist": "MNIST", "emnist/letters": "emnist/letters"}
+    for name, title in titles.items():
+        assert dataclasses.replace(network, run={"dataset": name}).title == title
     assert not dataclasses.replace(network, image_shape=(32, 32, 3), run=letters).reads_digits
 
 
