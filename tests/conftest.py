@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from jaxcnn.data.dataset import Dataset, load_data
-from tests.official import CIFAR_NAMES, Official, archive, cifar_members, write_mnist, write_tar
+from tests.official import CIFAR_NAMES, Official, archive, write_official
 from tests.stripes import striped_split
 
 REPOSITORY = Path(__file__).parent.parent
@@ -210,13 +210,10 @@ def official(
     from jaxcnn.data import builders, decoding
 
     folder, url = server
-    dataset = {"mnist": tiny_mnist, "cifar10": tiny_cifar10}[name]
+    dataset = tiny_mnist if "mnist" in name else tiny_cifar10
     splits = {"train": dataset.train, "test": dataset.test}
-    if name == "mnist":
-        write_mnist(folder, splits)
-    else:
-        write_tar(folder / "cifar-10-binary.tar.gz", cifar_members(splits))
-    builder = builders.BUILDERS[name]
+    write_official(folder, name, splits)
+    builder = builders.BUILDERS[name.partition("/")[0]]
     archives = [archive(url, folder / old.rsplit("/", 1)[-1]) for old in builder.urls]
     infos = {a.url: UrlInfo(a.size, a.sha256, a.filename) for a in archives}
     monkeypatch.setattr(builder, "urls", tuple(infos))
@@ -225,5 +222,6 @@ def official(
         split: (len(one), decoding.split_digest(one.images, one.labels))
         for split, one in splits.items()
     }
-    monkeypatch.setitem(decoding.OFFICIAL, name, known)
+    if name in decoding.OFFICIAL:
+        monkeypatch.setitem(decoding.OFFICIAL, name, known)
     return Official(folder, url, splits, archives)

@@ -75,9 +75,9 @@ class FindRateCommand:
     """Of each run."""
     seed: int = 0
     """Of every run."""
-    source: Annotated[str, conf.arg(name="data", metavar="auto|real|synthetic|PATH")] = "auto"
-    """The real data or nothing, a synthetic data set, or the real data where it is available
-    (auto); or your own: a folder with a folder of images for each class, or an .npz file."""
+    source: Annotated[str, conf.arg(name="data", metavar="auto|synthetic|NAME|PATH")] = "auto"
+    """As of an experiment: the network's own data set where it is available, else a synthetic one
+    (auto); the synthetic one; a data set by its name in TFDS; or a folder or .npz file of yours."""
     out: Annotated[
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: a new folder below runs/)")
     ] = ""

@@ -101,15 +101,15 @@ class DataFlags:
     ] = ""
     """A folder with the official archives, for machines without network."""
     hold_out: Annotated[float, conf.arg(metavar="SHARE")] = 0.1
-    """Share of your own images that is held out to test on, where there are no test images."""
+    """Share of the images that is held out to test on, where a data set has no test images."""
 
     def load(self, network: NetworkName, source: str, echo: Echo) -> "Dataset":
         """Loads a data set and warns if it is not the real one.
 
         Args:
             network: "mnist" or "cifar10", the network that the data set is for.
-            source: "auto", "real" or "synthetic", see `jaxcnn.load_data`; the name of the network
-                for the real data; or the path of a data set of the user's own.
+            source: "auto", "real" or "synthetic", see `jaxcnn.load_data`; the name of a data set;
+                or the path of a data set of the user's own.
             echo: prints a line, see `jaxcnn.cli.console.make_echo`.
 
         Raises:
@@ -117,29 +117,25 @@ class DataFlags:
         """
         from jaxcnn.data.dataset import load_data
         from jaxcnn.data.own_data import load_own
+        from jaxcnn.data.tfds import VERSIONS
         from jaxcnn.devices import processes
 
-        if source == network:
-            source = "real"
-        if source not in ("auto", "real", "synthetic"):
-            if not as_path(source).exists():
-                raise UserError(
-                    f"--data {source} is neither auto, {network}, synthetic nor a folder or .npz "
-                    "file that is there: give one of these"
-                )
-            if not 0 < self.hold_out < 1:
-                raise UserError(
-                    f"--hold-out takes a number between 0 and 1, got {self.hold_out}: give a share"
-                )
+        if not 0 < self.hold_out < 1:
+            raise UserError(
+                f"--hold-out takes a number between 0 and 1, got {self.hold_out}: give a share"
+            )
+        is_name = source not in ("auto", "real", "synthetic")
+        if is_name and source not in VERSIONS and as_path(source).exists():
             shape = named.recipe(network, "fast").image_shape
             return processes.main_first(load_own)(
                 source, shape, hold_out=self.hold_out, report=echo
             )
         dataset = processes.main_first(load_data)(
-            network,
-            source=cast("SourceName", source),
+            source if is_name else network,
+            source="real" if is_name else cast("SourceName", source),
             data_dir=self.data_dir or None,
             archive_dir=self.archive_dir or None,
+            hold_out=self.hold_out,
             report=echo,
         )
         if not dataset.is_real:
@@ -220,9 +216,10 @@ class TrainFlags:
     """The flags of an experiment; each network has a subclass."""
 
     recipe: RecipeFlags
-    source: Annotated[str, conf.arg(name="data", metavar="auto|NETWORK|synthetic|PATH")] = "auto"
-    """The real data or nothing (the network's name), a synthetic data set of the same shape, or the
-    real data where it is available (auto); or your own: a folder with a folder of images for each
+    source: Annotated[str, conf.arg(name="data", metavar="auto|synthetic|NAME|PATH")] = "auto"
+    """The network's own data set where it is available, else a synthetic one of its shape (auto);
+    the synthetic one; a data set by its name in TFDS, as mnist, cifar10, fashion_mnist, kmnist,
+    emnist/letters, cifar100 or svhn_cropped; or your own: a folder with a folder of images for each
     class, or an .npz file."""
     seed: int = 0
     """Of all random numbers; the same seed gives the same run."""
@@ -257,20 +254,10 @@ class TrainFlags:
 class MnistFlags(TrainFlags):
     """Trains the MNIST network and scores it on all test images."""
 
-    source: Annotated[str, conf.arg(name="data", metavar="auto|mnist|synthetic|PATH")] = "auto"
-    """The real data or nothing (mnist), a synthetic data set of the same shape (synthetic), or the
-    real data where it is available (auto); or your own: a folder with a folder of images for each
-    class, or an .npz file."""
-
 
 @dataclass(frozen=True)
 class Cifar10Flags(TrainFlags):
     """Trains the CIFAR-10 network and scores it on all test images."""
-
-    source: Annotated[str, conf.arg(name="data", metavar="auto|cifar10|synthetic|PATH")] = "auto"
-    """The real data or nothing (cifar10), a synthetic data set of the same shape (synthetic), or
-    the real data where it is available (auto); or your own: a folder with a folder of images for
-    each class, or an .npz file."""
 
 
 _TRAIN_FLAGS: dict[NetworkName, type[TrainFlags]] = {"mnist": MnistFlags, "cifar10": Cifar10Flags}

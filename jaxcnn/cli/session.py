@@ -65,7 +65,7 @@ class Session:
 
     Attributes:
         flags: of the experiment.
-        recipe: the hyperparameters; `load_data` adds the normalization of a user's own data set.
+        recipe: the hyperparameters; `load_data` adds the normalization of another data set.
         model: the network that the flags name, or None for the recipe's.
         loss: the user-defined one of --loss, or None.
         mesh: of devices, or None for jax's default device.

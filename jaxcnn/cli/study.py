@@ -1,11 +1,12 @@
 """The command line of a study."""
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro import conf
@@ -49,7 +50,7 @@ class StudyFlags:
     tune_seeds: int = 2
     """Runs at every learning rate."""
     network: NetworkName = "mnist"
-    """Which network and data set."""
+    """Which network, and its data set unless --data names another."""
     recipe: RecipeName = "fast"
     """Where everything else comes from."""
     epochs: int = 5
@@ -62,9 +63,9 @@ class StudyFlags:
     """Validation accuracy whose time is reported, 0..1; 0 for 0.98 (mnist) or 0.7 (cifar10)."""
     chunk: int = 0
     """Runs at once in one program; 0 for what suits the device."""
-    source: Annotated[Literal["auto", "real", "synthetic"], conf.arg(name="data")] = "auto"
-    """The real data or nothing, a synthetic data set, or the real data where it is available
-    (auto)."""
+    source: Annotated[str, conf.arg(name="data", metavar="auto|synthetic|NAME|PATH")] = "auto"
+    """As of an experiment: the network's own data set where it is available, else a synthetic one
+    (auto); the synthetic one; a data set by its name in TFDS; or a folder or .npz file of yours."""
     workdir: Annotated[
         str, conf.arg(metavar="DIR", help_behavior_hint="(default: runs/study-NETWORK)")
     ] = ""
@@ -167,6 +168,7 @@ def run_study_flags(flags: StudyFlags, command: str = "") -> None:
 def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study, list[Run], Path]":
     """Trains the missing runs; returns the study, all its runs and its workdir."""
     from jaxcnn.cli.progress import StudyProgress
+    from jaxcnn.data.own_data import normalized
     from jaxcnn.devices import processes
     from jaxcnn.devices.mesh import Placement
     from jaxcnn.storage import compilation
@@ -198,6 +200,7 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     echo_source_files(flags.optimizers, echo)
     doctor.warn(flags.optimizers, echo)
     dataset = flags.data.load(flags.network, flags.source, echo)
+    study = dataclasses.replace(study, recipe=normalized(recipe, dataset))
     with processes.noticing_losses():
         runs = run_study(
             study,

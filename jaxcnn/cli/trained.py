@@ -46,7 +46,7 @@ class TrainedOnFlags(TrainedFlags):
     """Which trained network a command takes, and the data set that it was trained on."""
 
     source: Annotated[str, conf.arg(name="data", metavar="PATH", help_behavior_hint="")] = ""
-    """The data set, if the network was trained on your own."""
+    """The data set, if the network was trained on your own, or on another that TFDS prepared."""
     data: DataFlags = field(default_factory=DataFlags)
 
     def load_data(self, network: "Trained", echo: Echo) -> "Dataset":
@@ -59,12 +59,13 @@ class TrainedOnFlags(TrainedFlags):
         Raises:
             UserError: the data is not available.
         """
+        from jaxcnn.data.tfds import VERSIONS
         from jaxcnn.train.identity import checksum
 
         name = str(network.run["dataset"])
-        if is_own_data(name) and not self.source:
+        if not self.source and is_own_data(name) and name not in VERSIONS:
             raise UserError(f"the network was trained on {name}: give its path by --data")
-        source = self.source or ("synthetic" if name.startswith("synthetic-") else "real")
+        source = self.source or (name if name in VERSIONS else "synthetic")
         dataset = self.data.load(network.recipe.network, source, echo)
         echo(f"checkpoint: {network.checkpoint.folder}")
         if checksum(dataset.train, dataset.test) != network.run["dataset_checksum"]:

@@ -1,4 +1,4 @@
-"""The official archives of MNIST and CIFAR-10: found or downloaded, and verified."""
+"""The official archives of the data sets: found or downloaded, and verified."""
 
 import hashlib
 import threading
@@ -47,16 +47,19 @@ def gather_archives(
     archive_dir: Path | None,
     destination: Path,
     report: Callable[[str], None],
+    name: str = "",
 ) -> None:
     """Places every archive in `destination`, from `archive_dir` if it holds it, else by download.
 
-    Every file's SHA-256 is verified.
+    A folder in `archive_dir` with the data set's name comes first, because the archives of some
+    data sets have the same file names. Every file's SHA-256 is verified.
 
     Args:
         archives: the archives to place.
         archive_dir: a folder of the user, which is only read; None to download all archives.
         destination: an empty folder, filled with links to the user's files and with downloads.
         report: called with a line of text before each download.
+        name: of the data set.
 
     Raises:
         DataError: `archive_dir` does not exist, or a file has the wrong checksum or is unreadable.
@@ -70,10 +73,13 @@ def gather_archives(
         )
     for archive in archives:
         path = destination / archive.filename
-        local = archive_dir and archive_dir / archive.filename
-        if local and local.is_file():
+        places = [archive_dir / name, archive_dir] if archive_dir else []
+        found = [place / archive.filename for place in places]
+        local = next(filter(Path.is_file, found), None)
+        if local:
             path.symlink_to(local.resolve())
-            _verify(archive, local, f"replace it with the file from {archive.url}")
+            remedy = f"replace it with the file from {archive.url}"
+            _verify(archive, local, f"{remedy}, or put that in {places[0]}" if name else remedy)
         else:
             report(f"downloading {archive.url} ({archive.size / 2**20:.1f} MiB)")
             _download(archive, path, archive_dir)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from jaxcnn.errors import DataError, DataUnavailableError
-from jaxcnn.recipes.problems import is_own_data
+from jaxcnn.recipes.problems import PROBLEMS, is_own_data
 
 if TYPE_CHECKING:
     from jaxcnn.data.cache import Arrays
 
-DatasetName = Literal["mnist", "cifar10"]
 SourceName = Literal["auto", "real", "synthetic"]
 
 MAX_CLASSES = 10_000
@@ -48,7 +47,7 @@ class Dataset:
     [N, H, W], labels [N, 1] or in a list; see `validate_split`.
 
     Attributes:
-        name: "mnist", "cifar10", "synthetic-mnist", "synthetic-cifar10" or a user's own name.
+        name: as TFDS writes it, "synthetic-mnist", "synthetic-cifar10" or a user's own name.
         version: the version of the data set.
         train: the training split.
         test: the test split.
@@ -199,27 +198,33 @@ def validate_images(images: np.ndarray, what: str) -> np.ndarray:
 
 
 def load_data(
-    name: DatasetName,
+    name: str,
     *,
     source: SourceName = "real",
     data_dir: str | os.PathLike[str] | None = None,
     archive_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    hold_out: float = 0.1,
     seed: int = 0,
     report: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
     """Loads a data set as memory-mapped arrays; the first call prepares and decodes it.
 
     Args:
-        name: "mnist" or "cifar10".
-        source: "real": the real data, or an error; "synthetic": the synthetic data set of the same
-            form; "auto": the real data if it is available, otherwise the synthetic data set.
+        name: a data set that can be prepared from its archives, see `jaxcnn.data.tfds.VERSIONS`; or
+            any image classification data set that TFDS has prepared as array_record in `data_dir`,
+            as "name" or "name/config".
+        source: "real": the real data, or an error; and for "mnist" and "cifar10" also "synthetic":
+            the synthetic data set of the same form; "auto": the real data if it is available,
+            otherwise the synthetic data set.
         data_dir: the folder of TFDS's prepared data sets. Default: `TFDS_DATA_DIR`, then
             `~/tensorflow_datasets`.
         archive_dir: a folder that holds the official archives, used instead of a download.
             Default: `JAXCNN_ARCHIVE_DIR`.
         cache_dir: the folder of decoded arrays. Default: `JAXCNN_CACHE_DIR`, then the user's
             cache folder.
+        hold_out: share of each class of the training images to test on where a data set that TFDS
+            has prepared has no split "test".
         seed: the seed of the synthetic data set; ignored for real data.
         report: called with a line of text before each slow operation.
 
@@ -227,12 +232,10 @@ def load_data(
         The data set, with images uint8[N, H, W, C] and labels int32[N].
 
     Raises:
-        ValueError: `name` or `source` is not one of those listed.
+        ValueError: `source` is not one of those listed.
         DataError: the data is unavailable or cannot be read; the message states the remedy.
         WriteError: the data cannot be prepared or cached in its folder.
     """
-    if name not in get_args(DatasetName):
-        raise ValueError(f"name must be one of {', '.join(get_args(DatasetName))}, got {name!r}")
     if source not in get_args(SourceName):
         raise ValueError(f"source must be one of {', '.join(get_args(SourceName))}, got {source!r}")
     # Imported here: a data set of the user's own arrays needs none of these.
@@ -240,6 +243,11 @@ def load_data(
     from jaxcnn.storage import atomic
     from jaxcnn.storage.manifest import short_digest
 
+    if source != "real" and name not in PROBLEMS:
+        raise DataError(
+            f"there is no synthetic data set of the form of {name}: give source='real'; the "
+            f"synthetic ones are of {' and '.join(PROBLEMS)}"
+        )
     cache_root = atomic.cache_root(cache_dir)
     if source == "synthetic":
         notice = "the synthetic data set was requested"
@@ -250,17 +258,19 @@ def load_data(
         if source != "auto":
             raise
         return _load_synthetic(name, seed, cache_root, str(error), report)
+    own = {} if name in tfds.VERSIONS else {"hold_out": hold_out}
     arrays = cache.load_or_build(
-        cache_root / f"{name}-{prepared.version}-{short_digest(str(prepared.folder))}",
-        fingerprint=prepared.fingerprint(),
-        build=lambda: decoding.decode_prepared(prepared, report),
+        cache_root
+        / f"{tfds.file_name(name)}-{prepared.version}-{short_digest(str(prepared.folder))}",
+        fingerprint=prepared.fingerprint() | own,
+        build=lambda: decoding.decode_prepared(prepared, report, hold_out=hold_out),
         report=report,
     )
     return from_arrays(name, prepared.version, arrays)
 
 
 def _load_synthetic(
-    name: DatasetName, seed: int, cache_root: Path, notice: str, report: Callable[[str], None]
+    name: str, seed: int, cache_root: Path, notice: str, report: Callable[[str], None]
 ) -> Dataset:
     """Loads the synthetic data set from its cache; the first call for a seed generates it.
 

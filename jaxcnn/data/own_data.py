@@ -90,14 +90,14 @@ def load_own(
 
 
 def normalized(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """Returns a recipe with the normalization of a user's own data set.
+    """Returns a recipe with the normalization of a data set.
 
     Args:
         recipe: the hyperparameters.
-        dataset: of the user, whose training images have the mean and the standard deviation; for
-            others the recipe stays as it is.
+        dataset: whose training images have the mean and the standard deviation; for the network's
+            own data set, or the synthetic one of its form, the recipe stays as it is.
     """
-    if not dataset.is_own:
+    if dataset.name.removeprefix("synthetic-") == recipe.network:
         return recipe
     mean, std = dataset.moments()
     return recipe.replace(mean=mean, std=std)
@@ -132,11 +132,23 @@ def _read_npz(path: Path, hold_out: float) -> tuple[list[Split], tuple[str, ...]
         return [train, Split(parts[2], parts[3])], tuple(names.tolist())
     # Checked before it is cut, so that a message gives the position in the file.
     whole = Dataset(path.name, "own", train, train, tuple(names.tolist()))
-    return _held_out(whole.train, hold_out, path), whole.class_names
+    return held_out(whole.train, hold_out, path), whole.class_names
 
 
-def _held_out(split: Split, share: float, path: Path) -> list[Split]:
-    """Cuts a split in two, class by class; the second has the share, at least one of two images."""
+def held_out(split: Split, share: float, path: Path) -> list[Split]:
+    """Cuts a split in two, class by class, always in the same way.
+
+    Args:
+        split: to cut.
+        share: of each class that is held out, at least one of two images.
+        path: of the data, for error messages.
+
+    Returns:
+        The images to train on, and those to test on.
+
+    Raises:
+        DataError: there are too few.
+    """
     order = np.random.default_rng(0).permutation(len(split))
     chosen = np.zeros(len(split), bool)
     for label in np.unique(split.labels):
@@ -237,11 +249,11 @@ def _decode(
         labels = np.array([names.index(name) for name, _ in chosen], np.int32)
         splits[split] = Split(images, labels)
     if not len(splits["test"]):
-        splits["train"], splits["test"] = _held_out(splits["train"], hold_out, path)
-    return Arrays(_arrays(splits), tuple(names))
+        splits["train"], splits["test"] = held_out(splits["train"], hold_out, path)
+    return Arrays(as_arrays(splits), tuple(names))
 
 
-def _arrays(splits: Mapping[str, Split]) -> dict[str, np.ndarray]:
+def as_arrays(splits: Mapping[str, Split]) -> dict[str, np.ndarray]:
     """Returns splits as the arrays of a cache."""
     return {
         f"{name}_{part}": getattr(split, part)

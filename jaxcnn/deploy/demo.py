@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxcnn.data import image_files
 from jaxcnn.deploy import own_images
+from jaxcnn.recipes.problems import MNIST
 from jaxcnn.train.trained import Trained
 
 MAX_FILE_BYTES = 16 * 2**20
@@ -44,6 +45,8 @@ class Demo:
 
         recipe, run = self._network.recipe, self._network.run
         digits = self._network.reads_digits
+        known = self._network.class_names == MNIST.class_names
+        what = f"draw a {'digit' if known else 'character'}" if digits else "show it a photograph"
         history = self._network.progress.history
         accuracy = f"; test accuracy {history[-1].test_accuracy:.2%}" if history else ""
         warning = ""
@@ -58,7 +61,7 @@ class Demo:
         )
         return template.render(
             nonce=nonce,
-            title=f"{recipe.title}: {'draw a digit' if digits else 'show it a photograph'}",
+            title=f"{self._network.title}: {what}",
             subtitle=(
                 f"recipe {recipe.name} with {recipe.optimizer}, seed {run['seed']}, "
                 f"step {self._network.checkpoint.step:,}{accuracy}"

@@ -121,7 +121,7 @@ def _render(
         [_section(name, title, captions[name], images[name]) for name, title in row]
         for row in _ROWS
     ]
-    title, command = network.recipe.title, str(result.get("command", "not recorded"))
+    title, command = network.title, str(result.get("command", "not recorded"))
     template = jinja2.Template(
         Path(__file__).with_suffix(".html").read_text(), autoescape=True, trim_blocks=True
     )

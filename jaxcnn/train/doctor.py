@@ -19,6 +19,7 @@ from jaxcnn.devices import environment
 from jaxcnn.errors import CACHE_REMEDY, ReadError, UserError, describe, writing
 from jaxcnn.networks.cpu import library
 from jaxcnn.recipes import named, optimizer_defaults
+from jaxcnn.recipes.problems import PROBLEMS
 from jaxcnn.recipes.recipe import NetworkName
 from jaxcnn.storage import atomic, compilation, document
 from jaxcnn.storage.atomic import cache_root
@@ -63,7 +64,7 @@ def examine(data_dir: str = "", archive_dir: str = "") -> Iterator[Finding]:
         yield from _steps(network)
     yield _reduction()
     yield _programs()
-    for name in tfds.VERSIONS:
+    for name in PROBLEMS:
         yield _data(name, data_dir, archive_dir)
     yield _kernels()
 

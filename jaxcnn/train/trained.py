@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.data import emnist
 from jaxcnn.data.augment import make_normalize
 from jaxcnn.data.dataset import MAX_CLASSES, validate_images
 from jaxcnn.errors import DataError, UserError, as_path
@@ -47,9 +48,16 @@ class Trained:
     progress: Progress
 
     @property
+    def title(self) -> str:
+        """What it was trained on: "MNIST", "CIFAR-10", or the name of another data set."""
+        name = str(self.run["dataset"])
+        return self.recipe.title if name.removeprefix("synthetic-") == self.recipe.network else name
+
+    @property
     def reads_digits(self) -> bool:
-        """Whether its images and classes are MNIST's."""
-        return (self.class_names, self.image_shape) == (MNIST.class_names, MNIST.image_shape)
+        """Whether its images are characters as MNIST's, or EMNIST's, which were made likewise."""
+        known = self.class_names == MNIST.class_names or self.run["dataset"] in emnist.CLASS_NAMES
+        return known and self.image_shape == MNIST.image_shape
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Returns the probability of each class, float32[N, classes].

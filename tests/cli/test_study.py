@@ -214,6 +214,9 @@ def test_what_flags_mean(
     assert (dataset2, folder2, options2["chunk"]) == ("cifar10", Path("w"), 3)
     assert dict(options2["mesh"].shape) == {"ensemble": 1, "data": 1}
     assert parse_study_flags(["--target", "1"]).target == 1
+    run_study_flags(parse_study_flags(["--data", "kmnist", "--no-compilation-cache"]))
+    plan, dataset, *_ = asked[-1]
+    assert (dataset, (plan.recipe.mean, plan.recipe.std)) == ("kmnist", tiny_mnist.moments())
 
 
 @pytest.mark.parametrize("script", ["optimizers.py", "my_optimizer.py"])

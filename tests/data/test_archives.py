@@ -49,6 +49,29 @@ def test_gather_takes_the_folder_first_and_downloads_the_rest(
     assert "b.gz" in lines[0]
 
 
+def test_the_folder_of_a_data_set_comes_first(tmp_path: Path) -> None:
+    """Several data sets have archives of the same name."""
+    own = tmp_path / "own"
+    (own / "kmnist").mkdir(parents=True)
+    for folder in (own, own / "kmnist"):
+        (folder / "a.gz").write_bytes(folder.name.encode())
+    for name, held in (("kmnist", b"kmnist"), ("mnist", b"own")):
+        place = own / name if name == "kmnist" else own
+        wanted = [archive("http://localhost", place / "a.gz")]
+        destination = tmp_path / name
+        destination.mkdir()
+        archives.gather_archives(wanted, own, destination, ignore, name)
+        assert (destination / "a.gz").read_bytes() == held
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(
+        DataError, match=r"a\.gz has the wrong checksum .*or put that in .*/fashion"
+    ):
+        archives.gather_archives(
+            [archive("http://x", own / "kmnist" / "a.gz")], own, other, ignore, "fashion"
+        )
+
+
 @pytest.mark.parametrize("where", ["folder", "server"])
 def test_wrong_checksum(tmp_path: Path, server: tuple[Path, str], where: str) -> None:
     folder, url = server

@@ -100,8 +100,10 @@ def test_synthetic_is_cached_by_seed(name: str, official: Official) -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="name must be one of mnist, cifar10, got 'x'"):
-        load_data("x")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"no data set x: give one of mnist, .*, svhn_cropped, or"):
+        load_data("x")
+    with pytest.raises(DataError, match="there is no synthetic data set of the form of kmnist"):
+        load_data("kmnist", source="auto")
     with pytest.raises(ValueError, match="source must be one of"):
         load_data("mnist", source="x")  # type: ignore[arg-type]
 

@@ -4,14 +4,18 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tensorflow_datasets.core.features import ClassLabel, Image
 
 from jaxcnn.data import decoding, tfds
 from jaxcnn.data.cache import Arrays
+from jaxcnn.data.dataset import load_data
 from jaxcnn.errors import DataError
 from jaxcnn.recipes.problems import PROBLEMS
+from tests.data.prepared import prepare_other
 from tests.official import Official
 
 
@@ -24,6 +28,7 @@ def as_set(images: np.ndarray, labels: np.ndarray) -> set[tuple[bytes, int]]:
 
 
 @pytest.mark.parametrize("way", ["folder", "download"])
+@pytest.mark.parametrize("name", ["mnist", "kmnist", "emnist/letters", "cifar100", "svhn_cropped"])
 def test_prepare_and_decode(tmp_path: Path, name: str, official: Official, way: str) -> None:
     lines: list[str] = []
     archive_dir = official.folder if way == "folder" else None
@@ -38,7 +43,7 @@ def test_prepare_and_decode(tmp_path: Path, name: str, official: Official, way: 
         f"preparing {name} {version} in {tmp_path / 'data'}, once",
         f"decoding {name} {version} from {prepared.folder}, once",
     ]
-    assert len(decoded.class_names) == 10
+    assert len(decoded.class_names) == {"emnist/letters": 37, "cifar100": 100}.get(name, 10)
     for split, expected in official.splits.items():
         images, labels = decoded.arrays[f"{split}_images"], decoded.arrays[f"{split}_labels"]
         assert images.dtype == np.uint8
@@ -202,6 +207,7 @@ def test_real_cifar10_that_stock_tfds_prepared(real_data: Path) -> None:
     assert isinstance(decoded, Arrays)
 
 
+@pytest.mark.parametrize("name", ["mnist", "emnist/letters", "cifar10", "cifar100", "svhn_cropped"])
 def test_stock_tfds_reads_what_was_prepared(tmp_path: Path, name: str, official: Official) -> None:
     import tensorflow_datasets
 
@@ -215,9 +221,98 @@ def test_stock_tfds_reads_what_was_prepared(tmp_path: Path, name: str, official:
     decoded = decoding.decode_prepared(prepared).arrays
     assert len(source) == len(official.splits["test"])
     for index in range(len(source)):
-        np.testing.assert_array_equal(source[index]["image"], decoded["test_images"][index])
+        image = source[index]["image"]
+        image = image.swapaxes(0, 1) if name == "emnist/letters" else image
+        np.testing.assert_array_equal(image, decoded["test_images"][index])
         assert source[index]["label"] == decoded["test_labels"][index]
-    if name == "cifar10":
+        if name == "cifar100":
+            assert source[index]["coarse_label"] == source[index]["label"] // 5
+    if "id" in builder.info.features:
+        digits = 6 if name == "svhn_cropped" else 5
         assert {example["id"] for example in source} == {
-            f"test_{index:05d}".encode() for index in range(len(source))
+            f"test_{index:0{digits}d}".encode() for index in range(len(source))
         }
+
+
+IMAGE, LABEL = Image(shape=(8, 12, 3)), ClassLabel(names=["dark", "light"])
+
+
+def examples(count: int, shape: tuple[int, ...] = (8, 12, 3)) -> list[dict[str, Any]]:
+    """Examples of two classes, dark and light."""
+    return [
+        {
+            "picture": np.full(shape, 10 * index + 5 * (index % 2), np.uint8),
+            "kind": index % 2,
+        }
+        for index in range(count)
+    ]
+
+
+def test_another_data_set_that_tfds_prepared(tmp_path: Path) -> None:
+    """Its newest version; its features may have any names."""
+    features = {"picture": IMAGE, "kind": LABEL}
+    for version in ("9.0.0", "10.0.0"):
+        count = int(version.partition(".")[0])
+        prepare_other(
+            tmp_path, {"train": examples(count), "test": examples(2)}, features, version=version
+        )
+    dataset = load_data("shades/small", data_dir=tmp_path)
+    assert (dataset.name, dataset.version) == ("shades/small", "10.0.0")
+    assert dataset.is_own
+    assert dataset.class_names == ("dark", "light")
+    assert dataset.train.images.shape == (10, 8, 12, 3)
+    assert len(dataset.test) == 2
+    values = dataset.train.images[:, 0, 0, 0]
+    assert sorted(values) == [10 * index + 5 * (index % 2) for index in range(10)]
+    assert (values % 10 // 5 == dataset.train.labels).all()
+
+
+def test_a_share_is_held_out_where_there_are_no_test_images(tmp_path: Path) -> None:
+    features = {"picture": IMAGE, "kind": LABEL}
+    prepare_other(tmp_path, {"train": examples(20)}, features, config="")
+    for share, count in ((0.1, 2), (0.3, 6)):
+        dataset = load_data("shades", data_dir=tmp_path, hold_out=share)
+        assert (len(dataset.train), len(dataset.test)) == (20 - count, count)
+        assert np.bincount(dataset.test.labels).tolist() == [count // 2] * 2
+
+
+def test_supervised_keys_tell_which_of_several_features(tmp_path: Path) -> None:
+    features = {"picture": IMAGE, "mask": Image(shape=(None, None, 1)), "kind": LABEL}
+    splits = {
+        name: [example | {"mask": np.zeros((2, 2), np.uint8)} for example in examples(4)]
+        for name in ("train", "test")
+    }
+    prepare_other(tmp_path, splits, features, config="several")
+    with pytest.raises(
+        DataError, match=r"shades/several/1\.0\.0 has the features .*mask.*, not one image and one "
+    ):
+        load_data("shades/several", data_dir=tmp_path)
+    prepare_other(tmp_path, splits, features, config="told", keys=("picture", "kind"))
+    dataset = load_data("shades/told", data_dir=tmp_path)
+    assert dataset.image_shape == (8, 12, 3)
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ({"test": examples(2)}, "has no split train, but test: give --data another"),
+        (
+            {"train": [*examples(2), *examples(1, (9, 12, 3))], "test": examples(2)},
+            r"split train, has the image uint8\[(8|9), 12, 3\] at position \d, not",
+        ),
+    ],
+)
+def test_data_of_another_kind(tmp_path: Path, splits: Any, said: str) -> None:
+    features = {"picture": Image(shape=(None, None, 3)), "kind": LABEL}
+    prepare_other(tmp_path, splits, features)
+    with pytest.raises(DataError, match=said):
+        load_data("shades/small", data_dir=tmp_path)
+
+
+def test_only_array_record_can_be_read(tmp_path: Path) -> None:
+    features = {"picture": IMAGE, "kind": LABEL}
+    folder = prepare_other(tmp_path, {"train": examples(2), "test": examples(2)}, features)
+    info = folder / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
+    with pytest.raises(DataError, match=r"shades/small/1\.0\.0 is prepared as tfrecord"):
+        load_data("shades/small", data_dir=tmp_path)

@@ -2,15 +2,17 @@ import gzip
 import io
 import re
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from jaxcnn.data import formats
 from jaxcnn.data.dataset import Dataset, Split
 from jaxcnn.errors import DataError
-from tests.official import cifar_members, idx, write_tar
+from tests.official import cifar100_members, cifar_members, idx, write_svhn, write_tar
 
 
 def test_idx_round_trip(tmp_path: Path) -> None:
@@ -29,7 +31,7 @@ def test_an_idx_file_may_be_as_large_as_the_largest(
     assert len(formats.read_idx(path)) == 7
     monkeypatch.setattr("jaxcnn.data.formats._IDX_LARGEST", 6)
     with pytest.raises(
-        DataError, match=r"larger than any IDX file of MNIST \(its header states \(7,\)\): replace"
+        DataError, match=r"larger than any official IDX file \(its header states \(7,\)\): replace"
     ):
         formats.read_idx(path)
 
@@ -58,15 +60,78 @@ def splits(dataset: Dataset) -> dict[str, Split]:
     return {"train": dataset.train, "test": dataset.test}
 
 
-def test_cifar_round_trip(tmp_path: Path, tiny_cifar10: Dataset) -> None:
+@pytest.mark.parametrize("layout", [formats.CIFAR10, formats.CIFAR100])
+def test_cifar_round_trip(
+    tmp_path: Path, tiny_cifar10: Dataset, layout: formats.CifarLayout
+) -> None:
     path = tmp_path / "c.tar.gz"
-    write_tar(path, cifar_members(splits(tiny_cifar10)))
-    read = formats.read_cifar(path)
-    assert read.class_names == tiny_cifar10.class_names
+    is_100 = layout is formats.CIFAR100
+    write_tar(path, (cifar100_members if is_100 else cifar_members)(splits(tiny_cifar10)))
+    read = formats.read_cifar(path, layout)
+    assert {label: len(names) for label, names in read.class_names.items()} == (
+        {"coarse_label": 20, "label": 100} if is_100 else {"label": 10}
+    )
+    assert read.class_names["label"][:2] == (
+        ("class 0", "class 1") if is_100 else tiny_cifar10.class_names[:2]
+    )
     for split, expected in splits(tiny_cifar10).items():
         images, labels = (np.concatenate(parts) for parts in zip(*read.batches[split], strict=True))
         np.testing.assert_array_equal(images, expected.images)
+        np.testing.assert_array_equal(labels[:, -1], expected.labels)
+        np.testing.assert_array_equal(labels[:, 0], expected.labels // (5 if is_100 else 1))
+
+
+def test_a_coarse_label_without_a_name(tmp_path: Path, tiny_cifar10: Dataset) -> None:
+    members = cifar100_members(splits(tiny_cifar10))
+    name = "cifar-100-binary/test.bin"
+    members[name] = b"\x14" + members[name][1:]
+    write_tar(tmp_path / "c.tar.gz", members)
+    with pytest.raises(DataError, match=r"c\.tar\.gz: test\.bin has a label above 19"):
+        formats.read_cifar(tmp_path / "c.tar.gz", formats.CIFAR100)
+
+
+def test_idx_in_a_zip_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("in/x.gz", gzip.compress(idx(array)))
+        archive.writestr("in/bad.gz", gzip.compress(idx(array))[:-12])
+    np.testing.assert_array_equal(formats.read_idx(path, "in/x.gz"), array)
+    with pytest.raises(DataError, match=r"x\.zip: in/bad\.gz is not a gzip-compressed IDX file"):
+        formats.read_idx(path, "in/bad.gz")
+    with pytest.raises(DataError, match=r"x\.zip is damaged or lacks in/no\.gz: replace it"):
+        formats.read_idx(path, "in/no.gz")
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"x\.zip is damaged"):
+        formats.read_idx(path, "in/x.gz")
+
+
+def test_mat_round_trip(tmp_path: Path, tiny_cifar10: Dataset) -> None:
+    write_svhn(tmp_path, splits(tiny_cifar10))
+    for split, expected in splits(tiny_cifar10).items():
+        images, labels = formats.read_mat(tmp_path / f"{split}_32x32.mat")
+        np.testing.assert_array_equal(images, expected.images)
         np.testing.assert_array_equal(labels, expected.labels)
+
+
+@pytest.mark.parametrize("fault", ["cut", "no-mat", "label", "shape", "lengths", "missing"])
+def test_bad_mat_is_named(tmp_path: Path, tiny_cifar10: Dataset, fault: str) -> None:
+    path = tmp_path / "bad.mat"
+    images = np.moveaxis(tiny_cifar10.test.images, 0, -1)
+    labels = tiny_cifar10.test.labels[:, None].astype(np.uint8) + 1
+    arrays = {
+        "label": {"X": images, "y": labels - labels.min()},
+        "shape": {"X": images[:31], "y": labels},
+        "lengths": {"X": images, "y": labels[1:]},
+        "missing": {"X": images},
+    }
+    savemat(path, arrays.get(fault, {"X": images, "y": labels}))
+    if fault == "cut":
+        path.write_bytes(path.read_bytes()[:5000])
+    elif fault == "no-mat":
+        path.write_bytes(b"nothing" * 100)
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        formats.read_mat(path)
 
 
 @pytest.mark.parametrize("fault", ["missing", "ragged", "label", "large", "cut", "no-tar"])
@@ -129,6 +194,8 @@ def test_a_small_archive_that_unpacks_to_much_is_refused(
 
 
 def test_the_limits_are_those_of_the_official_files() -> None:
-    assert formats._CIFAR_LARGEST_MEMBER == 30_730_000
-    assert 6 * 30_730_000 + 100_000 < formats._CIFAR_LARGEST < 6 * 30_730_000 + 3_000_000
-    assert formats._IDX_LARGEST == 47_040_000
+    layouts = [formats.CIFAR10, formats.CIFAR100]
+    assert [one.most * one.record for one in layouts] == [30_730_000, 153_700_000]
+    whole = max(6 * 30_730_000, 153_700_000 + 30_740_000)
+    assert whole + 100_000 < formats._CIFAR_LARGEST < whole + 3_000_000
+    assert formats._IDX_LARGEST == 547_178_688

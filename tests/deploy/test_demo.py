@@ -81,6 +81,16 @@ def test_a_prediction_is_the_networks(
         np.testing.assert_allclose(shown, values, atol=np.ptp(values) / 500)
 
 
+def test_what_to_draw(
+    network: Trained, offered: demo.Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "MNIST: draw a digit" in offered.page("")
+    letters = {**network.run, "dataset": "emnist/letters"}
+    other = dataclasses.replace(network, class_names=tuple("abc"), run=letters)
+    monkeypatch.setattr(offered, "_network", other)
+    assert "emnist/letters: draw a character" in offered.page("")
+
+
 def test_maps_of_one_value_are_dark(network: Trained) -> None:
     shapes: list[tuple[int, ...]] = []
 

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import shutil
 import sys
@@ -241,6 +242,18 @@ def test_what_was_trained_is_what_is_loaded(tmp_path: Path, tiny_mnist: Dataset)
     result = fit(one, tiny_mnist, tx=optax.sgd(0.1), checkpoints=own)
     found = load_trained(tmp_path / "own")  # though its optimizer was given in code
     jax.tree.map(np.testing.assert_array_equal, found.variables, result.state.variables)
+
+
+def test_characters_of_emnist_are_made_as_digits(network: Trained) -> None:
+    names = tuple("abc")
+    assert network.reads_digits
+    assert not dataclasses.replace(network, class_names=names).reads_digits
+    letters = {**network.run, "dataset": "emnist/letters"}
+    assert dataclasses.replace(network, class_names=names, run=letters).reads_digits
+    titles = {"mnist": "MNIST", "synthetic-mnist": "MNIST", "emnist/letters": "emnist/letters"}
+    for name, title in titles.items():
+        assert dataclasses.replace(network, run={"dataset": name}).title == title
+    assert not dataclasses.replace(network, image_shape=(32, 32, 3), run=letters).reads_digits
 
 
 def test_a_network_of_other_images_and_classes(tmp_path: Path) -> None:
