@@ -239,6 +239,10 @@ class TrainFlags:
     ] = ""
     """Weights to begin with: the workdir of a run, or a .pt or .safetensors file. For another
     number of classes the last layer begins anew."""
+    freeze: Annotated[
+        tuple[str, ...], conf.arg(metavar="GLOB ...", help_behavior_hint="(default: none)")
+    ] = ()
+    """Parameters that are not trained, by patterns of their paths such as 'params/conv*'."""
     network: NetworkFlags = NetworkFlags()
     feed: Literal["auto", "device", "stream"] = "auto"
     """Keep the training images on the device, or stream them from the host; same results. Auto

@@ -78,7 +78,7 @@ class Result:
         history: a record for each epoch; fewer than the recipe has where an observer ended the run.
         test_correct: number of correct predictions on the test split, after the last epoch.
         test_total: number of images in the test split.
-        parameters: number of trainable parameters.
+        parameters: number of parameters, frozen ones included.
         train_seconds: of all epochs, without compilation and evaluation.
         eval_seconds: of all evaluations.
         compile_seconds: of compiling every program of the run.

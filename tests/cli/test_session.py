@@ -175,6 +175,21 @@ def test_signals_save_and_the_same_command_resumes(tmp_path: Path, run: Run) -> 
 
 
 @pytest.mark.usefixtures("small")
+def test_frozen_parameters(tmp_path: Path) -> None:
+    argv = [*ARGV, tmp_path / "run", *QUICK, "--epochs", "1"]
+    ended = start(*argv, "--freeze", "*/Conv_0/*", "*_0/scale")
+    assert (ended.status, ended.err) == (0, "")
+    assert "frozen: 3 of 6 arrays, 44 of 2,018 parameters" in ended.out.splitlines()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["freeze"] == ["*/Conv_0/*", "*_0/scale"]
+    for freeze, said in (("conv1/*", "matches no parameter"), ("*", "no parameter to train")):
+        refused = start(*ARGV, tmp_path / "other", "--freeze", freeze)
+        assert (refused.status, refused.err.count("\n")) == (2, 1)
+        assert said in refused.err
+        assert not (tmp_path / "other" / "metrics.jsonl").exists()
+
+
+@pytest.mark.usefixtures("small")
 def test_must_resume_wants_a_run(tmp_path: Path) -> None:
     ended = start(*ARGV, tmp_path / "run", "--resume", "must")
     assert ended.status == 2
