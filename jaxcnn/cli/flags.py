@@ -37,7 +37,7 @@ class RecipeFlags:
     """Where the other defaults come from: the original's hyperparameters (reference), the most
     accuracy in minutes (fast), the most accuracy (best), or a user-defined .toml file."""
     epochs: int
-    """Passes over the training images."""
+    """Passes over the training images; with more of them a run that has ended goes on."""
     batch_size: int
     """Images per step."""
     optimizer: Annotated[str, conf.arg(metavar="NAME")]

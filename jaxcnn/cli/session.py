@@ -47,7 +47,7 @@ def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
     echo = make_echo(console)
     workdir = flags.checkpoints.folder(recipe.network)
     checkpoints = flags.checkpoints.policy(workdir / records.CHECKPOINTS, echo)
-    processes.on_main(records.check_workdir)(workdir, flags.checkpoints.resume)
+    processes.on_main(records.check_workdir)(workdir, flags.checkpoints.resume, recipe.epochs)
     loss = losses.find_loss(flags.loss) if flags.loss else None
     setup.check_recipe(recipe)
     model = flags.network.make()

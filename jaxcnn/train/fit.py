@@ -65,8 +65,8 @@ def fit(
     """Trains a network and evaluates it on the whole test split after every epoch.
 
     The same seed gives bit-identical parameters on one machine, with either feed, and however often
-    the run was killed and resumed; on a mesh they differ by rounding. Several processes call this
-    with the same arguments.
+    the run was killed and resumed; on a mesh they differ by rounding. A run that has ended goes on
+    with a recipe of more epochs. Several processes call this with the same arguments.
 
     Args:
         recipe: the hyperparameters.
@@ -111,7 +111,7 @@ def fit(
     own |= {"loss": loss, "metrics": metrics, "start": arrays, "freeze": freeze}
     run = functools.partial(identity, recipe, dataset, model=requested, seeds=seed, **own)
     # Opened first, so that a second process on the same folder fails at once.
-    with open_shared(checkpoints, run) as store:
+    with open_shared(checkpoints, run, growing=["epochs"]) as store:
         source = make_feed(feed, dataset.train, recipe.batch_size, order_key, placement)
         tx, rates = _optimizer(recipe, total_steps, tx, own_schedule, init_key, fixed)
         check_optimizer(tx, model, dataset.image_shape)

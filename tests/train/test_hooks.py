@@ -149,6 +149,8 @@ def test_an_observer_ends_the_run(tmp_path: Path) -> None:
     again = fit(observers=[other], checkpoints=policy)
     same(again, result)
     assert other.calls[-2:] == [("start", 2, 320, 1), "stop"]
+    # But with more epochs.
+    assert len(test_fit.fit(RECIPE.replace(epochs=3), checkpoints=policy).history) == 3
     # An end after the last epoch changes nothing.
     same(fit(observers=[Ender(2)]), fit())
 
