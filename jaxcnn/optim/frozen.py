@@ -90,14 +90,24 @@ def frozen(tx: optax.GradientTransformation, paths: tuple[str, ...]) -> Normaliz
 
 
 def trainable(params: Any, paths: tuple[str, ...]) -> Any:
-    """Returns a pytree like `params` without the leaves of the frozen parameters, see `frozen`."""
+    """Returns a pytree like `params` without the leaves of the frozen parameters.
+
+    Args:
+        params: of the network, or a pytree of the same structure.
+        paths: of the frozen parameters, see `frozen_paths`.
+    """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: optax.MaskedNode() if _name(path) in paths else leaf, params
     )
 
 
 def merged(part: Any, params: Any) -> Any:
-    """Returns a pytree of the form of `trainable` with the leaves of `params` where it has none."""
+    """Returns the pytree of `trainable` with the leaves that it lacks.
+
+    Args:
+        part: a pytree as `trainable` returns it.
+        params: of the network; its leaves are taken where `part` has none.
+    """
 
     def absent(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)

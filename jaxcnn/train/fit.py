@@ -116,9 +116,8 @@ def fit(
         tx, rates = _optimizer(recipe, total_steps, tx, own_schedule, init_key, fixed)
         check_optimizer(tx, model, dataset.image_shape)
         monitor = RunMonitor(recipe, dataset, rates, observers, checkpoints, schedule)
-        log = StepLog(metrics or {}, log_every, rates)
-        hooks: dict[str, Any] = {"augment": augment, "loss": loss, "log": log}
-        hooks["single"] = slow_in_loops(requested)
+        hooks: dict[str, Any] = {"log": StepLog(metrics or {}, log_every, rates)}
+        hooks |= {"augment": augment, "loss": loss, "single": slow_in_loops(requested)}
         program = RunProgram(recipe, dataset, model, tx, source, placement, **hooks)
         first = init_state(init_key, model, tx, dataset.image_shape, arrays)
         state = _train(recipe, program, monitor, first, store, interrupted)

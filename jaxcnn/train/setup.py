@@ -104,7 +104,12 @@ def optimizer_key(init_key: jax.Array) -> jax.Array:
 
 
 def param_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    """Returns the shapes and dtypes of a network's parameters, for images of shape (H, W, C)."""
+    """Returns the shapes and dtypes of a network's parameters.
+
+    Args:
+        model: the network.
+        image_shape: (H, W, C).
+    """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
 
