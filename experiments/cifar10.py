@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 dataset,
                 model=session.model,
                 start=session.start,
+                freeze=flags.freeze,
                 loss=session.loss,
                 log_every=flags.log_every,
                 seed=flags.seed,

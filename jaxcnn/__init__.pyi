@@ -6,6 +6,7 @@ from .networks.cnn import Cifar10CNN as Cifar10CNN, MnistCNN as MnistCNN
 from .optim.factory import make_optimizer as make_optimizer
 from .recipes.named import recipe as recipe
 from .recipes.recipe import Recipe as Recipe
+from .train.early_stopping import EarlyStopping as EarlyStopping
 from .train.ensemble import fit_many as fit_many
 from .train.many_result import ManyResult as ManyResult
 from .train.members import grid as grid

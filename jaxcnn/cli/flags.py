@@ -37,7 +37,7 @@ class RecipeFlags:
     """Where the other defaults come from: the original's hyperparameters (reference), the most
     accuracy in minutes (fast), the most accuracy (best), or a user-defined .toml file."""
     epochs: int
-    """Passes over the training images."""
+    """Passes over the training images; with more of them a run that has ended goes on."""
     batch_size: int
     """Images per step."""
     optimizer: Annotated[str, conf.arg(metavar="NAME")]
@@ -236,6 +236,10 @@ class TrainFlags:
     ] = ""
     """Weights to begin with: the workdir of a run, or a .pt or .safetensors file. For another
     number of classes the last layer begins anew."""
+    freeze: Annotated[
+        tuple[str, ...], conf.arg(metavar="GLOB ...", help_behavior_hint="(default: none)")
+    ] = ()
+    """Parameters that are not trained, by patterns of their paths such as 'params/conv*'."""
     network: NetworkFlags = NetworkFlags()
     feed: Literal["auto", "device", "stream"] = "auto"
     """Keep the training images on the device, or stream them from the host; same results. Auto

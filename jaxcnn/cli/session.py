@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -22,6 +23,8 @@ from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import environment, processes
 from jaxcnn.devices.mesh import describe_mesh
 from jaxcnn.errors import StoppedError, UserError
+from jaxcnn.networks.inspect import count_parameters
+from jaxcnn.optim.frozen import frozen_paths, trainable
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint, compilation
 from jaxcnn.train import doctor, evaluate, losses, records, setup, start, trained
@@ -44,7 +47,7 @@ def open_session(flags: TrainFlags, recipe: Recipe) -> "Session":
     echo = make_echo(console)
     workdir = flags.checkpoints.folder(recipe.network)
     checkpoints = flags.checkpoints.policy(workdir / records.CHECKPOINTS, echo)
-    processes.on_main(records.check_workdir)(workdir, flags.checkpoints.resume)
+    processes.on_main(records.check_workdir)(workdir, flags.checkpoints.resume, recipe.epochs)
     loss = losses.find_loss(flags.loss) if flags.loss else None
     setup.check_recipe(recipe)
     model = flags.network.make()
@@ -102,10 +105,12 @@ class Session:
             check_network(flags.network.name, self.model, recipe, dataset)
         if flags.start:
             self._load_start(dataset)
+        if flags.freeze:
+            self._check_freeze(dataset)
         same: dict[str, Any] = {"seed": flags.seed, "feed": flags.feed, "dataset": dataset.name}
         same |= {"from": flags.start, "network": [flags.network.name, *flags.network.args]}
         same |= {"checkpoint_every": flags.checkpoints.every, "mesh": self._mesh}
-        same |= {"loss": flags.loss, "log_every": flags.log_every}
+        same |= {"loss": flags.loss, "log_every": flags.log_every, "freeze": flags.freeze}
         processes.check_same({**recipe.asdict(), **same})
         self.echo(
             f"data: {dataset.name} {dataset.version}, {len(dataset.train):,} training and "
@@ -130,6 +135,16 @@ class Session:
             raise UserError(f"--from {source}: {error}") from None
         ends = f"; for {dataset.classes} classes {', '.join(anew)} begin anew" if anew else ""
         self.echo(f"weights: those of {source}{ends}")
+
+    def _check_freeze(self, dataset: Dataset) -> None:
+        """Prints how much --freeze leaves as it is."""
+        model = setup.checked_model(self.recipe, self.model, dataset)
+        params = setup.param_shapes(model, dataset.image_shape)
+        paths = frozen_paths(self.flags.freeze, params)
+        arrays, total = len(jax.tree.leaves(params)), count_parameters(params)
+        left = count_parameters(trainable(params, paths))
+        parameters = f"{total - left:,} of {total:,} parameters"
+        self.echo(f"frozen: {len(paths)} of {arrays} arrays, {parameters}")
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[interrupts.Interrupts]:
@@ -172,6 +187,8 @@ class Session:
             settings["mesh"] = self._mesh
         if flags.loss:
             settings["loss"] = flags.loss
+        if flags.freeze:
+            settings["freeze"] = flags.freeze
         settings["command"] = shlex.join([Path(sys.executable).name, *sys.argv])
         scores = [describe_score(dataset, result.test_correct, result.test_total)]
         if flags.tta:

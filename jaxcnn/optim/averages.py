@@ -8,6 +8,7 @@ import optax
 from optax import contrib
 
 from jaxcnn.optim.extra_args import Normalized, SlowParamsState, normalize
+from jaxcnn.optim.frozen import FrozenState, merged, trainable
 
 
 class AverageState(NamedTuple):
@@ -62,15 +63,20 @@ def eval_params(opt_state: Any, params: Any) -> Any:
 
     Returns:
         A pytree like `params`: the averages of the schedule-free family and of `averaged`, the slow
-        parameters of lookahead, the centre of sharpness-aware minimization; else `params`.
+        parameters of lookahead, the centre of sharpness-aware minimization; else `params`. Those
+        of frozen parameters are the parameters.
     """
-    kinds = (contrib.ScheduleFreeState, contrib.SAMState, SlowParamsState, AverageState)
+    kinds: tuple[type, ...] = (contrib.ScheduleFreeState, contrib.SAMState)
+    kinds += (SlowParamsState, AverageState, FrozenState)
 
     def known(node: Any) -> bool:
         return isinstance(node, kinds)
 
     for node in jax.tree.leaves(opt_state, is_leaf=known):
-        if isinstance(node, SlowParamsState):
+        if isinstance(node, FrozenState):
+            part = eval_params(node.inner, trainable(params, node.paths))
+            params = merged(part, params)
+        elif isinstance(node, SlowParamsState):
             params = node.slow
         elif isinstance(node, AverageState):
             started = node.weight > 0

@@ -1,7 +1,7 @@
 """Checkpoints of a run in several processes: process 0 reads and writes them for all."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,14 @@ class SharedStore:
 
 @contextlib.contextmanager
 def open_shared(
-    policy: Policy | None, run: Callable[[], Mapping[str, Any]]
+    policy: Policy | None, run: Callable[[], Mapping[str, Any]], growing: Collection[str] = ()
 ) -> Iterator[SharedStore | None]:
     """Opens a run's checkpoints for process 0 alone, see `jaxcnn.storage.store.open_store`.
 
     Args:
         policy: where they are; None for a run without checkpoints.
         run: returns what identifies the run; only process 0 calls it.
+        growing: names of values that may be larger than those of the run to resume.
     """
     if policy is None:
         yield None
@@ -89,7 +90,7 @@ def open_shared(
 
         @processes.on_main
         def claim() -> None:
-            own.append(stack.enter_context(open_store(policy, run())))
+            own.append(stack.enter_context(open_store(policy, run(), growing)))
 
         claim()
         yield SharedStore(own, policy.every)

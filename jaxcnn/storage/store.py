@@ -7,7 +7,7 @@ before it as they were.
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,11 @@ class CheckpointStore:
         every: the interval between two saves.
     """
 
-    def __init__(self, policy: Policy, run: Mapping[str, Any]) -> None:
+    def __init__(
+        self, policy: Policy, run: Mapping[str, Any], growing: Collection[str] = ()
+    ) -> None:
         self._policy = policy
+        self._growing = growing
         self.every = policy.every
         self._run: dict[str, Any] = fingerprint.of(run)
 
@@ -66,7 +69,7 @@ class CheckpointStore:
             content = json.dumps(self._run, indent=1) + "\n"
             atomic.write(path, content.encode())
         else:
-            _check_same_run(known, self._run, folder)
+            _check_same_run(known, self._run, self._growing, folder)
 
     def resume(self, like: Any) -> tuple[Any, dict[str, Any], Path] | None:
         """Restores the newest undamaged checkpoint, and sets aside the damaged ones after it.
@@ -150,12 +153,15 @@ class CheckpointStore:
 
 
 @contextlib.contextmanager
-def open_store(policy: Policy, run: Mapping[str, Any]) -> Iterator[CheckpointStore]:
+def open_store(
+    policy: Policy, run: Mapping[str, Any], growing: Collection[str] = ()
+) -> Iterator[CheckpointStore]:
     """Opens the checkpoints of a run for this process alone.
 
     Args:
         policy: where they are.
         run: what identifies the run, as JSON values: a run with other values is not resumed.
+        growing: names of whole numbers in `run` that may be larger than those of the run to resume.
 
     Raises:
         UserError: another process writes there, or see `CheckpointStore.claim`.
@@ -163,7 +169,7 @@ def open_store(policy: Policy, run: Mapping[str, Any]) -> Iterator[CheckpointSto
     """
     with atomic.locked(policy.folder):
         atomic.remove_stale(policy.folder, _STAGING)
-        store = CheckpointStore(policy, run)
+        store = CheckpointStore(policy, run, growing)
         store.claim()
         yield store
 
@@ -192,12 +198,18 @@ def _known_run(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _check_same_run(there: Mapping[str, Any], here: Mapping[str, Any], folder: Path) -> None:
+def _check_same_run(
+    there: Mapping[str, Any], here: Mapping[str, Any], growing: Collection[str], folder: Path
+) -> None:
     """Refuses to resume another run, and names the differences."""
+
+    def may_be(name: str, old: Any, new: Any) -> bool:
+        return old == new or (name in growing and type(old) is type(new) is int and old < new)
+
     different = [
         f"{name} {there.get(name)} there and {here.get(name)} here"
         for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
+        if not may_be(name, there.get(name), here.get(name))
     ]
     if different:
         raise UserError(

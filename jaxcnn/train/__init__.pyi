@@ -1,3 +1,4 @@
+from .early_stopping import EarlyStopping as EarlyStopping
 from .result import EpochRecord as EpochRecord, Observer as Observer, Result as Result
 from .state import TrainState as TrainState, init_state as init_state
 from .step_log import StepValues as StepValues

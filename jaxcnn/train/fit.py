@@ -1,7 +1,7 @@
 """`fit`: trains a network and evaluates it after every epoch."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,10 +13,11 @@ from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices.mesh import Placement
 from jaxcnn.networks.cpu.substitution import fastest, slow_in_loops
 from jaxcnn.optim.factory import make_optimizer
+from jaxcnn.optim.frozen import frozen, frozen_paths
 from jaxcnn.optim.schedules import make_schedule
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
-from jaxcnn.storage.shared import open_shared
+from jaxcnn.storage.shared import SharedStore, open_shared
 from jaxcnn.train import loop
 from jaxcnn.train.feed import FeedName, make_feed
 from jaxcnn.train.identity import identity
@@ -33,10 +34,11 @@ from jaxcnn.train.setup import (
     checked_schedule,
     checked_seeds,
     optimizer_key,
+    param_shapes,
     split_key,
 )
 from jaxcnn.train.start import checked_start
-from jaxcnn.train.state import init_state
+from jaxcnn.train.state import TrainState, init_state
 from jaxcnn.train.step_log import Metric, StepLog
 
 
@@ -49,6 +51,7 @@ def fit(
     schedule: optax.Schedule | None = None,
     augment: Augment | None = None,
     start: Any = None,
+    freeze: Collection[str] = (),
     loss: Loss | None = None,
     metrics: Mapping[str, Metric] | None = None,
     log_every: int = 0,
@@ -62,8 +65,8 @@ def fit(
     """Trains a network and evaluates it on the whole test split after every epoch.
 
     The same seed gives bit-identical parameters on one machine, with either feed, and however often
-    the run was killed and resumed; on a mesh they differ by rounding. Several processes call this
-    with the same arguments.
+    the run was killed and resumed; on a mesh they differ by rounding. A run that has ended goes on
+    with a recipe of more epochs. Several processes call this with the same arguments.
 
     Args:
         recipe: the hyperparameters.
@@ -74,6 +77,8 @@ def fit(
         augment: another augmentation, (key[], uint8[B, H, W, C]) -> [B, H, W, C].
         start: variables to begin with instead of random ones, `params` and where the network has
             them `batch_stats`; the outputs for another number of classes begin at random.
+        freeze: patterns of parameters that are not trained, "params/conv*", see
+            `jaxcnn.optim.frozen.frozen_paths`. BatchNorm's running statistics move all the same.
         loss: another loss, (logits float32[B, C], labels int32[B]) -> float32[B], of training and
             of the records. Default: cross entropy in nats, in training with label smoothing.
         metrics: of a training step by name, `jaxcnn.train.step_log.StepValues` -> float32[].
@@ -99,39 +104,54 @@ def fit(
     own_schedule = checked_schedule(schedule, tx)
     requested = checked_model(recipe, model, dataset)
     arrays = None if start is None else checked_start(start, requested, dataset)[0]
+    fixed = frozen_paths(freeze, param_shapes(requested, dataset.image_shape))
     model = placement.model(fastest(requested))
     init_key, order_key = split_key(seed)
     own: dict[str, Any] = {"own_tx": tx, "own_schedule": schedule, "own_augment": augment}
-    own |= {"loss": loss, "metrics": metrics, "start": arrays}
+    own |= {"loss": loss, "metrics": metrics, "start": arrays, "freeze": freeze}
     run = functools.partial(identity, recipe, dataset, model=requested, seeds=seed, **own)
     # Opened first, so that a second process on the same folder fails at once.
-    with open_shared(checkpoints, run) as store:
+    with open_shared(checkpoints, run, growing=["epochs"]) as store:
         source = make_feed(feed, dataset.train, recipe.batch_size, order_key, placement)
-        tx, rates = _scheduled(recipe, total_steps, tx, own_schedule, init_key)
+        tx, rates = _optimizer(recipe, total_steps, tx, own_schedule, init_key, fixed)
         check_optimizer(tx, model, dataset.image_shape)
         monitor = RunMonitor(recipe, dataset, rates, observers, checkpoints, schedule)
-        log = StepLog(metrics or {}, log_every, rates)
-        hooks: dict[str, Any] = {"augment": augment, "loss": loss, "log": log}
-        hooks["single"] = slow_in_loops(model, dataset.image_shape)
+        hooks: dict[str, Any] = {"log": StepLog(metrics or {}, log_every, rates)}
+        hooks |= {"single": slow_in_loops(model, dataset.image_shape)}
+        hooks |= {"augment": augment, "loss": loss}
         program = RunProgram(recipe, dataset, model, tx, source, placement, **hooks)
         first = init_state(init_key, model, tx, dataset.image_shape, arrays)
-        position = loop.resume(store, program, monitor, first)
-        monitor.done.compile_seconds += program.compile(position.state)
-        with monitor.observing(), saving_on_interrupt(store, interrupted) as stop:
-            state = loop.train(program, monitor, position, recipe.epochs, store, interrupted=stop)
+        state = _train(recipe, program, monitor, first, store, interrupted)
     return monitor.result(placement.fetch(state))
 
 
-def _scheduled(
+def _train(
+    recipe: Recipe,
+    program: RunProgram,
+    monitor: RunMonitor,
+    first: TrainState,
+    store: SharedStore | None,
+    interrupted: Callable[[], bool],
+) -> TrainState:
+    """Trains from the latest checkpoint, or from the first state, and returns the last one."""
+    position = loop.resume(store, program, monitor, first)
+    monitor.done.compile_seconds += program.compile(position.state)
+    with monitor.observing(), saving_on_interrupt(store, interrupted) as stop:
+        return loop.train(program, monitor, position, recipe.epochs, store, interrupted=stop)
+
+
+def _optimizer(
     recipe: Recipe,
     total_steps: int,
     tx: optax.GradientTransformation | None,
     own_schedule: optax.Schedule | None,
     init_key: jax.Array,
+    fixed: tuple[str, ...],
 ) -> tuple[optax.GradientTransformation, optax.Schedule | None]:
     """Returns the optimizer, and its learning rate by step where that is known."""
-    if tx is not None:
-        return tx, None
-    key = optimizer_key(init_key)
-    tx = make_optimizer(recipe, total_steps, key=key, schedule=own_schedule)
-    return tx, own_schedule or make_schedule(recipe, total_steps)
+    rates = None
+    if tx is None:
+        key = optimizer_key(init_key)
+        tx = make_optimizer(recipe, total_steps, key=key, schedule=own_schedule)
+        rates = own_schedule or make_schedule(recipe, total_steps)
+    return frozen(tx, fixed) if fixed else tx, rates

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -54,6 +54,7 @@ def identity(
     loss: Loss | None = None,
     metrics: Mapping[str, Metric] | None = None,
     start: Start | None = None,
+    freeze: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Returns all settings that decide the outcome of a run. Versions are not part of it.
 
@@ -68,6 +69,7 @@ def identity(
         loss: a user-defined one.
         metrics: user-defined, by name: they decide the records.
         start: arrays that the run begins with.
+        freeze: patterns of the parameters that are not trained.
 
     Returns:
         JSON values by name: every field of the recipe (its name as "recipe"); "seed"; "dataset",
@@ -76,8 +78,9 @@ def identity(
         digest of the optimizer, or False; "own_schedule" and "own_augment", digests, if there are
         any; jax's settings that differ from their defaults; "optimizer_code", see `code_digest`, if
         the recipe names a user-defined optimizer; "loss" and "metrics", digests of the functions
-        and their code, if there are any; "start", a digest, if there is one; and "class_names" and
-        "image_shape" where they are not those of the network's own data set.
+        and their code, if there are any; "start", a digest, if there is one; "freeze", the sorted
+        patterns, if there are any; and "class_names" and "image_shape" where they are not those of
+        the network's own data set.
     """
     run = {
         **recipe.asdict(),
@@ -107,6 +110,8 @@ def identity(
         run["metrics"] = {name: _function_digest(metric) for name, metric in metrics.items()}
     if start is not None:
         run["start"] = digest(start)
+    if freeze:
+        run["freeze"] = sorted(set(freeze))
     return run
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -23,24 +24,26 @@ STEPS = "steps.jsonl"
 CHECKPOINTS = "checkpoints"
 
 
-def check_workdir(folder: Path, resume: Resume = "auto") -> None:
+def check_workdir(folder: Path, resume: Resume = "auto", epochs: int = 0) -> None:
     """Refuses a workdir that a run cannot use, before any work is done.
 
     Args:
         folder: the workdir.
-        resume: see `jaxcnn.storage.checkpoint.Policy`; a run that has ended is never gone on with.
+        resume: see `jaxcnn.storage.checkpoint.Policy`.
+        epochs: of the run; one that has ended is gone on with only if it had fewer.
 
     Raises:
         UserError: it is a file, or holds a run that cannot be gone on with, or none that must be.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--workdir {folder} is a file: give a folder that is new or empty")
-    if (folder / RESULT).exists():
+    begun = (folder / CHECKPOINTS).is_dir()
+    longer = begun and resume != "never" and epochs > _epochs(folder)
+    if (folder / RESULT).exists() and not longer:
         raise UserError(
             f"--workdir {folder} already holds a run that has ended ({RESULT}): give another "
-            "folder, or remove that one"
+            "folder, remove that one, or give more --epochs to go on with it"
         )
-    begun = (folder / CHECKPOINTS).is_dir()
     if (folder / METRICS).exists() and (resume == "never" or not begun):
         raise UserError(
             f"--workdir {folder} already holds a run ({METRICS}): give another folder, or remove "
@@ -85,6 +88,8 @@ class Records(Observer):
 
         with writing(self._folder, WORKDIR_REMEDY):
             self._folder.mkdir(parents=True, exist_ok=True)
+            if len(history) < epochs:  # a run that had ended, and goes on with more epochs
+                (self._folder / RESULT).unlink(missing_ok=True)
             # A killed run may have logged epochs that it had not saved yet.
             lines = "".join(map(_line, history))
             atomic.write(self._folder / METRICS, lines.encode())
@@ -145,6 +150,12 @@ class Records(Observer):
         """Closes the files."""
         with writing(self._folder, WORKDIR_REMEDY):
             self._open.close()
+
+
+def _epochs(folder: Path) -> float:
+    """Returns the number of epochs of a run that has ended; infinity where it is not known."""
+    epochs = read_result(folder).get("epochs")
+    return epochs if type(epochs) is int else math.inf
 
 
 def _keep_steps(path: Path, step: int) -> None:

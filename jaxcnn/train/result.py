@@ -78,7 +78,7 @@ class Result:
         history: a record for each epoch; fewer than the recipe has where an observer ended the run.
         test_correct: number of correct predictions on the test split, after the last epoch.
         test_total: number of images in the test split.
-        parameters: number of trainable parameters.
+        parameters: number of parameters, frozen ones included.
         train_seconds: of all epochs, without compilation and evaluation.
         eval_seconds: of all evaluations.
         compile_seconds: of compiling every program of the run.
@@ -201,6 +201,7 @@ class Progress:
         compile_seconds: of the run, each time that it was started.
         epoch_seconds: training time of the epoch that has not ended.
         ended: whether an observer has ended the run.
+        epochs: number of epochs of the whole run; 0 in older checkpoints.
         versions: see `versions`.
         device: see `jaxcnn.devices.environment.device`.
     """
@@ -213,6 +214,7 @@ class Progress:
     compile_seconds: float = 0.0
     epoch_seconds: float = 0.0
     ended: bool = False
+    epochs: int = 0
     versions: dict[str, str] = dataclasses.field(default_factory=versions)
     device: str = dataclasses.field(default_factory=environment.device)
 
@@ -223,7 +225,7 @@ class Progress:
         Raises:
             ValueError: a value is missing or has another type.
         """
-        values = {"ended": False} | values  # which older checkpoints do not have
+        values = {"ended": False, "epochs": 0} | values  # which older checkpoints do not have
         document.check(values, _PROGRESS, "progress")
         history = [
             {name: record[name] for name in _RECORD} | {"metrics": record.get("metrics", {})}
@@ -246,6 +248,7 @@ _PROGRESS: dict[str, Any] = {
     "test_total": int,
     **dict.fromkeys("train_seconds eval_seconds compile_seconds epoch_seconds".split(), float),
     "ended": bool,
+    "epochs": int,
     "versions": {str: str},
     "device": str,
 }

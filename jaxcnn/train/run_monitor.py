@@ -49,7 +49,7 @@ class RunMonitor:
             checkpoints: where a resumed run is reported.
             own_schedule: the user-defined schedule, if there is one.
         """
-        self.done = Progress()
+        self.done = Progress(epochs=recipe.epochs)
         self._recipe = recipe
         self._images = len(dataset.train)
         self._schedule = schedule
@@ -92,7 +92,7 @@ class RunMonitor:
         return self.done.history[-1].test_accuracy
 
     def restore(self, tree: dict[str, Any], progress: dict[str, Any], saved: Path) -> int:
-        """Takes over the progress of a checkpoint, and reports which versions have changed.
+        """Takes over the progress of a checkpoint, and reports what has changed.
 
         Args:
             tree: of the checkpoint.
@@ -127,6 +127,13 @@ class RunMonitor:
                 + ", ".join(changed)
             )
         self._step = int(tree["state"].step)
+        if 0 < self.done.epochs < (epochs := self._recipe.epochs):
+            self.done.ended = False
+            line = f"going on to {epochs} epochs instead of {self.done.epochs}"
+            if self._schedule is not None:
+                line += f": from step {self._step} on with the learning rates of a run of {epochs}"
+            report(line)
+        self.done.epochs = self._recipe.epochs
         return self._step
 
     def check(self, sums: steps.Metrics | HostMetrics) -> None:

@@ -103,6 +103,17 @@ def optimizer_key(init_key: jax.Array) -> jax.Array:
     return jax.random.fold_in(init_key, 2)
 
 
+def param_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
+    """Returns the shapes and dtypes of a network's parameters.
+
+    Args:
+        model: the network.
+        image_shape: (H, W, C).
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+
+
 def check_optimizer(
     tx: optax.GradientTransformation, model: nn.Module, image_shape: tuple[int, ...]
 ) -> None:
@@ -116,9 +127,7 @@ def check_optimizer(
     Raises:
         UserError: it cannot; the message says why.
     """
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    check_update(tx, params)
+    check_update(tx, param_shapes(model, image_shape))
 
 
 def checked_model(recipe: Recipe, model: nn.Module | None, dataset: Dataset) -> nn.Module:

@@ -43,9 +43,10 @@ def test_flags_have_their_names() -> None:
     argv = "--data synthetic --data-dir d --archive-dir a --workdir w --checkpoint-every 5steps"
     argv += " --keep 3 --resume must --devices 4 --mesh data=2 --processes auto"
     argv += " --coordinator host:1 --process-id 7 --no-compilation-cache --feed stream --tta"
-    argv += " --loss mine:focal --log-every 10"
+    argv += " --loss mine:focal --log-every 10 --freeze params/conv* */bias"
     flags, _ = parse_flags("cifar10", [*argv.split(), "--report", "never"])
     assert (flags.loss, flags.log_every) == ("mine:focal", 10)
+    assert flags.freeze == ("params/conv*", "*/bias")
     assert (flags.source, flags.feed, flags.tta, flags.report) == (
         "synthetic",
         "stream",

@@ -175,6 +175,50 @@ def test_signals_save_and_the_same_command_resumes(tmp_path: Path, run: Run) -> 
 
 
 @pytest.mark.usefixtures("small")
+def test_frozen_parameters(tmp_path: Path) -> None:
+    argv = [*ARGV, tmp_path / "run", *QUICK, "--epochs", "1"]
+    ended = start(*argv, "--freeze", "*/Conv_0/*", "*_0/scale")
+    assert (ended.status, ended.err) == (0, "")
+    assert "frozen: 3 of 6 arrays, 44 of 2,018 parameters" in ended.out.splitlines()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["freeze"] == ["*/Conv_0/*", "*_0/scale"]
+    for freeze, said in (("conv1/*", "matches no parameter"), ("*", "no parameter to train")):
+        refused = start(*ARGV, tmp_path / "other", "--freeze", freeze)
+        assert (refused.status, refused.err.count("\n")) == (2, 1)
+        assert said in refused.err
+        assert not (tmp_path / "other" / "metrics.jsonl").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_more_epochs_go_on_with_a_run(tmp_path: Path, run: Run) -> None:
+    """With a constant schedule the files are those of the whole run."""
+    argv = [*ARGV, tmp_path / "run", "--report", "never", "--log-every", "2"]
+    assert start(*argv, "--epochs", "1").status == 0
+    ended = start(*argv)
+    assert (ended.status, ended.err) == (0, "")
+    assert "going on to 2 epochs instead of 1: from step 3 on" in ended.out
+    assert outcome(tmp_path / "run") == outcome(run.workdir)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["epochs"], result["epochs_trained"]) == (2, 2)
+    rows = (tmp_path / "run" / "steps.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [2, 4, 6]
+    # Killed on the way, it has no result until its new end; all else that differs is refused.
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop_at(monkeypatch, signal.SIGTERM, 1)
+        assert start(*argv, "--epochs", "3").status == 143
+    assert not (tmp_path / "run" / "result.json").exists()
+    for changed, said in (
+        (("--epochs", "2"), "epochs 3 there and 2 here"),
+        (("--epochs", "4", "--seed", "1"), "another run (seed 5 there and 1 here)"),
+    ):
+        refused = start(*argv, *changed)
+        assert (refused.status, refused.err.count("\n")) == (2, 1)
+        assert said in refused.err
+    assert start(*argv, "--epochs", "3").status == 0
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.usefixtures("small")
 def test_must_resume_wants_a_run(tmp_path: Path) -> None:
     ended = start(*ARGV, tmp_path / "run", "--resume", "must")
     assert ended.status == 2

@@ -77,6 +77,23 @@ def test_another_run_is_refused_by_name(tmp_path: Path) -> None:
             pass
 
 
+def test_a_number_that_may_grow(tmp_path: Path) -> None:
+    def resumed(**change: Any) -> None:
+        with open_store(Policy(tmp_path), {**RUN, **change}, growing=["epochs"]) as store:
+            store.save(change["epochs"], tree(), {})
+
+    resumed(epochs=3)
+    resumed(epochs=5)
+    for change, said in (
+        ({"epochs": 4}, r"\(epochs 5 there and 4 here\)"),
+        ({"epochs": 6, "mean": (0.1,)}, r"\(mean .* there and \[0.1\] here\)"),
+        ({"epochs": 6.0}, "epochs 5 there and 6.0 here"),
+        ({"epochs": True}, "epochs 5 there and True here"),
+    ):
+        with pytest.raises(UserError, match=said):
+            resumed(**change)
+
+
 def test_resume_never_and_must(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "run"
     with (

@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import inspect
 import itertools
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -330,6 +331,45 @@ def test_a_finished_run_is_read_and_not_trained_again(
     assert len(said) == 2
 
 
+@pytest.mark.loose_promotion  # optax's own arithmetic mixes dtypes
+def test_a_run_that_has_ended_goes_on_with_more_epochs(tmp_path: Path) -> None:
+    """Stopped once on its way; without a schedule it is the longer run, bit for bit."""
+    short = RECIPE.replace(schedule="constant", optimizer="adam", ema=0.9)
+    said: list[str] = []
+    policy = checkpoint.Policy(tmp_path / "run", report=said.append)
+    whole = checkpoint.Policy(tmp_path / "whole")
+    result = fit(short.replace(epochs=4), checkpoints=whole)
+    fit(short, checkpoints=policy)
+    longer = short.replace(epochs=4)
+    with pytest.raises(StoppedError, match="at step 20 of 28, saved in"):
+        fit(longer, checkpoints=policy, interrupted=stop_after(2))
+    line = (
+        "going on to 4 epochs instead of 2: from step 14 on with the learning rates of a run of 4"
+    )
+    assert said[1:] == [line]
+    recorder = Recorder()
+    same(fit(longer, checkpoints=policy, observers=[recorder]), result)
+    assert said[1:].count(line) == 1  # from then on it is a run of four epochs
+    assert recorder.calls[0] == ("start", 4, 320, 2)
+    last = [
+        checkpoint.list_checkpoints(one.folder)[-1].verify()["files"] for one in (policy, whole)
+    ]
+    assert last[0] == last[1]
+    with pytest.raises(UserError, match="epochs 4 there and 2 here"):
+        fit(short, checkpoints=policy)
+
+
+def test_the_schedule_is_that_of_the_longer_run(
+    saved: tuple[Result, checkpoint.Policy], tmp_path: Path
+) -> None:
+    first, policy = saved
+    shutil.copytree(policy.folder, tmp_path / "run")
+    result = fit(RECIPE.replace(epochs=3), checkpoints=checkpoint.Policy(tmp_path / "run"))
+    assert timeless(result)[:2] == timeless(first)
+    rates = [record.learning_rate for record in result.history]
+    assert rates == pytest.approx([0.1 * 8 / 14, 0.1 * 1 / 14, 0.1 * 1 / 21])
+
+
 def test_another_run_is_not_gone_on_with(
     saved: tuple[Result, checkpoint.Policy],
 ) -> None:
@@ -345,7 +385,7 @@ def test_another_run_is_not_gone_on_with(
     relabelled = dataclasses.replace(DATA, test=Split(DATA.test.images, labels))
     half = MnistCNN(dtype=jnp.bfloat16)
     for change, difference in (
-        ({"recipe": RECIPE.replace(epochs=3)}, "epochs 2 there and 3 here"),
+        ({"recipe": RECIPE.replace(epochs=1)}, "epochs 2 there and 1 here"),
         ({"recipe": RECIPE.replace(optimizer="adam")}, "optimizer sgd there and adam here"),
         ({"recipe": RECIPE.replace(dropout=0.5)}, "dropout 0.1 there and 0.5 here"),
         ({"dataset": altered}, "dataset_checksum"),

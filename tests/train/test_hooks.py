@@ -149,6 +149,8 @@ def test_an_observer_ends_the_run(tmp_path: Path) -> None:
     again = fit(observers=[other], checkpoints=policy)
     same(again, result)
     assert other.calls[-2:] == [("start", 2, 320, 1), "stop"]
+    # But with more epochs.
+    assert len(test_fit.fit(RECIPE.replace(epochs=3), checkpoints=policy).history) == 3
     # An end after the last epoch changes nothing.
     same(fit(observers=[Ender(2)]), fit())
 
@@ -178,3 +180,55 @@ def test_accumulated_gradients_are_means() -> None:
         zip(*map(jax.tree.leaves, (twice.state.params, zero.state.params)), strict=True),
     )
     assert not any(moved)
+
+
+SLOW = [pytest.mark.slow, pytest.mark.lightly_compiled]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "sgd", "ema": 0.9, "clip": 0.1, "weight_decay": 0.1},
+        {"optimizer": "schedule_free_adamw", "schedule": "constant"},
+        pytest.param({"optimizer": "adam"}, marks=SLOW),
+        pytest.param({"optimizer": "lookahead"}, marks=SLOW),
+        pytest.param({"optimizer": "sophia"}, marks=SLOW),
+    ],
+    ids=lambda change: change["optimizer"],
+)
+def test_frozen_parameters_stay_and_the_others_are_trained(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also through a checkpoint in the middle of an epoch, from given weights."""
+    recipe, policy = RECIPE.replace(**change), checkpoint.Policy(tmp_path)
+    start = fit(seed=3).state.variables
+    options: dict[str, Any] = {"start": start, "freeze": ["*/BatchNorm_0/*", "*/Dense_0/bias"]}
+    whole = test_fit.fit(recipe, **options)
+    for found in (whole.state.params, whole.state.eval_variables["params"]):
+        equal(found["BatchNorm_0"], start["params"]["BatchNorm_0"])
+        equal(found["Dense_0"]["bias"], start["params"]["Dense_0"]["bias"])
+        assert (found["Dense_0"]["kernel"] != start["params"]["Dense_0"]["kernel"]).mean() > 0.9
+    # The running statistics follow the images all the same.
+    moved = whole.state.batch_stats["BatchNorm_0"]["mean"]
+    assert (moved != start["batch_stats"]["BatchNorm_0"]["mean"]).any()
+    with pytest.raises(StoppedError, match="at step 11 of 14, saved in"):
+        test_fit.fit(recipe, **options, checkpoints=policy, interrupted=stop_after(5))
+    same(test_fit.fit(recipe, **options, checkpoints=policy), whole)
+
+
+def test_other_frozen_parameters_are_another_run(tmp_path: Path) -> None:
+    policy = checkpoint.Policy(tmp_path)
+    result = fit(freeze=["*/bias", "*/scale"], checkpoints=policy)
+    same(fit(freeze=("*/scale", "*/bias"), checkpoints=policy), result)
+    for change in ({}, {"freeze": ["*/bias"]}):
+        with pytest.raises(
+            UserError, match=r"another run \(freeze \['\*/bias', '\*/scale'\] there"
+        ):
+            fit(**change, checkpoints=policy)
+    for freeze, said in (
+        (["conv*"], r"--freeze 'conv\*' matches no parameter: .* params/Dense_0/kernel"),
+        (["*"], "leaves no parameter to train"),
+        ("*/bias", r"freeze takes a list of patterns: give \['\*/bias'\]"),
+    ):
+        with pytest.raises(UserError, match=said):
+            fit(freeze=freeze)

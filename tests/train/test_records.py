@@ -244,6 +244,36 @@ def test_a_workdir_that_holds_a_foreign_or_finished_run_is_refused(
         records.check_workdir(tmp_path)
 
 
+@pytest.mark.parametrize("content", [{"epochs": 4}, {"epochs": "2"}, {}])
+def test_a_finished_run_is_gone_on_with_by_more_epochs_alone(
+    tmp_path: Path, content: dict[str, object]
+) -> None:
+    said = "already holds a run that has ended .* or give more --epochs"
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    for epochs in (0, 3, 4):
+        with pytest.raises(UserError, match=said):
+            records.check_workdir(tmp_path, "auto", epochs)
+    (tmp_path / "result.json").write_text(json.dumps({"epochs": 2}))
+    records.check_workdir(tmp_path, "auto", 3)
+    records.check_workdir(tmp_path, "must", 3)
+    with pytest.raises(UserError, match=said):
+        records.check_workdir(tmp_path, "never", 3)
+    (tmp_path / "checkpoints").rmdir()
+    with pytest.raises(UserError, match=said):
+        records.check_workdir(tmp_path, "auto", 3)
+
+
+def test_the_result_stands_until_a_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "result.json").touch()
+    for epochs, left in ((1, True), (2, False)):
+        files = records.Records(tmp_path)
+        files.start(epochs=epochs, images=1, history=[RECORD], step=600)
+        files.stop()
+        assert (tmp_path / "result.json").exists() == left
+
+
 def test_an_unfinished_run_is_gone_on_with_unless_forbidden(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no run to go on with"):
         records.check_workdir(tmp_path, "must")
