@@ -23,7 +23,7 @@ from jaxcnn.train.feed import FeedName, make_feed
 from jaxcnn.train.identity import identity
 from jaxcnn.train.keyboard import saving_on_interrupt
 from jaxcnn.train.losses import Loss
-from jaxcnn.train.result import Observer, Result
+from jaxcnn.train.result import EpochFunction, Observer, Result
 from jaxcnn.train.run_monitor import RunMonitor
 from jaxcnn.train.run_program import RunProgram
 from jaxcnn.train.setup import (
@@ -58,7 +58,7 @@ def fit(
     seed: int = 0,
     feed: FeedName = "auto",
     mesh: jax.sharding.Mesh | None = None,
-    observers: Sequence[Observer] = (),
+    observers: Sequence[Observer | EpochFunction] = (),
     checkpoints: checkpoint.Policy | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Result:
@@ -86,7 +86,8 @@ def fit(
         seed: in 0..2**32 - 1.
         feed: see `jaxcnn.train.feed.make_feed`.
         mesh: of the devices, see `jaxcnn.devices.mesh.make_mesh`. Default: one device.
-        observers: notified of progress, in process 0; one may end the run, see `Observer.epoch`.
+        observers: notified of progress, in process 0; functions of the record of each epoch, too.
+            One may end the run, see `Observer.epoch`.
         checkpoints: where to save the run, also on Ctrl-C, and to resume it from. Default: nowhere.
         interrupted: polled after every chunk of steps: whether to save and stop.
 

@@ -1,7 +1,7 @@
 """The records and the result of a training run, and the observers that are notified of them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +176,23 @@ class Observer:
 
     def stop(self) -> None:
         """Training has ended, successfully or not, perhaps before it began."""
+
+
+# Is called with the record of each epoch; True ends the run, see `Observer.epoch`.
+EpochFunction = Callable[[EpochRecord], Any]
+
+
+class EachEpoch(Observer):
+    """Calls a function with the record of each epoch; `fit` makes one of a plain function."""
+
+    def __init__(self, function: EpochFunction) -> None:
+        """Takes the function; the run ends if it returns True."""
+        self._function = function
+
+    def epoch(self, record: EpochRecord) -> bool:
+        """Calls the function, see `Observer.epoch`."""
+        # Not any true value: a function may return whatever it likes, its tracker's answer say.
+        return self._function(record) is True
 
 
 def versions() -> dict[str, str]:

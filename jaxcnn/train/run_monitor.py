@@ -18,7 +18,15 @@ from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint
 from jaxcnn.train import steps
 from jaxcnn.train.loop import HostMetrics, Piece
-from jaxcnn.train.result import EpochRecord, Observer, Progress, Result, versions
+from jaxcnn.train.result import (
+    EachEpoch,
+    EpochFunction,
+    EpochRecord,
+    Observer,
+    Progress,
+    Result,
+    versions,
+)
 from jaxcnn.train.state import TrainState
 from jaxcnn.train.step_log import Rows
 
@@ -35,7 +43,7 @@ class RunMonitor:
         recipe: Recipe,
         dataset: Dataset,
         schedule: optax.Schedule | None,
-        observers: Sequence[Observer] = (),
+        observers: Sequence[Observer | EpochFunction] = (),
         checkpoints: checkpoint.Policy | None = None,
         own_schedule: optax.Schedule | None = None,
     ) -> None:
@@ -53,7 +61,9 @@ class RunMonitor:
         self._recipe = recipe
         self._images = len(dataset.train)
         self._schedule = schedule
-        self._observers = processes.main_only(observers, ())
+        self._observers: Sequence[Observer] = processes.main_only(
+            [EachEpoch(one) if callable(one) else one for one in observers], []
+        )
         self._checkpoints = checkpoints
         self._own_schedule = own_schedule
         self._step = 0

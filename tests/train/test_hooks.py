@@ -155,6 +155,16 @@ def test_an_observer_ends_the_run(tmp_path: Path) -> None:
     same(fit(observers=[Ender(2)]), fit())
 
 
+def test_a_function_is_called_with_the_record_of_each_epoch() -> None:
+    records: list[EpochRecord] = []
+    whole = fit(observers=[records.append])
+    assert tuple(records) == whole.history
+    ended = fit(observers=[lambda record: record.epoch == 1])
+    assert len(ended.history) == 1 < len(whole.history)
+    answering = fit(observers=[lambda record: "what a tracker answers"])
+    assert len(answering.history) == len(whole.history)
+
+
 def test_a_list_in_memory_and_metrics_on_the_way() -> None:
     recorder = Recorder()
     result = fit(observers=[recorder])

@@ -58,7 +58,7 @@ def by_kernel(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorC
     module = context.module
     if not isinstance(module, nn.GroupNorm) or context.method_name != "__call__":
         return call(*args, **kwargs)
-    x = args[0] if len(args) == 1 and not kwargs else None
+    x: Any = args[0] if len(args) == 1 and not kwargs else None
     fits = (
         isinstance(x, jax.Array)
         and x.ndim >= 3
