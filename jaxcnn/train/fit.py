@@ -86,8 +86,7 @@ def fit(
         seed: in 0..2**32 - 1.
         feed: see `jaxcnn.train.feed.make_feed`.
         mesh: of the devices, see `jaxcnn.devices.mesh.make_mesh`. Default: one device.
-        observers: notified of progress, in process 0; functions of the record of each epoch, too.
-            One may end the run, see `Observer.epoch`.
+        observers: notified of progress, in process 0; a function is given each epoch's record.
         checkpoints: where to save the run, also on Ctrl-C, and to resume it from. Default: nowhere.
         interrupted: polled after every chunk of steps: whether to save and stop.
 
@@ -117,9 +116,8 @@ def fit(
         tx, rates = _optimizer(recipe, total_steps, tx, own_schedule, init_key, fixed)
         check_optimizer(tx, model, dataset.image_shape)
         monitor = RunMonitor(recipe, dataset, rates, observers, checkpoints, schedule)
-        hooks: dict[str, Any] = {"log": StepLog(metrics or {}, log_every, rates)}
-        hooks |= {"single": slow_in_loops(model, dataset.image_shape)}
-        hooks |= {"augment": augment, "loss": loss}
+        hooks: dict[str, Any] = {"log": StepLog(metrics or {}, log_every, rates), "loss": loss}
+        hooks |= {"single": slow_in_loops(model, dataset.image_shape), "augment": augment}
         program = RunProgram(recipe, dataset, model, tx, source, placement, **hooks)
         first = init_state(init_key, model, tx, dataset.image_shape, arrays)
         state = _train(recipe, program, monitor, first, store, interrupted)

@@ -54,6 +54,12 @@ def by_kernel(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorC
     """Computes `nn.GroupNorm` by the kernel, an interceptor for `flax.linen.intercept_methods`.
 
     Initialization, other dtypes than float32, masks and other axes stay as they are.
+
+    Args:
+        call: the method that is intercepted.
+        args: that it was called with.
+        kwargs: that it was called with.
+        context: the module and the name of the method.
     """
     module = context.module
     if not isinstance(module, nn.GroupNorm) or context.method_name != "__call__":
