@@ -219,7 +219,13 @@ def parse_command(argv: Sequence[str] | None = None) -> Command:
         SystemExit: with status 2 and tyro's message on standard error: a flag is unknown, missing
             or its value of another type; with status 0 after --help.
     """
-    return tyro.extras.subcommand_cli_from_dict(_COMMANDS, prog="jaxcnn", args=argv)
+    return tyro.extras.subcommand_cli_from_dict(
+        _COMMANDS,
+        prog="jaxcnn",
+        description="Looks at trained networks and uses them. Training is an experiment, "
+        "python experiments/mnist.py or cifar10.py.",
+        args=argv,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
