@@ -24,6 +24,7 @@ def chunks(
     report: Callable[[int], None] = lambda images: None,
     chunk: int | None = None,
     mesh: Any = None,
+    model: Any = None,
 ) -> Iterator[ensemble.ManyResult]:
     """Takes the place of `ensemble.chunks`: results are functions of recipe, data and members."""
     total = len(evaluate_on or dataset.test)

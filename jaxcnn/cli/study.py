@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import tyro
 from tyro import conf
@@ -49,8 +49,13 @@ class StudyFlags:
     """Runs at the best learning rate, on all training images."""
     tune_seeds: int = 2
     """Runs at every learning rate."""
-    network: NetworkName = "mnist"
-    """Which network, and its data set unless --data names another."""
+    network: Annotated[str, conf.arg(metavar="mnist|cifar10|MODULE:CLASS")] = "mnist"
+    """Which network, and its data set unless --data names another; or a Flax module of yours, with
+    the recipe and the data set of cifar10 if --data is cifar10, else of mnist."""
+    network_args: Annotated[
+        tuple[str, ...], conf.arg(metavar="KEY=VALUE ...", help_behavior_hint="(default: none)")
+    ] = ()
+    """Arguments of your network."""
     recipe: RecipeName = "fast"
     """Where everything else comes from."""
     epochs: int = 5
@@ -77,6 +82,13 @@ class StudyFlags:
     else is taken from the studies."""
     data: DataFlags = field(default_factory=DataFlags)
     devices: DeviceFlags = field(default_factory=DeviceFlags)
+
+    @property
+    def problem(self) -> NetworkName:
+        """Whose recipe and data set are used where no others are named."""
+        if self.network in get_args(NetworkName):
+            return cast("NetworkName", self.network)
+        return "cifar10" if self.source == "cifar10" else "mnist"
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,10 @@ def parse_study_flags(argv: Sequence[str]) -> StudyFlags:
     check_range("--tune-seeds", flags.tune_seeds, 1, 10_000)
     if not 0 <= flags.target <= 1:
         raise UserError(f"--target takes a number from 0 to 1, got {flags.target}")
+    if ":" not in flags.network and flags.network != flags.problem:
+        raise UserError(
+            f"--network takes mnist, cifar10 or module:Class for your own, got {flags.network!r}"
+        )
     if not flags.optimizers:
         raise UserError("--optimizers takes at least one name")
     if len(set(flags.optimizers)) < len(flags.optimizers):
@@ -167,6 +183,7 @@ def run_study_flags(flags: StudyFlags, command: str = "") -> None:
 
 def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study, list[Run], Path]":
     """Trains the missing runs; returns the study, all its runs and its workdir."""
+    from jaxcnn.cli.network import check_network, named_network
     from jaxcnn.cli.progress import StudyProgress
     from jaxcnn.data.own_data import normalized
     from jaxcnn.devices import processes
@@ -181,7 +198,9 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     changes = {"epochs": flags.epochs}
     if flags.batch_size:
         changes["batch_size"] = flags.batch_size
-    recipe = replace_fields(named.recipe(flags.network, flags.recipe), **changes)
+    own = "" if flags.network == flags.problem else flags.network
+    model = named_network(own, flags.network_args)
+    recipe = replace_fields(named.recipe(flags.problem, flags.recipe), **changes)
     mesh = flags.devices.join(("ensemble", "data"), flags.workdir)
     Placement(mesh).check_batch(recipe.batch_size)
     rates = parse_rates(
@@ -191,15 +210,17 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
     )
     for name in flags.optimizers:
         check_recipe(recipe.replace(optimizer=name))  # mistakes show before any run
-    target = flags.target or PROBLEMS[flags.network].target
+    target = flags.target or PROBLEMS[flags.problem].target
     study = Study(recipe, rates, flags.tune_seeds, flags.seeds, flags.validation, target)
-    folder = as_path(flags.workdir or f"runs/study-{flags.network}")
+    folder = as_path(flags.workdir or f"runs/study-{flags.network.rpartition(':')[2]}")
     echo = make_echo(console)
     if flags.devices.compilation_cache:
         compilation.enable_cache(echo)
     echo_source_files(flags.optimizers, echo)
     doctor.warn(flags.optimizers, echo)
-    dataset = flags.data.load(flags.network, flags.source, echo)
+    dataset = flags.data.load(flags.problem, flags.source, echo)
+    if model is not None:
+        check_network(flags.network, model, recipe, dataset)
     study = dataclasses.replace(study, recipe=normalized(recipe, dataset))
     with processes.noticing_losses():
         runs = run_study(
@@ -208,6 +229,7 @@ def _train(flags: StudyFlags, command: str, console: "Console") -> "tuple[Study,
             folder,
             chunk=flags.chunk or None,
             mesh=mesh,
+            model=model,
             observer=processes.main_only(StudyProgress(console), None),
             command=command,
         )

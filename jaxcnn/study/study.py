@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -78,6 +79,7 @@ def run_study(
     *,
     chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    model: nn.Module | None = None,
     observer: StudyObserver | None = None,
     command: str = "",
 ) -> list[Run]:
@@ -92,6 +94,7 @@ def run_study(
         folder: the workdir, of this study alone. If it holds some runs, the study resumes.
         chunk: number of runs at once, see `jaxcnn.train.ensemble.fit_chunks`.
         mesh: of devices, see `jaxcnn.train.ensemble.fit_chunks`.
+        model: another network than the recipe's.
         observer: notified of the progress.
         command: that resumes the study, to be kept beside the runs.
 
@@ -109,7 +112,7 @@ def run_study(
             f"--validation takes 1 to {len(dataset.train) - 1} of the training images, "
             f"got {study.validation}"
         )
-    specification = _specify(study, dataset)
+    specification = _specify(study, dataset, model)
     axes = dict(mesh.shape) if mesh else None
     processes.check_same({**specification, "chunk": chunk, "mesh": axes})
     try:
@@ -127,7 +130,7 @@ def run_study(
             fields, images = begin()
             done = list(map(run_from_fields, fields))
             observer.start(len(done), *images)
-            options = {"chunk": chunk, "mesh": mesh, "report": observer.advance}
+            options = {"chunk": chunk, "mesh": mesh, "model": model, "report": observer.advance}
             for fresh in _train_missing(study, dataset, done, options, observer):
                 processes.on_main(_append)(folder / RUNS, fresh)
                 done += fresh
@@ -249,8 +252,8 @@ def _claim(
         write_specification(folder, found | provenance)
 
 
-def _specify(study: Study, dataset: Dataset) -> dict[str, Any]:
-    """Returns all that decides the results of the runs, the code of user-defined optimizers too."""
+def _specify(study: Study, dataset: Dataset, model: nn.Module | None) -> dict[str, Any]:
+    """Returns all that decides the results of the runs, the code of user-defined parts too."""
     recipe = dataclasses.asdict(study.recipe)
     specification = {name: recipe[name] for name in ("network", "epochs", "batch_size")}
     specification |= dataclasses.asdict(study)
@@ -261,6 +264,8 @@ def _specify(study: Study, dataset: Dataset) -> dict[str, Any]:
     for name in study.learning_rates:
         if ":" in name:
             specification[f"code of {name}"] = code_digest(find_factory(name))
+    if model is not None:
+        specification["model"] = fingerprint.digest([model, code_digest(type(model))])
     specification |= {"dataset": dataset.name, "dataset_version": dataset.version}
     plain: dict[str, Any] = fingerprint.of(specification | environment.jax_settings())
     return plain

@@ -46,6 +46,10 @@ def per_example(learning_rate: float) -> optax.GradientTransformation:
     ("argv", "named"),
     [
         ("--optimizers sgd sdg", "got 'sdg' (did you mean sgd?)"),
+        ("--network imagenet", "--network takes mnist, cifar10 or module:Class"),
+        ("--network-args features=3", "--network-args takes the arguments of a --network"),
+        ("--network tests.linear:Nothing", "tests.linear:Nothing"),
+        ("--network tests.linear:Linear --network-args depth=3", "change --network-args"),
         ("--optimizers dpsgd", "cannot be dpsgd: it needs a gradient for every image"),
         ("--optimizers sgd sgd", "each name once"),
         ("--optimizers my_module:thing", "cannot import my_module"),
@@ -81,9 +85,9 @@ def test_a_mistake_is_one_sentence(
 
 def test_a_value_of_another_type_gets_tyro_s_message(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["--network", "imagenet"])
+        main(["--recipe", "imagenet"])
     assert caught.value.code == 2
-    assert "invalid choice 'imagenet' for argument '--network'" in capsys.readouterr().err
+    assert "invalid choice 'imagenet' for argument '--recipe'" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_chunks")

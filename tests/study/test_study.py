@@ -32,6 +32,10 @@ from tests.study.conftest import RECIPE, STUDY
 pytestmark = pytest.mark.loose_promotion
 
 
+class Other(Linear):
+    """Another network."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _small_networks() -> Iterator[None]:
     """Lets studies train a network that is quick to compile."""
@@ -45,6 +49,26 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Dataset) -> tupl
     """A study from beginning to end."""
     workdir = tmp_path_factory.mktemp("study")
     return workdir, run_study(STUDY, tiny_mnist, workdir)
+
+
+def test_another_network_is_part_of_the_study(
+    tmp_path: Path, tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[Any] = []
+
+    def chunks(*args: Any, model: Any = None, **options: Any) -> Any:
+        models.append(model)
+        return scores.chunks(*args, **options)
+
+    monkeypatch.setattr("jaxcnn.train.ensemble.fit_chunks", chunks)
+    own = Linear()
+    run_study(STUDY, tiny_mnist, tmp_path, model=own)
+    assert models
+    assert all(model == own for model in models)
+    run_study(STUDY, tiny_mnist, tmp_path, model=own)  # nothing is missing
+    for other in (None, Other()):
+        with pytest.raises(UserError, match="its model differs"):
+            run_study(STUDY, tiny_mnist, tmp_path, model=other)
 
 
 def test_every_run_is_there_once(whole: tuple[Path, list[Run]]) -> None:
