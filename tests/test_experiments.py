@@ -38,7 +38,7 @@ def start(network: str, *argv: str) -> subprocess.CompletedProcess[str]:
 def test_help_and_mistakes(network: str) -> None:
     done = start(network, "--help")
     assert done.returncode == 0
-    assert f"auto|{network}|synthetic|PATH" in done.stdout
+    assert "auto|synthetic|NAME|PATH" in done.stdout
     done = start(network, "--epochs", "none")
     assert done.returncode == 2
     assert "--epochs" in done.stderr

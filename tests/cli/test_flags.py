@@ -261,7 +261,7 @@ def test_help_shows_the_defaults_of_the_recipe_and_optimizer(
         parse_flags("mnist", ["--optimizer", "lion", "--recipe=reference", "--help"])
     assert not caught.value.code
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "Passes over the training images. (default: 20)" in text
+    assert "a run that has ended goes on. (default: 20)" in text
     assert "(default: reference)" in text
     assert "(default: lion)" in text
     assert "Per step, at its peak. (default: 0.0002)" in text
