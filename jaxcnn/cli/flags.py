@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class RecipeFlags:
     """Hyperparameters, see `jaxcnn.recipes.Recipe`. Those not given are the recipe's."""
 
-    name: Annotated[str, conf.arg(name="recipe", metavar="reference|fast|best|FILE")]
+    name: Annotated[str, conf.arg(name="recipe", metavar="reference|fast|best|sprint|FILE")]
     """Where the other defaults come from: the original's hyperparameters (reference), the most
     accuracy in minutes (fast), the most accuracy (best), or a user-defined .toml file."""
     epochs: int

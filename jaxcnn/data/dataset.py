@@ -38,6 +38,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"Split(images={self.images.dtype}{list(self.images.shape)})"
+
 
 @dataclass(frozen=True)
 class Dataset:

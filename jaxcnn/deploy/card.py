@@ -4,7 +4,9 @@ import json
 import re
 from pathlib import Path
 
+from jaxcnn.data.tfds import VERSIONS
 from jaxcnn.networks.inspect import count_parameters
+from jaxcnn.recipes.problems import is_own_data
 from jaxcnn.train.trained import Trained
 
 
@@ -43,6 +45,8 @@ def render_card(
         progress=network.progress,
         step=network.checkpoint.step,
         real=not network.run["dataset"].startswith("synthetic-"),
+        own=is_own_data(network.run["dataset"]),
+        catalog=network.run["dataset"] in VERSIONS,
         parameters=count_parameters(network.variables["params"]),
         accuracy=_accuracy(network, chosen_by_test),
         form=form,

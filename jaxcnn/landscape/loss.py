@@ -71,10 +71,15 @@ def make_batches(split: Split, count: int, batch_stats: Any, *, seed: int = 0) -
         UserError: `count` is no such number, or the split has fewer images.
     """
     size = len(split)
+    if size < 2 * BATCH_SIZE:
+        raise UserError(
+            f"the data set has {size} training images, and the loss around a network is taken over "
+            f"{2 * BATCH_SIZE} at least: give --data a larger one"
+        )
     if count < 2 * BATCH_SIZE or count % BATCH_SIZE or count > size:
         raise UserError(
             f"the loss cannot be taken over {count} of {size} images: give --images a multiple of "
-            f"{BATCH_SIZE}, from {2 * BATCH_SIZE} up to that number"
+            f"{BATCH_SIZE}, from {2 * BATCH_SIZE} to {size // BATCH_SIZE * BATCH_SIZE}"
         )
     chosen = np.random.default_rng(seed).permutation(size)[:count].reshape(-1, BATCH_SIZE)
     repeated = jax.tree.map(lambda leaf: np.stack([leaf] * len(chosen)), dict(batch_stats))

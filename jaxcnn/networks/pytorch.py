@@ -87,7 +87,7 @@ def load_state_dict(
         if array.shape != wanted:
             raise UserError(
                 f"{where} holds {name} of shape {array.shape}, and {network} needs {wanted}: give "
-                "the weights of an unchanged network"
+                "the weights of an unchanged network, and its image_shape"
             )
         if not np.isfinite(array).all():
             not_finite.append(name)
@@ -149,7 +149,7 @@ def to_state_dict(
         if value.shape != shape:
             raise UserError(
                 f"{'/'.join(path)} has the shape {value.shape}, and {type(model).__name__} needs "
-                f"{shape}: give the variables of an unchanged network"
+                f"{shape}: give the variables of an unchanged network, and its image_shape"
             )
         tensors[name] = np.array(_to_torch(value, path, model), order="C")
         if leaf == "var":

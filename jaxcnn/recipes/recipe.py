@@ -146,7 +146,16 @@ class Recipe:
         A changed optimizer brings its own defaults (learning rate, weight decay, arguments, for
         some a constant schedule), unless they are given too: those of another optimizer would be
         off by orders of magnitude.
+
+        Raises:
+            ValueError: a field is unknown, or its value is out of range.
         """
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+                raise ValueError(f"{name} is no field of a recipe: {hint}")
         optimizer = changes.get("optimizer", self.optimizer)
         if optimizer != self.optimizer and isinstance(optimizer, str):
             defaults = optimizer_defaults.get(optimizer)

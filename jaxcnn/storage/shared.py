@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxcnn.devices import processes
+from jaxcnn.errors import UserError
 from jaxcnn.storage.checkpoint import Every, Policy
 from jaxcnn.storage.store import CheckpointStore, open_store
 
@@ -85,6 +86,11 @@ def open_shared(
     if policy is None:
         yield None
         return
+    if not isinstance(policy, Policy):
+        raise UserError(
+            f"checkpoints takes a policy, got {type(policy).__name__}: give "
+            "jaxcnn.storage.Policy(folder)"
+        )
     with contextlib.ExitStack() as stack:
         own: list[CheckpointStore] = []
 

@@ -57,6 +57,8 @@ class RunMonitor:
             checkpoints: where a resumed run is reported.
             own_schedule: the user-defined schedule, if there is one.
         """
+        if callable(observers) or isinstance(observers, Observer):
+            raise UserError("observers takes a list of observers: put this one into [ ]")
         self.done = Progress(epochs=recipe.epochs)
         self._recipe = recipe
         self._images = len(dataset.train)

@@ -145,6 +145,12 @@ def checked_model(recipe: Recipe, model: nn.Module | None, dataset: Dataset) -> 
     image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     if model is None:
         model = make_model(recipe, dataset.classes, dataset.image_shape)
+    if not isinstance(model, nn.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise UserError(
+            f"model is {given}: give an instance of a Flax Linen module, such as Net(); one of NNX "
+            "becomes one by flax.nnx.bridge.to_linen"
+        )
     logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
     shape: tuple[int, ...] = getattr(logits, "shape", ())
     if len(shape) != 2 or shape[1] < dataset.classes:
@@ -200,7 +206,14 @@ def checked_schedule(
     def rate(step: int | jax.Array) -> jax.Array:
         return jnp.asarray(schedule(jnp.asarray(step, jnp.int32)), jnp.float32)
 
-    if shape := jax.eval_shape(rate, 0).shape:
+    try:
+        shape = jax.eval_shape(rate, 0).shape
+    except jax.errors.ConcretizationTypeError:
+        raise UserError(
+            "the schedule cannot be traced, as it decides by the value of the step: replace if by "
+            "jnp.where"
+        ) from None
+    if shape:
         raise UserError(
             f"the schedule returns {list(shape)} for one step: let it return one number, the "
             "learning rate"

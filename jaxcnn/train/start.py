@@ -65,6 +65,11 @@ def checked_start(start: Any, model: nn.Module, dataset: Dataset) -> tuple[Start
     """
     image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     wanted = flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), image)), sep="/")
+    if not isinstance(start, Mapping):
+        raise UserError(
+            f"start takes variables, got {type(start).__name__}: give {{'params': ...}}, as "
+            "load_trained(...).variables or result.state.variables"
+        )
     given = flatten_dict({name: dict(part) for name, part in start.items() if part}, sep="/")
     if different := sorted(wanted.keys() ^ given.keys()):
         where = "lack" if different[0] in wanted else "hold"

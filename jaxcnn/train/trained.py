@@ -204,8 +204,9 @@ def _restore(found: checkpoint.Checkpoint, own: nn.Module | None = None) -> Trai
         _check_same(own, run, found)
     elif run.get("model") not in ("MnistCNN", "Cifar10CNN"):
         raise UserError(
-            f"{found.folder} was trained with a network given in code: score it with jaxcnn "
-            "evaluate --network, or restore it with jaxcnn.train.load_trained(..., model=...)"
+            f"{found.folder} was trained with a network given in code, which this does not know: "
+            "score it with jaxcnn evaluate --network, or take it from "
+            "jaxcnn.train.load_trained(..., model=...)"
         )
     try:
         recipe = recipe_from_dict(run)

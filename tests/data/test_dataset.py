@@ -213,3 +213,9 @@ def test_classes() -> None:
         made(labels=np.array([0, 10_000, 0, 0, 0, 0]))
     with pytest.raises(DataError, match="there are 10001 class names: give at most 10000"):
         made(names=tuple(map(str, range(10_001))))
+
+
+def test_a_data_set_is_printed_in_one_line() -> None:
+    split = Split(IMAGES, LABELS)
+    assert repr(split) == f"Split(images=uint8{list(IMAGES.shape)})"
+    assert "\n" not in repr(made())

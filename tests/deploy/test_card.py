@@ -58,6 +58,20 @@ def test_the_card(networks: dict[str, Trained], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "part"),
+    [("colours", "not known to jaxcnn"), ("fashion_mnist", "/datasets/catalog/fashion_mnist")],
+)
+def test_the_card_of_other_data(name: str, part: str, tmp_path: Path, tiny_mnist: Dataset) -> None:
+    workdir = saved.save(tmp_path, tiny_mnist, saves=[8], run={"dataset": name})
+    text = render_card(load_trained(workdir), "onnx", "x.onnx", "a file")
+    assert part in text
+    assert f"# MNIST network for {name}, recipe" in text
+    assert "one of its 10 classes" in text
+    assert "LeCun" not in text
+    assert "digits that are centred" not in text
+
+
+@pytest.mark.parametrize(
     ("saves", "part"), [([8], "8 steps, 1 of 3 epochs"), ([3], "3 steps, 0 of 3 epochs")]
 )
 def test_the_card_of_synthetic_data_and_of_an_unfinished_epoch(

@@ -83,3 +83,10 @@ def test_numpy_s_numbers_are_numbers() -> None:
     assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (3, 50, 0.5)
     json.dumps(recipe.asdict())
     assert named.recipe("mnist", "fast").replace(learning_rate=np.float64(0.5)).learning_rate == 0.5
+
+
+def test_an_unknown_field_is_named() -> None:
+    with pytest.raises(ValueError, match="epoch is no field of a recipe: did you mean epochs"):
+        named.recipe("mnist", "fast").replace(epoch=2)
+    with pytest.raises(ValueError, match="xyz is no field of a recipe: there are name, network,"):
+        named.recipe("mnist", "fast").replace(xyz=2)

@@ -538,3 +538,21 @@ def test_settings_of_jax_are_a_part_of_the_run(
             jax.config.update(name, before)
     with jax.enable_x64(True), pytest.raises(UserError, match="jax_enable_x64 None there and True"):
         fit(checkpoints=policy)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"observers": print}, "put this one into"),
+        ({"observers": Recorder()}, "put this one into"),
+        ({"checkpoints": "runs"}, "checkpoints takes a policy, got str"),
+        ({"start": "runs"}, "start takes variables, got str"),
+        ({"model": MnistCNN}, "model is the class MnistCNN: give an instance"),
+        ({"model": print}, "give an instance of a Flax Linen module"),
+        ({"schedule": lambda step: 0.1 if step > 3 else 0.01}, "the schedule cannot be traced"),
+    ],
+)
+def test_slips_in_the_arguments_are_a_sentence(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        fit(**options)
+    assert "\n" not in str(caught.value)
