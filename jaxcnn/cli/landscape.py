@@ -20,8 +20,9 @@ class LandscapeCommand(TrainedOnFlags):
     checkpoint: Annotated[str, conf.arg(metavar="latest|best|STEP|all")] = "latest"
     """Which one to take. All draws curvature and noise over the steps, and the slices through the
     last one."""
-    images: int = 1000
-    """Training images that the loss is the mean of, in evaluation mode; a multiple of 100."""
+    images: int = 0
+    """Training images that the loss is the mean of, in evaluation mode; a multiple of 100. 0 for
+    1,000, or as many as there are."""
     eigenvalues: int = 5
     """How many of the Hessian's largest eigenvalues."""
     out: Annotated[
@@ -52,7 +53,7 @@ class LandscapeCommand(TrainedOnFlags):
             networks,
             dataset.train,
             before=before[-1] if before else None,
-            images=self.images,
+            images=self.images or min(1000, len(dataset.train) // 100 * 100),
             eigenvalues=self.eigenvalues,
             report=echo,
         )
