@@ -101,13 +101,15 @@ class Result:
         return self.test_correct / self.test_total
 
     def frame(self) -> "DataFrame":
-        """Returns the history as a data frame, a row for each epoch with the record's fields.
+        """Returns the history as a data frame: a row for each epoch, a column for each value.
+
+        User-defined metrics have columns of their own.
 
         Raises:
             UserError: pandas is not installed.
         """
-        names = [field.name for field in dataclasses.fields(EpochRecord)]
-        return make_frame({name: [getattr(one, name) for one in self.history] for name in names})
+        rows = [one.asdict() for one in self.history]
+        return make_frame({name: [row[name] for row in rows] for name in rows[0]})
 
     def plot(self) -> "Figure":
         """Returns the learning curves as a figure of matplotlib, which pyplot does not know."""

@@ -12,6 +12,10 @@ def test_frame() -> None:
     pytest.importorskip("pandas", reason="pip install 'jaxcnn[notebook]'")
     frame = TWO.frame()
     assert frame.to_dict("records") == [record.asdict() for record in TWO.history]
+    measured = dataclasses.replace(RECORD, metrics={"sparsity": 0.5})
+    frame = dataclasses.replace(RESULT, history=(measured, measured)).frame()
+    assert frame.sparsity.tolist() == [0.5, 0.5]
+    assert "metrics" not in frame
 
 
 def test_plot_is_in_the_style_of_the_project() -> None:
