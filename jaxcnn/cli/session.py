@@ -23,7 +23,7 @@ from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import environment, processes
 from jaxcnn.devices.mesh import describe_mesh
 from jaxcnn.errors import StoppedError, UserError
-from jaxcnn.networks.inspect import count_parameters
+from jaxcnn.networks.inspect import count_parameters, variable_shapes
 from jaxcnn.optim.frozen import frozen_paths, trainable
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import checkpoint, compilation
@@ -139,7 +139,7 @@ class Session:
     def _check_freeze(self, dataset: Dataset) -> None:
         """Prints how much --freeze leaves as it is."""
         model = setup.checked_model(self.recipe, self.model, dataset)
-        params = setup.param_shapes(model, dataset.image_shape)
+        params = variable_shapes(model, dataset.image_shape)["params"]
         paths = frozen_paths(self.flags.freeze, params)
         arrays, total = len(jax.tree.leaves(params)), count_parameters(params)
         left = count_parameters(trainable(params, paths))

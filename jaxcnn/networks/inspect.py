@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 def feature_maps(
@@ -41,6 +42,17 @@ def summary(model: nn.Module, images: jax.Array, **tabulate_options: Any) -> str
     table = table[: table.rindex("┘") + 1].strip("\n")
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return f"{table}\nParameters: {count_parameters(variables['params']):,}\n"
+
+
+def variable_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
+    """Returns the shapes and dtypes of a network's variables, which are not computed.
+
+    Args:
+        model: the network.
+        image_shape: (H, W, C).
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
 def count_parameters(params: Any) -> int:

@@ -15,12 +15,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.networks.cnn import CNN, Cifar10CNN, MnistCNN
+from jaxcnn.networks.inspect import variable_shapes
 from jaxcnn.networks.weight_files import read_weights, write_weights
 
 Variables = dict[str, Any]
@@ -184,8 +184,7 @@ def _model(
 @functools.lru_cache(maxsize=16)
 def _names(model: CNN) -> dict[str, tuple[tuple[str, str, str], tuple[int, ...]]]:
     """Returns, for each of PyTorch's names, the path and the shape of the array in Flax."""
-    images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = variable_shapes(model, model.image_shape)
     return {
         f"{layer}.{_LEAVES[leaf]}": ((collection, layer, leaf), array.shape)
         for collection, layers in variables.items()

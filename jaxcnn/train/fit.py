@@ -12,6 +12,7 @@ from jaxcnn.data.augment import Augment
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices.mesh import Placement
 from jaxcnn.networks.cpu.substitution import fastest, slow_in_loops
+from jaxcnn.networks.inspect import variable_shapes
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.optim.frozen import frozen, frozen_paths
 from jaxcnn.optim.schedules import make_schedule
@@ -34,7 +35,6 @@ from jaxcnn.train.setup import (
     checked_schedule,
     checked_seeds,
     optimizer_key,
-    param_shapes,
     split_key,
 )
 from jaxcnn.train.start import checked_start
@@ -104,7 +104,7 @@ def fit(
     own_schedule = checked_schedule(schedule, tx)
     requested = checked_model(recipe, model, dataset)
     arrays = None if start is None else checked_start(start, requested, dataset)[0]
-    fixed = frozen_paths(freeze, param_shapes(requested, dataset.image_shape))
+    fixed = _frozen_paths(freeze, requested, dataset)
     model = placement.model(fastest(requested))
     init_key, order_key = split_key(seed)
     own: dict[str, Any] = {"own_tx": tx, "own_schedule": schedule, "own_augment": augment}
@@ -122,6 +122,13 @@ def fit(
         first = init_state(init_key, model, tx, dataset.image_shape, arrays)
         state = _train(recipe, program, monitor, first, store, interrupted)
     return monitor.result(placement.fetch(state))
+
+
+def _frozen_paths(freeze: Collection[str], model: nn.Module, dataset: Dataset) -> tuple[str, ...]:
+    """Returns the paths of the frozen parameters; without any, the network is not traced."""
+    if not freeze:
+        return ()
+    return frozen_paths(freeze, variable_shapes(model, dataset.image_shape)["params"])
 
 
 def _train(

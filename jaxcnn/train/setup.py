@@ -14,6 +14,7 @@ from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices.mesh import ONE_DEVICE, Placement
 from jaxcnn.errors import UserError
 from jaxcnn.networks.cnn import CNN, Cifar10CNN, MnistCNN
+from jaxcnn.networks.inspect import variable_shapes
 from jaxcnn.optim.extra_args import check_update
 from jaxcnn.optim.factory import make_optimizer
 from jaxcnn.recipes.recipe import Recipe
@@ -103,17 +104,6 @@ def optimizer_key(init_key: jax.Array) -> jax.Array:
     return jax.random.fold_in(init_key, 2)
 
 
-def param_shapes(model: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    """Returns the shapes and dtypes of a network's parameters.
-
-    Args:
-        model: the network.
-        image_shape: (H, W, C).
-    """
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-
-
 def check_optimizer(
     tx: optax.GradientTransformation, model: nn.Module, image_shape: tuple[int, ...]
 ) -> None:
@@ -127,7 +117,7 @@ def check_optimizer(
     Raises:
         UserError: it cannot; the message says why.
     """
-    check_update(tx, param_shapes(model, image_shape))
+    check_update(tx, variable_shapes(model, image_shape)["params"])
 
 
 def checked_model(recipe: Recipe, model: nn.Module | None, dataset: Dataset) -> nn.Module:

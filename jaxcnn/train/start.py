@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.networks import pytorch
+from jaxcnn.networks.inspect import variable_shapes
 from jaxcnn.train.trained import load_trained
 
 Start = Mapping[str, np.ndarray]
@@ -63,8 +62,7 @@ def checked_start(start: Any, model: nn.Module, dataset: Dataset) -> tuple[Start
     Raises:
         UserError: an array is missing, unknown or of the wrong shape; the message names it.
     """
-    image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
-    wanted = flatten_dict(dict(jax.eval_shape(model.init, jax.random.key(0), image)), sep="/")
+    wanted = flatten_dict(dict(variable_shapes(model, dataset.image_shape)), sep="/")
     if not isinstance(start, Mapping):
         raise UserError(
             f"start takes variables, got {type(start).__name__}: give {{'params': ...}}, as "

@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.data import emnist
@@ -217,8 +216,7 @@ def _restore(found: checkpoint.Checkpoint, own: nn.Module | None = None) -> Trai
         raise manifest.DamagedError(f"{manifest.NAME} is no run's ({error})") from error
     model = own or setup.make_model(recipe, len(names), shape)
     # The network alone: the run may name an optimizer that is code from who knows where.
-    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    like = {"batch_stats": {}} | jax.eval_shape(model.init, jax.random.key(0), image)
+    like = {"batch_stats": {}} | inspect.variable_shapes(model, shape)
     variables = found.restore({"network": like}, partial=True)["network"]
     return Trained(recipe, run, model, names, shape, variables, found, progress)
 

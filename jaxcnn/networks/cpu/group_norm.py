@@ -32,8 +32,11 @@ def group_norm(
     Returns:
         float32[B, ..., C].
     """
-    call = _kernel(library.GROUP_NORM, _flat(x))
-    return call(_flat(x), scale, bias, **_attributes(groups, epsilon)).reshape(x.shape)
+    images = _flat(x)
+    call = library.kernel(library.GROUP_NORM, [images.shape])
+    out: jax.Array
+    (out,) = call(images, scale, bias, **_attributes(groups, epsilon))
+    return out.reshape(x.shape)
 
 
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float) -> Any:
@@ -42,8 +45,9 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsil
 
 def _backward(groups: int, epsilon: float, residuals: Any, dy: jax.Array) -> Any:
     x, scale = residuals
-    call = _kernel(library.GROUP_NORM_BACKWARD, [_flat(x), scale, scale])
-    dx, d_scale, d_bias = call(_flat(x), scale, _flat(dy), **_attributes(groups, epsilon))
+    images = _flat(x)
+    call = library.kernel(library.GROUP_NORM_BACKWARD, [images.shape, scale.shape, scale.shape])
+    dx, d_scale, d_bias = call(images, scale, _flat(dy), **_attributes(groups, epsilon))
     return dx.reshape(x.shape), d_scale, d_bias
 
 
@@ -95,9 +99,3 @@ def _flat(x: jax.Array) -> jax.Array:
 
 def _attributes(groups: int, epsilon: float) -> dict[str, Any]:
     return {"groups": np.int64(groups), "epsilon": np.float32(epsilon)}
-
-
-def _kernel(name: str, results: Any) -> Any:
-    """Returns a kernel as a function of arrays that gives arrays of the form of `results`."""
-    shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, jnp.float32), results)
-    return jax.ffi.ffi_call(name, shapes, vmap_method="sequential")

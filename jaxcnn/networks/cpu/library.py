@@ -14,11 +14,13 @@ import shlex
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 
 from jaxcnn.devices import environment
 from jaxcnn.errors import CACHE_REMEDY, UserError
@@ -86,6 +88,24 @@ def in_use() -> bool:
     if reason and wanted == "native":
         raise UserError(f"the kernels are not available: {reason}")
     return not reason
+
+
+def kernel(name: str, shapes: Sequence[tuple[int, ...]]) -> Any:
+    """Returns a kernel as a function of arrays that returns a list of float32 arrays.
+
+    Members of an ensemble come one after the other: a kernel alone fills the machine.
+
+    Args:
+        name: `FORWARD`, say.
+        shapes: of the arrays that it returns.
+
+    Raises:
+        UserError: there are no kernels here, see `in_use`.
+    """
+    if not in_use():
+        raise UserError(f"stages are computed by kernels for CPU: unset {VARIABLE}=xla")
+    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.ffi.ffi_call(name, results, vmap_method="sequential")
 
 
 def description() -> str:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxcnn.errors import UserError
 from jaxcnn.networks.cpu import library
 
 _Arrays = tuple[jax.Array, ...]
@@ -121,7 +120,7 @@ def _forward(stage: Stage, *arguments: Any, keep: bool) -> tuple[jax.Array, jax.
         before if keep and not is_output else (0,),
         (2, features) if stage.sums else (0,),
     )
-    call = _kernel(library.FORWARD, shapes)
+    call = library.kernel(library.FORWARD, shapes)
     out, y, sums = call(x, kernel, bias, *map(_given, optional), **stage._layers())
     return out, out if keep and is_output else y, tuple(sums) if stage.sums else ()
 
@@ -153,7 +152,7 @@ def _backward(stage: Stage, residuals: Any, cotangents: Any) -> Any:
         scale.shape,
         shift.shape,
     )
-    call = _kernel(library.BACKWARD, shapes)
+    call = library.kernel(library.BACKWARD, shapes)
     stacked = jnp.stack(d_sums) if stage.sums else _given(None)
     arguments = (x, kernel, scale, shift, signs, y, d_out, stacked)
     dx, d_kernel, d_bias, d_scale, d_shift = call(*arguments, **stage._layers())
@@ -179,20 +178,6 @@ def _instantiated(cotangent: Any) -> jax.Array:
 
 
 _run.defvjp(_forward_with_residuals, _backward, symbolic_zeros=True)
-
-
-def _kernel(name: str, shapes: tuple[tuple[int, ...], ...]) -> Any:
-    """Returns a kernel as a function that gives float32 arrays of these shapes.
-
-    Members of an ensemble come one after the other: a kernel alone fills the machine.
-
-    Raises:
-        UserError: there are no kernels here, see `jaxcnn.networks.cpu.library.in_use`.
-    """
-    if not library.in_use():
-        raise UserError(f"stages are computed by kernels for CPU: unset {library.VARIABLE}=xla")
-    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return jax.ffi.ffi_call(name, results, vmap_method="sequential")
 
 
 def _given(array: jax.Array | None) -> jax.Array:

@@ -189,6 +189,17 @@ ffi::Error MakeGroupNorm(GroupNorm& n, Buffer x, Shape affine, Shape other) {
   return ffi::Error::Success();
 }
 
+// Calls f(task, offset of the image, statistics to be computed) for all images.
+template <typename F>
+void EachImage(ffi::ThreadPool& pool, const Slices& slices, const GroupNorm& n, F f) {
+  ForEach(pool, slices.tasks, [&](int64_t task) {
+    Statistics of(n);
+    slices.Each(task, [&](int64_t first, int64_t images) {
+      for (int64_t image = first; image < first + images; ++image) f(task, image * n.size(), of);
+    });
+  });
+}
+
 ffi::Error GroupNormForward(ffi::ThreadPool pool, Buffer x, Buffer scale, Buffer bias, Result out,
                             int64_t groups, float epsilon) {
   GroupNorm n{0, 0, groups, epsilon};
@@ -196,16 +207,9 @@ ffi::Error GroupNormForward(ffi::ThreadPool pool, Buffer x, Buffer scale, Buffer
     return error;
   }
   if (!Is(bias.dimensions(), {n.channels})) return Wrong("bias");
-  const Slices slices(x.dimensions()[0]);
-  ForEach(pool, slices.tasks, [&](int64_t task) {
-    Statistics of(n);
-    slices.Each(task, [&](int64_t first, int64_t images) {
-      for (int64_t image = first; image < first + images; ++image) {
-        const int64_t at = image * n.size();
-        NormalizeImage(n, x.typed_data() + at, scale.typed_data(), bias.typed_data(), of,
-                       out->typed_data() + at);
-      }
-    });
+  EachImage(pool, Slices(x.dimensions()[0]), n, [&](int64_t, int64_t at, Statistics& of) {
+    NormalizeImage(n, x.typed_data() + at, scale.typed_data(), bias.typed_data(), of,
+                   out->typed_data() + at);
   });
   return ffi::Error::Success();
 }
@@ -223,16 +227,10 @@ ffi::Error GroupNormBackward(ffi::ThreadPool pool, Buffer x, Buffer scale, Buffe
   }
   const Slices slices(x.dimensions()[0]);
   std::vector<std::vector<float>> partial(slices.tasks, std::vector<float>(2 * n.channels));
-  ForEach(pool, slices.tasks, [&](int64_t task) {
-    Statistics of(n);
+  EachImage(pool, slices, n, [&](int64_t task, int64_t at, Statistics& of) {
     float* sums = partial[task].data();
-    slices.Each(task, [&](int64_t first, int64_t images) {
-      for (int64_t image = first; image < first + images; ++image) {
-        const int64_t at = image * n.size();
-        NormalizeImageBackward(n, x.typed_data() + at, scale.typed_data(), dy.typed_data() + at, of,
-                               dx->typed_data() + at, sums, sums + n.channels);
-      }
-    });
+    NormalizeImageBackward(n, x.typed_data() + at, scale.typed_data(), dy.typed_data() + at, of,
+                           dx->typed_data() + at, sums, sums + n.channels);
   });
   for (const std::vector<float>& sums : partial) {
     for (int64_t c = 0; c < n.channels; ++c) {
