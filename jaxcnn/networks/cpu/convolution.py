@@ -36,8 +36,9 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Convolves images with a kernel; its signature is that of `jax.lax.conv_general_dilated`.
 
-    Dilated or grouped convolutions go to XLA on all platforms. The kernels take square windows of
-    odd size with stride 1, float32, and padding that keeps the size.
+    Dilated or grouped convolutions go to XLA on all platforms. The kernels take float32 and square
+    windows: of odd size with stride 1 and padding that keeps the size, or with stride 2 that halves
+    it.
 
     Args:
         lhs: float[B, H, W, Cin], the images.
@@ -72,7 +73,8 @@ def conv_general_dilated(
         )
 
     def by_kernel(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        out, _ = Stage()(lhs, rhs, jnp.zeros(rhs.shape[-1], jnp.float32))
+        stage = Stage(stride=window_strides[0], padding=padding[0][0])
+        out, _ = stage(lhs, rhs, jnp.zeros(rhs.shape[-1], jnp.float32))
         return out
 
     def by_product(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -88,18 +90,30 @@ def conv_general_dilated(
     )
     if not plain:
         return by_xla(lhs, rhs)
-    size = rhs.shape[0]
     fits = (
-        rhs.shape[1] == size
-        and all(n == 1 for n in window_strides)
-        and size % 2 == 1
-        and all(tuple(pair) == (size // 2, size // 2) for pair in padding)
+        _keeps_or_halves(lhs.shape, rhs.shape, window_strides, padding)
         and lhs.dtype == rhs.dtype == jnp.float32
         and preferred_element_type in (None, jnp.float32)
         and all(isinstance(axis, int) and axis > 0 for axis in lhs.shape)
     )
     on_cpu = by_kernel if kernels and fits and library.in_use() else by_product
     return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=by_xla)
+
+
+def _keeps_or_halves(
+    images: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+) -> bool:
+    """Returns whether a square window keeps the size of images, or with stride 2 halves it."""
+    size, (before, after), stride = kernel[0], padding[0], strides[0]
+    alike = kernel[1] == size and strides[1] == stride and tuple(padding[1]) == (before, after)
+    if stride == 1:
+        return alike and size % 2 == 1 and before == after == size // 2
+    # Each output is a window of its own, as is each square of 2 x 2 pixels.
+    halved = all((n + before + after - size) // 2 + 1 == n / 2 for n in images[1:3])
+    return alike and stride == 2 and 0 <= before < size and halved
 
 
 def _as_matrix_product(

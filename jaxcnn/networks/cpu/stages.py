@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jaxcnn.networks.cpu import library
@@ -21,7 +22,7 @@ _Arrays = tuple[jax.Array, ...]
 
 @dataclass(frozen=True)
 class Stage:
-    """A convolution of stride 1 with zero padding that keeps the size, and the layers around it.
+    """A convolution with zero padding that keeps the size or halves it, and the layers around it.
 
     In order: scale and shift (BatchNorm's), relu, average pooling; the convolution; relu; sums
     for BatchNorm; max pooling. Everything except the convolution is optional.
@@ -37,6 +38,9 @@ class Stage:
         max_after: max pooling over 2 x 2 squares, last.
         sliced_in: the input comes from another stage with `sliced_out`.
         sliced_out: the output is for another stage with `sliced_in`.
+        stride: of the convolution, 1 or 2; with 2 it halves the size.
+        padding: number of zeros before the first row and column, fewer than the kernel has rows, or
+            None for K // 2. With stride 1 it is that.
     """
 
     relu_before: bool = False
@@ -46,6 +50,8 @@ class Stage:
     max_after: bool = False
     sliced_in: bool = False
     sliced_out: bool = False
+    stride: int = 1
+    padding: int | None = None
 
     def __call__(
         self,
@@ -60,7 +66,7 @@ class Stage:
 
         Args:
             x: float32[B, H, W, Cin].
-            kernel: float32[K, K, Cin, Cout], K odd.
+            kernel: float32[K, K, Cin, Cout], K odd with stride 1.
             bias: float32[Cout].
             scale: float32[Cin] to multiply the input with, or None for no scale and shift.
             shift: float32[Cin] to add to it then.
@@ -68,16 +74,17 @@ class Stage:
                 value of each square, which the next scale, if negative, makes the largest.
 
         Returns:
-            The output, float32[B, H', W', Cout], where each pooling halves height and width; and
-            with `sums` two float32[Cout]: the sums over all images and pixels of the values before
+            The output, float32[B, H', W', Cout], where stride 2 and each pooling halve height and
+            width; and with `sums` two float32[Cout]: the sums over all images and pixels of the values before
             max pooling, and of their squares.
         """
         out: jax.Array
         out, sums = _run(self, x, kernel, bias, scale, shift, sign)
         return out, sums
 
-    def _layers(self) -> dict[str, bool]:
+    def _layers(self, kernel_size: int) -> dict[str, Any]:
         """Returns the attributes as the kernels take them."""
+        padding = kernel_size // 2 if self.padding is None else self.padding
         return {
             "relu_before": self.relu_before,
             "average_before": self.average_before,
@@ -85,6 +92,8 @@ class Stage:
             "max_after": self.max_after,
             "sliced_in": self.sliced_in,
             "sliced_out": self.sliced_out,
+            "stride": np.int64(self.stride),
+            "padding": np.int64(padding),
         }
 
 
@@ -109,7 +118,7 @@ def _forward(stage: Stage, *arguments: Any, keep: bool) -> tuple[jax.Array, jax.
     x, kernel, bias, *optional = arguments
     batch, height, width, _ = x.shape
     features = kernel.shape[-1]
-    shrink = 2 if stage.average_before else 1
+    shrink = 2 * stage.stride if stage.average_before else stage.stride
     pool = 2 if stage.max_after else 1
     before = batch, height // shrink, width // shrink, features
     after = batch, before[1] // pool, before[2] // pool, features
@@ -121,7 +130,7 @@ def _forward(stage: Stage, *arguments: Any, keep: bool) -> tuple[jax.Array, jax.
         (2, features) if stage.sums else (0,),
     )
     call = library.kernel(library.FORWARD, shapes)
-    out, y, sums = call(x, kernel, bias, *map(_given, optional), **stage._layers())
+    out, y, sums = call(x, kernel, bias, *map(_given, optional), **stage._layers(len(kernel)))
     return out, out if keep and is_output else y, tuple(sums) if stage.sums else ()
 
 
@@ -155,7 +164,7 @@ def _backward(stage: Stage, residuals: Any, cotangents: Any) -> Any:
     call = library.kernel(library.BACKWARD, shapes)
     stacked = jnp.stack(d_sums) if stage.sums else _given(None)
     arguments = (x, kernel, scale, shift, signs, y, d_out, stacked)
-    dx, d_kernel, d_bias, d_scale, d_shift = call(*arguments, **stage._layers())
+    dx, d_kernel, d_bias, d_scale, d_shift = call(*arguments, **stage._layers(len(kernel)))
     return (
         jnp.zeros_like(x) if wanted is None else dx,
         d_kernel,

@@ -31,6 +31,8 @@ def integers(seed: int, *shape: int) -> np.ndarray:
         (4, {"padding": "SAME"}),
         (3, {"padding": ((2, 0), (0, 1))}),
         (3, {"strides": 2}),
+        (3, {"strides": (1, 2)}),
+        (3, {"strides": 3}),
         (3, {"input_dilation": 2}),
         (3, {"kernel_dilation": 2}),
         (3, {"feature_group_count": 2}),
@@ -55,6 +57,34 @@ def test_value_and_gradients_are_those_of_the_native_one(
         variables, images
     )
     jax.tree.map(np.testing.assert_array_equal, ours, native)
+
+
+# The second is the size of squares of values and images that are transposed at once.
+@pytest.mark.parametrize("shape", [(3, 8, 6, 4), (33, 4, 8, 5)])
+@pytest.mark.parametrize(
+    ("kernel_size", "padding"),
+    [(1, (0, 0)), (2, (0, 0)), (3, (0, 1)), (3, (1, 1)), (3, (2, 0)), (5, (1, 2)), (7, (3, 3))],
+)
+def test_stride_2_that_halves_the_size(
+    kernel_size: int, padding: tuple[int, int], shape: tuple[int, ...]
+) -> None:
+    images, kernel = integers(0, *shape), integers(1, kernel_size, kernel_size, shape[-1], 6)
+    arguments = (2, 2), (padding, padding)
+    gradient = integers(2, shape[0], shape[1] // 2, shape[2] // 2, 6)
+
+    def native(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(images, kernel, *arguments, dimension_numbers=layout)
+
+    def ours(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv_general_dilated(images, kernel, *arguments)
+
+    def outcome(convolve: Any) -> Any:
+        out, transpose = jax.vjp(convolve, images, kernel)
+        return out, transpose(gradient)
+
+    assert library.FORWARD in jax.jit(ours).lower(images, kernel).as_text()
+    jax.tree.map(np.testing.assert_array_equal, outcome(ours), outcome(native))
 
 
 def test_vmap_over_kernels() -> None:

@@ -22,6 +22,9 @@ STAGES = [
     Stage(relu_before=True, relu_after=True, sums=True, max_after=True),
     Stage(average_before=True, sums=True, max_after=True),
     Stage(relu_before=True, average_before=True, relu_after=True, max_after=True),
+    Stage(stride=2),
+    Stage(stride=2, padding=0, relu_before=True, average_before=True, sums=True),
+    Stage(stride=2, relu_before=True, relu_after=True, sums=True, max_after=True),
 ]
 # Images (1, 2 and 3 slices, of which the last may be shorter), kernel size, channels and features;
 # those of the last three are large enough for Winograd's products.
@@ -56,9 +59,11 @@ def reference(
         x = x * channels(scale) + channels(shift)
     x = nn.relu(x) if stage.relu_before else x
     x = squares(x).mean(-1) if stage.average_before else x
-    x = lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    ) + channels(bias)
+    before = len(kernel) // 2 if stage.padding is None else stage.padding
+    pair = before, max(0, len(kernel) - stage.stride - before)
+    strides, layout = (stage.stride, stage.stride), ("NHWC", "HWIO", "NHWC")
+    x = lax.conv_general_dilated(x, kernel, strides, (pair, pair), dimension_numbers=layout)
+    x = x + channels(bias)
     x = nn.relu(x) if stage.relu_after else x
     sums = (x.sum((0, 1, 2)), (x * x).sum((0, 1, 2))) if stage.sums else ()
     if stage.max_after:
@@ -88,7 +93,7 @@ def arguments(
     batch: int, kernel_size: int, channels: int, features: int, affine: bool = True
 ) -> tuple[Any, ...]:
     return (
-        integers(0, batch, 8, 12, channels) * 4,  # means of four are integers
+        integers(0, batch, 8, 24, channels) * 4,  # means of four are integers
         weights(1, kernel_size, kernel_size, channels, features),
         integers(2, features),
         np.resize(np.array([2, -1, 1], np.float32), channels) if affine else None,
@@ -191,7 +196,12 @@ def test_gradients_that_nobody_wants_are_not_computed(
 
 
 def test_a_stage_is_a_convolution_alone_by_default() -> None:
-    assert not any(dataclasses.astuple(Stage()))
+    images, kernel = integers(0, 2, 8, 8, 3), integers(1, 3, 3, 3, 5)
+    out, sums = Stage()(images, kernel, np.zeros(5, np.float32))
+    layout = ("NHWC", "HWIO", "NHWC")
+    alone = lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=layout)
+    np.testing.assert_array_equal(out, alone)
+    assert sums == ()
 
 
 def test_members_of_an_ensemble_equal_single_stages() -> None:
@@ -234,6 +244,7 @@ def test_nan_spreads_as_in_xla() -> None:
     ("change", "message"),
     [
         ({"kernel": (2, 2, 3, 5)}, "odd"),
+        ({"kernel": (3, 5, 3, 5)}, "square"),
         ({"kernel": (3, 3, 4, 5)}, "channels"),
         ({"bias": (4,)}, "bias"),
         ({"scale": (2,), "shift": (2,)}, "scale"),
@@ -256,8 +267,9 @@ def test_a_wrong_shape_is_an_error(change: dict[str, tuple[int, ...]], message: 
     results = [jax.ShapeDtypeStruct(shapes[name], np.float32) for name in ("out", "y", "sums")]
     given = [np.zeros(shapes[n], np.float32) for n in "x kernel bias scale shift sign".split()]
     call = jax.ffi.ffi_call(library.FORWARD, results)
+    stage = Stage(relu_after=True, max_after=True)
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
-        jax.block_until_ready(call(*given, **Stage(relu_after=True, max_after=True)._layers()))
+        jax.block_until_ready(call(*given, **stage._layers(3)))
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:

@@ -43,13 +43,25 @@ class Memory {
   std::array<int64_t, 6> layout_{};
 };
 
-// Rows of a slice with zeros around them: float[C, H + 2 rows, W + 2 columns, N].
+// Rows of a slice with zeros around them: float[C, H + 2 rows, W + 2 columns, N]. A window begins
+// `above` an output's row and to the `left` of its column.
 class Padded {
  public:
   Padded(Memory& memory, int64_t channels, int64_t height, int64_t width, int64_t rows,
-         int64_t columns)
+         int64_t columns, int64_t above, int64_t left)
       : memory_(memory), channels_(channels), height_(height), width_(width), rows_(rows),
-        columns_(columns) {}
+        columns_(columns), above_(above), left_(left) {}
+  // Windows that zeros surround evenly.
+  Padded(Memory& memory, int64_t channels, int64_t height, int64_t width, int64_t rows,
+         int64_t columns)
+      : Padded(memory, channels, height, width, rows, columns, rows, columns) {}
+  // The same rows with other windows.
+  Padded From(int64_t above, int64_t left) const {
+    Padded other = *this;
+    other.above_ = above;
+    other.left_ = left;
+    return other;
+  }
 
   // Prepares for slices of so many images. All between rows is zero, a vector at least, so that
   // vectors may reach past a row.
@@ -74,9 +86,9 @@ class Padded {
   float* Row(int64_t channel, int64_t row) const {
     return data_ + (channel * (height_ + 2 * rows_) + row + rows_) * stride_ + columns_ * images_;
   }
-  // Where the window of a row's first output begins, at that row of the window.
+  // Where the window of a row's first output begins.
   const float* Window(int64_t channel, int64_t row) const {
-    return Row(channel, row) - columns_ * images_;
+    return Row(channel, row - above_) - left_ * images_;
   }
   int64_t images() const { return images_; }
   int64_t channels() const { return channels_; }
@@ -85,7 +97,7 @@ class Padded {
 
  private:
   Memory& memory_;
-  int64_t channels_, height_, width_, rows_, columns_;
+  int64_t channels_, height_, width_, rows_, columns_, above_, left_;
   int64_t images_ = 0, stride_ = 0;
   float* data_ = nullptr;
 };
@@ -133,7 +145,7 @@ inline void ConvolveBlock(const Padded& x, const Packed& kernel, int64_t first, 
   for (auto& group : sums) for (auto& feature : group) for (Vec& sum : feature) sum = Vec{};
   for (int64_t channel = 0; channel < kernel.in(); ++channel) {
     for (int64_t i = 0; i < rows; ++i) {
-      const float* from = x.Window(channel, row + i - rows / 2) + start;
+      const float* from = x.Window(channel, row + i) + start;
       for (int64_t j = 0; j < columns; ++j, from += images, weights += F) {
         Vec values[V];
 #pragma GCC unroll 8
@@ -244,7 +256,7 @@ inline void GradientBlocks(const Padded& x, const Padded& dy, int64_t rows, int6
   const int64_t step = wide ? x.images() : x.stride();
   for (int64_t channel = 0; channel < x.channels(); ++channel) {
     for (int64_t line = 0; line < lines; ++line) {
-      const float* from = x.Window(channel, begin + line - rows / 2);
+      const float* from = x.Window(channel, begin + line);
       auto add = [&](auto block, int64_t count) {
         block(from, step, x.stride(), dy, feature, begin, end, d_kernel);
         from += count * step;

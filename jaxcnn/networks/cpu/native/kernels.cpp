@@ -1,6 +1,6 @@
 // Stages of convolutional layers for CPU, as handlers of XLA's foreign function interface.
 //
-// A stage is a convolution of stride 1 that keeps the size, and the layers around it: scale and
+// A stage is a convolution that keeps the size or halves it, and the layers around it: scale and
 // shift, relu, average pooling; the convolution, bias, relu; sums for BatchNorm; max pooling.
 // `jaxcnn/networks/cpu/stages.py` declares the same handlers and says what each argument is. Beside
 // them stands group normalization, see `jaxcnn/networks/cpu/group_norm.py`.
@@ -25,7 +25,9 @@ XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(jaxcnn::Layers,
                                       xla::ffi::StructMember<bool>("relu_after"),
                                       xla::ffi::StructMember<bool>("max_after"),
                                       xla::ffi::StructMember<bool>("sliced_in"),
-                                      xla::ffi::StructMember<bool>("sliced_out"));
+                                      xla::ffi::StructMember<bool>("sliced_out"),
+                                      xla::ffi::StructMember<int64_t>("stride"),
+                                      xla::ffi::StructMember<int64_t>("padding"));
 
 namespace jaxcnn {
 namespace {
@@ -55,9 +57,13 @@ ffi::Error MakeStage(Stage& s, Buffer x, Buffer kernel, Buffer scale, Buffer shi
                      Shape out) {
   const auto in = x.dimensions(), window = kernel.dimensions();
   if (in.size() != 4 || window.size() != 4) return Wrong("images and kernel have four axes");
-  const int64_t shrink = s.average_before ? 2 : 1, pool = s.max_after ? 2 : 1;
+  if (s.stride != 1 && s.stride != 2) return Wrong("the stride is 1 or 2");
+  const int64_t shrink = s.average_before ? 2 * s.stride : s.stride, pool = s.max_after ? 2 : 1;
   const int64_t height = in[1] / shrink, width = in[2] / shrink, features = window[3];
-  if (window[0] != window[1] || window[0] % 2 == 0) return Wrong("the kernel is odd and square");
+  const int64_t size = window[0];
+  if (window[1] != size) return Wrong("the kernel is square");
+  if (s.padding < 0 || s.padding >= size) return Wrong("padding");
+  if (s.stride == 1 && 2 * s.padding + 1 != size) return Wrong("the kernel is odd");
   if (window[2] != in[3]) return Wrong("the kernel has as many channels as the images");
   if (in[1] % (shrink * pool) || in[2] % (shrink * pool)) return Wrong("pooling divides the size");
   if (!Is(out, {in[0], height / pool, width / pool, features})) return Wrong("shape of the output");
@@ -68,8 +74,11 @@ ffi::Error MakeStage(Stage& s, Buffer x, Buffer kernel, Buffer scale, Buffer shi
   }
   if (scale.element_count() != shift.element_count()) return Wrong("scale and shift");
   if (!Is(sign.dimensions(), {0}) && !Is(sign.dimensions(), {features})) return Wrong("sign");
-  s.kernel_size = window[0];
-  s.winograd = UsesWinograd(s.kernel_size, width, Slices(in[0]).size, in[3], features);
+  const bool winograd = WinogradPays(size, width, Slices(in[0]).size, in[3], features);
+  const auto method = s.stride == 2 ? Method::kPhases
+                      : winograd    ? Method::kWinograd
+                                    : Method::kDirect;
+  s.convolution = {method, size, s.padding, in[3], features, height, width};
   s.x = MakeImages(x.typed_data(), in, s.sliced_in);
   s.out = {nullptr, height / pool, width / pool, features, s.sliced_out};
   s.y = {nullptr, height, width, features, true};
@@ -102,11 +111,11 @@ ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias, B
     s.kept = true;
   }
   const Slices slices(batch);
-  const Kernel packed(s.kernel, s.kernel_size, s.x.channels, features, false, s.winograd);
+  const Convolution& of = s.convolution;
+  const std::vector<Packed> packed = PackKernel(of, s.kernel, false);
   std::vector<Sums> partial(summed ? 2 * slices.tasks : 0, Sums(features));
   ForEach(pool, slices.tasks, [&](int64_t task) {
-    Rows input(s.winograd ? Form::kWindows : Form::kPlain, memory_of_x, s.x.channels, s.height(),
-               s.width(), s.border());
+    Rows input(of, of.forward(), memory_of_x, false);
     slices.Each(task, [&](int64_t first, int64_t images) {
       ForwardSlice(s, {first, images}, packed, input, summed ? &partial[2 * task] : nullptr);
     });
@@ -145,16 +154,14 @@ ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale,
                      s.sliced_in},
                     summed ? d_sums.typed_data() : nullptr};
   const Slices slices(batch);
-  const Kernel transposed(s.kernel, s.kernel_size, channels, features, true, s.winograd);
-  const int64_t size = GradientSize(s.kernel_size, channels, features, s.winograd);
+  const Convolution& of = s.convolution;
+  const std::vector<Packed> transposed = PackKernel(of, s.kernel, true);
+  const int64_t size = GradientSize(of);
   std::vector<TaskGradients> partial(
       slices.tasks,
       {std::vector<float>(size), Sums(features), Sums(channels), Sums(channels)});
   ForEach(pool, slices.tasks, [&](int64_t task) {
-    Rows input(s.winograd ? Form::kTiles : Form::kPlain, memory_of_x, channels, s.height(),
-               s.width(), s.border());
-    Rows dy(s.winograd ? Form::kWindows : Form::kPlain, memory_of_dy, features, s.height(),
-            s.width(), s.border());
+    Rows input(of, of.input(), memory_of_x, false), dy(of, of.output(), memory_of_dy, true);
     slices.Each(task, [&](int64_t first, int64_t images) {
       BackwardSlice(s, g, {first, images}, transposed, input, dy, partial[task]);
     });
@@ -171,8 +178,7 @@ ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale,
       sums.shift.AddTo(d_shift->typed_data());
     }
   }
-  FinishKernelGradient(d_blocks.data(), s.kernel_size, channels, features, s.winograd,
-                       d_kernel->typed_data());
+  FinishKernelGradient(of, d_blocks.data(), d_kernel->typed_data());
   return ffi::Error::Success();
 }
 

@@ -7,82 +7,36 @@
 #include <cstdint>
 #include <vector>
 
+#include "images.h"
+#include "rows.h"
 #include "vectors.h"
-#include "winograd.h"
 
 namespace jaxcnn {
-
-// Consecutive images of a batch.
-struct Slice {
-  int64_t first, images;
-};
-
-// An array of images: float[B, H, W, C], or sliced, where each slice is float[H, C, W, N]. The rows
-// of all channels lie together: far apart, they would share few places of the caches.
-struct Images {
-  float* data;
-  int64_t height, width, channels;
-  bool sliced;
-
-  // Where a row of all channels, float[C, W, N], is read: in place, or in `buffer`.
-  const float* Read(Slice slice, int64_t row, float* buffer) const {
-    if (sliced) return Row(slice, row);
-    float* to = buffer;
-    for (int64_t channel = 0; channel < channels; ++channel) {
-      for (int64_t column = 0; column < width; ++column) {
-        const float* from = Pixels(slice.first, row) + column * channels + channel;
-        for (int64_t n = 0; n < slice.images; ++n) *to++ = from[n * height * width * channels];
-      }
-    }
-    return buffer;
-  }
-  // Where it is to be written: in place, or in `buffer`. Then `Finish` is to be called.
-  float* Target(Slice slice, int64_t row, float* buffer) const {
-    return sliced ? Row(slice, row) : buffer;
-  }
-  void Finish(Slice slice, int64_t row, const float* from) const {
-    if (sliced) return;
-    for (int64_t n = 0; n < slice.images; ++n) {
-      float* to = Pixels(slice.first + n, row);
-      for (int64_t column = 0; column < width; ++column) {
-        for (int64_t channel = 0; channel < channels; ++channel) {
-          *to++ = from[(channel * width + column) * slice.images + n];
-        }
-      }
-    }
-  }
-  float* Row(Slice slice, int64_t row) const {
-    return data + (slice.first * height + row * slice.images) * width * channels;
-  }
-
- private:
-  float* Pixels(int64_t image, int64_t row) const {
-    return data + (image * height + row) * width * channels;
-  }
-};
 
 // What is around the convolution, and how images come and go; the attributes of `Stage` in Python.
 struct Layers {
   bool relu_before, average_before, relu_after, max_after, sliced_in, sliced_out;
+  int64_t stride, padding;
 };
 
 struct Stage : Layers {
-  int64_t kernel_size;
-  bool winograd;
+  Convolution convolution;
   Images x, y, out;  // y before pooling
   const float *kernel, *bias, *scale, *shift, *sign;
   bool kept;  // y is written
 
   int64_t height() const { return y.height; }
   int64_t width() const { return y.width; }
-  int64_t border() const { return kernel_size / 2; }
+  // Of the convolution's input.
+  int64_t input_height() const { return convolution.stride() * y.height; }
+  int64_t input_width() const { return convolution.stride() * y.width; }
 };
 
 inline thread_local Memory memory_of_rows;
 
 // The layers before the convolution: row(s) of x to a row of its input.
 inline void Prepare(const Stage& s, Slice slice, int64_t row, float* buffer, Rows& input) {
-  const int64_t images = slice.images, width = s.width(), size = width * images;
+  const int64_t images = slice.images, width = s.input_width(), size = width * images;
   const bool average = s.average_before, relu = s.relu_before;
   const int64_t source_size = s.x.width * images;
   const float *top, *bottom = nullptr;
@@ -118,7 +72,7 @@ inline void Prepare(const Stage& s, Slice slice, int64_t row, float* buffer, Row
 // The transpose of `Prepare`: adds to d_scale and d_shift, and writes rows of dx.
 inline void PrepareTranspose(const Stage& s, Slice slice, int64_t row, const float* gradient,
                              float* buffer, const Images& dx, Sums& d_scale, Sums& d_shift) {
-  const int64_t images = slice.images, width = s.width(), size = width * images;
+  const int64_t images = slice.images, width = s.input_width(), size = width * images;
   const int64_t sources = s.average_before ? 2 : 1, source_size = s.x.width * images;
   const bool relu = s.relu_before;
   for (int64_t k = 0; k < sources; ++k) {
@@ -171,8 +125,8 @@ inline auto LoadCorners(const float* top, const float* bottom, int64_t images, f
   return Corners<typename L::Vector>{{a, b, c, d}, Largest(Largest(a, b), Largest(c, d))};
 }
 
-inline void ForwardSlice(const Stage& s, Slice slice, const Kernel& kernel, Rows& input,
-                         Sums* sums) {
+inline void ForwardSlice(const Stage& s, Slice slice, const std::vector<Packed>& kernel,
+                         Rows& input, Sums* sums) {
   const int64_t images = slice.images, features = s.y.channels, size = s.width() * images;
   input.Resize(images);
   const int64_t input_size = 2 * s.x.channels * s.x.width * images;
@@ -181,7 +135,8 @@ inline void ForwardSlice(const Stage& s, Slice slice, const Kernel& kernel, Rows
   float* pooled = rows + 2 * features * size;
   int64_t prepared = 0;
   for (int64_t row = 0; row < s.height(); ++row) {
-    for (; prepared < std::min(s.height(), row + s.border() + 1); ++prepared) {
+    const int64_t last = s.convolution.stride() * row + s.convolution.below();
+    for (; prepared < std::min(s.input_height(), last + 1); ++prepared) {
       Prepare(s, slice, prepared, buffer, input);
     }
     auto at = [&](int64_t row) {
@@ -286,31 +241,31 @@ struct TaskGradients {
 };
 
 inline void BackwardSlice(const Stage& s, const Gradients& g, Slice slice,
-                          const Kernel& transposed, Rows& input, Rows& dy, TaskGradients& sums) {
+                          const std::vector<Packed>& transposed, Rows& input, Rows& dy,
+                          TaskGradients& sums) {
   const int64_t size = s.width() * slice.images, height = s.height();
+  const int64_t stride = s.convolution.stride();
   input.Resize(slice.images);
   dy.Resize(slice.images);
   const int64_t input_size = 2 * s.x.channels * s.x.width * slice.images;
-  float* buffer = memory_of_rows.Get(input_size + (s.x.channels + s.y.channels) * size);
+  float* buffer = memory_of_rows.Get(input_size + (stride * s.x.channels + s.y.channels) * size);
   float* row_gradient = buffer + input_size;
-  float* buffer_out = row_gradient + s.x.channels * size;
+  float* buffer_out = row_gradient + stride * s.x.channels * size;
   const int64_t band = std::max<int64_t>(1, kBand / input.size()), step = s.max_after ? 2 : 1;
   int64_t prepared = 0, carried = 0;
   for (int64_t begin = 0; begin < height; begin += band) {
     const int64_t end = std::min(height, begin + band);
-    for (; prepared < std::min(height, end + s.border()); ++prepared) {
+    const int64_t last = stride * (end - 1) + s.convolution.below();
+    for (; prepared < std::min(s.input_height(), last + 1); ++prepared) {
       Prepare(s, slice, prepared, buffer, input);
     }
-    for (; carried < std::min(height, end + s.border()); carried += step) {
+    for (; carried < std::min(height, end + s.convolution.reach()); carried += step) {
       AfterTranspose(s, g, slice, carried, buffer_out, dy, sums.bias);
     }
-    AddKernelGradient(input, dy, s.kernel_size, begin, end, sums.kernel.data());
+    AddKernelGradient(s.convolution, input, dy, begin, end, sums.kernel.data());
     if (!g.dx.data) continue;
-    for (int64_t row = begin; row < end; ++row) {
-      Convolve(dy, transposed, row, [&](int64_t channel, auto each) {
-        float* to = row_gradient + channel * size;
-        each([&](int64_t i, auto v) { Store(to + i, v); });
-      });
+    for (int64_t row = stride * begin; row < stride * end; ++row) {
+      ConvolveTransposed(s.convolution, dy, transposed, row, row_gradient);
       PrepareTranspose(s, slice, row, row_gradient, buffer, g.dx, sums.scale, sums.shift);
     }
   }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace jaxcnn {
@@ -111,17 +112,34 @@ typedef int Places __attribute__((vector_size(4 * kLanes)));
 #define JAXCNN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Places{__VA_ARGS__})
 #endif
 
+using EachLane = std::make_integer_sequence<int, kLanes>;
+
 // Sums of neighbours: the first half of the result is of a, the second of b.
-inline Vec AddNeighbours(Vec a, Vec b) {
-#if defined(__AVX512F__)
-  return JAXCNN_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-         JAXCNN_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-#elif defined(__AVX__)
-  return JAXCNN_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
-         JAXCNN_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-#else
-  return JAXCNN_SHUFFLE(a, b, 0, 2, 4, 6) + JAXCNN_SHUFFLE(a, b, 1, 3, 5, 7);
-#endif
+template <int... I>
+inline Vec AddNeighbours(Vec a, Vec b, std::integer_sequence<int, I...>) {
+  return JAXCNN_SHUFFLE(a, b, (2 * I)...) + JAXCNN_SHUFFLE(a, b, (2 * I + 1)...);
+}
+inline Vec AddNeighbours(Vec a, Vec b) { return AddNeighbours(a, b, EachLane()); }
+
+// Exchanges lanes `D` apart between vectors `D` apart: of each square of two blocks by two, those
+// beside the diagonal.
+template <int D, int... I>
+inline void Exchange(Vec& a, Vec& b, std::integer_sequence<int, I...>) {
+  const Vec first = JAXCNN_SHUFFLE(a, b, (I & D ? kLanes + I - D : I)...);
+  b = JAXCNN_SHUFFLE(a, b, (I & D ? kLanes + I : I + D)...);
+  a = first;
+}
+
+// Transposes a square: lane j of vector i becomes lane i of vector j.
+template <int D = kLanes / 2>
+inline void Transpose(Vec (&vectors)[kLanes]) {
+  if constexpr (D > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if ((i & D) == 0) Exchange<D>(vectors[i], vectors[i + D], EachLane());
+    }
+    Transpose<D / 2>(vectors);
+  }
 }
 
 // The largest power of two that is neither more than n nor than the number of lanes.
