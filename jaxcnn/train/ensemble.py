@@ -130,9 +130,8 @@ def fit_chunks(
         interrupted: polled after every piece of an epoch: whether to save and stop.
 
     Raises:
-        UserError: the sizes or the memory do not suffice, the optimizer, the loss or a metric
-            cannot be used, the checkpoints are those of other runs, or several processes are to
-            save states.
+        UserError: the sizes, the memory, an option or the checkpoints do not fit, or several
+            processes are to save states; the message says why.
         WriteError: a checkpoint cannot be written.
         StoppedError, KeyboardInterrupt: as `jaxcnn.train.fit.fit` raises them.
     """
@@ -140,10 +139,7 @@ def fit_chunks(
     check_sizes(recipe, dataset, placement)
     if not len(members):
         raise UserError("an ensemble without members: give at least one seed")
-    log = StepLog(metrics or {}, log_every)
-    for name in log.metrics:
-        if name in _COLUMNS or name in members.hyperparameters:
-            raise UserError(f"a metric is named {name}, as another column of the result: rename it")
+    log = _checked_log(metrics, log_every, members)
     if checkpoints or keep_states:
         processes.require_one(
             "several processes have the states of an ensemble in parts: take one process for "
@@ -151,8 +147,7 @@ def fit_chunks(
         )
     image_shape, size = dataset.image_shape, len(dataset.train)
     requested = checked_model(recipe, model, dataset)
-    split = evaluate_on or dataset.test
-    split = validate_split(split, "the split to evaluate on", dataset.classes)
+    split = validate_split(evaluate_on or dataset.test, "the split to evaluate on", dataset.classes)
     batches = eval_batches(split, EVAL_BATCH_SIZE, placement)
     placed = placement.model(fastest(requested))
     member = Member(recipe, image_shape, size, placed, tx, placement, loss, log)
@@ -161,8 +156,7 @@ def fit_chunks(
     if checkpoints:
         run |= identity(recipe, dataset, model=requested, own_tx=tx, loss=loss, metrics=metrics)
         run["evaluate_on"] = checksum(split)
-        if log_every:  # the checkpoints have the rows
-            run["log_every"] = log_every
+        run |= {"log_every": log_every} if log_every else {}  # the checkpoints have the rows
     for first in range(0, len(members), program.chunk):
         indices = np.arange(first, min(first + program.chunk, len(members)))
         # The last chunk is filled up with its last member.
@@ -173,6 +167,19 @@ def fit_chunks(
             how: dict[str, Any] = {"evaluate_once": evaluate_once, "interrupted": stop}
             state = loop.train(program, monitor, position, recipe.epochs, store, **how)
         yield monitor.result(state if keep_states else None)
+
+
+def _checked_log(metrics: Mapping[str, Metric] | None, log_every: int, members: Members) -> StepLog:
+    """Returns what is measured in the steps of an ensemble.
+
+    Raises:
+        UserError: it cannot be, or a metric has the name of another column of the result.
+    """
+    log = StepLog(metrics or {}, log_every)
+    for name in log.metrics:
+        if name in _COLUMNS or name in members.hyperparameters:
+            raise UserError(f"a metric is named {name}, as another column of the result: rename it")
+    return log
 
 
 @contextlib.contextmanager

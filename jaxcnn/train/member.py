@@ -115,7 +115,8 @@ class Member:
             State and records after the steps.
         """
         step = self._step(seed, values, epoch, bounds, data, self.recipe.batch_size)
-        state, *records = jax.lax.fori_loop(*bounds, step, (state, *records))
+        first, last = bounds
+        state, *records = jax.lax.fori_loop(first, last, step, (state, *records))
         return state, records
 
     def train_rest(
