@@ -61,13 +61,16 @@ class EnsembleProgram:
         )
         sums = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((self.chunk,), leaf.dtype, sharding=out),
-            steps.zero_train_metrics(),
+            steps.zero_train_metrics(member.log.metrics),
         )
+        records = [sums]
+        for rows in self._empty():
+            records += [jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=out)]
         zero = np.int32(0)
 
         def compile_steps(take: Callable[..., Any]) -> Any:
             mapped = jax.jit(self._for_each(take, 4), donate_argnums=0, out_shardings=out)
-            return mapped.lower(states, sums, *one, zero, (zero, zero), self._data).compile()
+            return mapped.lower(states, records, *one, zero, (zero, zero), self._data).compile()
 
         self._full = compile_steps(member.train_full)
         rest = member.size % member.recipe.batch_size
@@ -93,8 +96,8 @@ class EnsembleProgram:
 
     def zero_sums(self) -> steps.Metrics:
         """Returns the training metrics of zero steps, [E] each."""
-        zeros = steps.zero_train_metrics()
-        return self.place({name: np.full(self.chunk, leaf) for name, leaf in zeros.items()})
+        zeros = steps.zero_train_metrics(self._member.log.metrics)
+        return self.place(jax.tree.map(lambda leaf: np.full(self.chunk, leaf), zeros))
 
     def place(self, tree: Any) -> Any:
         """Returns a pytree of arrays [E, ...] on the devices of the members."""
@@ -114,22 +117,32 @@ class EnsembleProgram:
         """Trains an epoch in pieces, see `jaxcnn.train.loop.Program.epoch`."""
         size, batch_size = self._member.size, self._member.recipe.batch_size
         arguments = (*self._arguments(), np.int32(epoch))
-        per_epoch, full = self.steps_per_epoch, size // batch_size
+        per_epoch, full, log = self.steps_per_epoch, size // batch_size, self._member.log
+        before = (epoch - 1) * per_epoch
         for last in range(first + 1, per_epoch + 1):
             if not (last in cuts or last - first == _PIECE or last == per_epoch):
                 continue
             bounds = np.int32(first), np.int32(min(last, full))
+            records = [sums, *self._empty()]
             if first < full:
-                state, sums = self._full(state, sums, *arguments, bounds, self._data)
+                state, records = self._full(state, records, *arguments, bounds, self._data)
             if self._rest is not None and last == per_epoch:
-                state, sums = self._rest(state, sums, *arguments, bounds, self._data)
+                state, records = self._rest(state, records, *arguments, bounds, self._data)
+            sums, *rows = records
             images = min(last * batch_size, size) - first * batch_size
-            yield Piece(state, sums, last - first, images)
+            logged = log.rows(rows[0], before + first, before + last) if rows else None
+            yield Piece(state, sums, last - first, images, logged)
             first = last
 
     def evaluate(self, state: TrainState) -> HostMetrics:
         """Returns the metrics of the evaluation split, [E] each."""
         return self.to_host(self._evaluate(state, self._batches))
+
+    def _empty(self) -> list[Any]:
+        """Returns the rows of a piece before its first step, [float32[E, R, C]]; [] if none."""
+        shapes = [one.shape for one in self._member.log.empty(_PIECE)]
+        rows: list[Any] = self.place([np.zeros((self.chunk, *s), np.float32) for s in shapes])
+        return rows
 
     def _arguments(self) -> tuple[Any, Any]:
         """Returns seeds and hyperparameters on the devices of the members."""

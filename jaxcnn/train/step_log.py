@@ -149,7 +149,7 @@ class StepLog:
         """Returns the rows of a chunk with the numbers of their steps.
 
         Args:
-            values: float32[R, C], as the chunk returned them.
+            values: float32[R, C], as the chunk returned them, or float32[E, R, C].
             before: number of steps before the chunk.
             after: number of steps at its end.
         """
@@ -166,7 +166,7 @@ class Rows:
 
     Attributes:
         steps: counted from 1.
-        values: float32[R, C], at least as many rows as steps.
+        values: float32[R, C], at least as many rows as steps; of an ensemble float32[E, R, C].
         columns: the names of the C values.
     """
 
@@ -175,7 +175,7 @@ class Rows:
     columns: tuple[str, ...]
 
     def records(self) -> list[dict[str, Any]]:
-        """Waits for the device and returns a row for each step: "step", and its values by name.
+        """Waits for the device and returns a row for each step of a run: "step", and its values.
 
         A value that is not finite is None, as JSON has no number for it.
         """

@@ -201,7 +201,7 @@ def make_train_chunk(
         before = state.step
 
         def body(index: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            return _take_step(train_step, log, batches, index, before, *carry)
+            return take_step(train_step, log, _at(batches, index), before, *carry)
 
         start = zero_train_metrics(log.metrics) if metrics is None else metrics
         return jax.lax.fori_loop(0, count, body, (state, start, *rows))
@@ -218,7 +218,7 @@ def make_train_single(
 
     Args:
         train_step: of `make_train_step`, or any function of that form.
-        out_sharding: of the state and the metrics that it returns. Default: the compiler's choice.
+        out_sharding: of all that it returns. Default: the compiler's choice.
         log: that the step was made with.
 
     Returns:
@@ -231,55 +231,46 @@ def make_train_single(
         state: TrainState, batches: Batch, index: jax.Array, metrics: Metrics, *rows: jax.Array
     ) -> tuple[Any, ...]:
         before = state.step - index
-        return _take_step(train_step, log, batches, index, before, state, metrics, *rows)
+        return take_step(train_step, log, _at(batches, index), before, state, metrics, *rows)
 
     return jax.jit(train_single, donate_argnums=0, out_shardings=out_sharding)
 
 
-def _take_step(
+def take_step(
     train_step: TrainStep,
     log: StepLog,
-    batches: Batch,
-    index: jax.Array,
+    batch: Batch,
     before: jax.Array,
     state: TrainState,
     sums: Metrics,
     *rows: jax.Array,
 ) -> tuple[Any, ...]:
-    """Trains on the batch at an index of a chunk, adds its metrics to the sums, and logs its row.
-
-    `before` is the number of steps before the chunk, int32[].
-    """
-    state, metrics = train_step(state, {k: v[index] for k, v in batches.items()})
-    if rows:
-        rows = (log.write(rows[0], metrics.pop("row"), state.step, before),)
-    return state, add_metrics(sums, with_nonfinite_step(metrics, state.step)), *rows
-
-
-def with_nonfinite_step(metrics: Metrics, step: jax.Array) -> Metrics:
-    """Adds `nonfinite_step` to the metrics of a step.
+    """Trains on a batch, adds its metrics to the sums, and logs its row.
 
     Args:
-        metrics: of `make_train_step`, [] each, or [E] for an ensemble.
-        step: int32 of the same shape, counted from 1.
+        train_step: of `make_train_step`, made with `log`.
+        log: what else is measured.
+        batch: of the step.
+        before: int32[], number of steps before the chunk that the rows are of.
+        state: before the step.
+        sums: see `zero_train_metrics`.
+        *rows: see `StepLog.empty`.
 
     Returns:
-        The metrics with `nonfinite_step`: `step` where the loss is not finite, else `NEVER`.
+        State, sums and rows after the step.
     """
-    finite = jnp.isfinite(metrics["loss_sum"])
-    return {**metrics, "nonfinite_step": jnp.where(finite, jnp.int32(NEVER), step)}
+    state, metrics = train_step(state, batch)
+    if rows:
+        rows = (log.write(rows[0], metrics.pop("row"), state.step, before),)
+    step = jnp.where(jnp.isfinite(metrics["loss_sum"]), jnp.int32(NEVER), state.step)
+    first = jnp.minimum(sums["nonfinite_step"], step)
+    added = jax.tree.map(jnp.add, sums, {**metrics, "nonfinite_step": step})
+    return state, {**added, "nonfinite_step": first}, *rows
 
 
-def add_metrics(metrics: Metrics, others: Metrics) -> Metrics:
-    """Adds sums and takes the first of the steps whose loss was not finite.
-
-    Args:
-        metrics: with `nonfinite_step`, [] each, or [E] for an ensemble.
-        others: of the same form.
-    """
-    sums = jax.tree.map(jnp.add, metrics, others)
-    first = jnp.minimum(metrics["nonfinite_step"], others["nonfinite_step"])
-    return {**sums, "nonfinite_step": first}
+def _at(batches: Batch, index: jax.Array) -> Batch:
+    """Returns the batch at an index of a chunk."""
+    return {name: values[index] for name, values in batches.items()}
 
 
 def make_eval_chunk(

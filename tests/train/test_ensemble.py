@@ -94,20 +94,6 @@ def alone() -> list[Result]:
         return [fit_alone(EVEN), fit_alone(EVEN, seed=3), fit_alone(other)]
 
 
-@pytest.fixture
-def compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps the programs that a test's first run compiles, for those that go on with it."""
-    compiled: list[Any] = []
-    compile_ensemble = ensemble.compile_ensemble
-
-    def once(*args: Any) -> Any:
-        if not compiled:
-            compiled.append(compile_ensemble(*args))
-        return compiled[0]
-
-    monkeypatch.setattr("jaxcnn.train.ensemble.compile_ensemble", once)
-
-
 def test_members_are_bit_identical_to_single_runs(
     one_by_one: ensemble.ManyResult, alone: list[Result]
 ) -> None:
