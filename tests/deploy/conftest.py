@@ -1,5 +1,7 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -7,7 +9,11 @@ from jaxcnn.data.dataset import Dataset
 from jaxcnn.deploy import demo, server
 from jaxcnn.train.trained import Trained, load_trained
 from tests import saved
+from tests.deploy.engine import Engine
 from tests.serving import HANG, Stub, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="package")
@@ -46,3 +52,25 @@ def listening(offered: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     with serving(server.Server(offered, patience=HANG, report=said.append)) as found:
         yield found
     assert said == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright: pip install 'jaxcnn[slow]'"
+    )
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium here: install chromium or google-chrome")
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def engine(browser: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    tab = browser.new_page()
+    tab.set_default_timeout(600_000)
+    yield Engine(tab, tmp_path_factory.mktemp("engine"))
+    tab.close()

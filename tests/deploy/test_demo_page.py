@@ -2,7 +2,6 @@
 
 import base64
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,20 +54,6 @@ def learned(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Traine
     policy = checkpoint.Policy(folder / "checkpoints", keep=1)
     fit(recipe, digits, checkpoints=policy)
     return load_trained(folder)
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright: pip install 'jaxcnn[slow]'"
-    )
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium here: install chromium or google-chrome")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
