@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from jaxcnn.data.image_files import read_image, scale_image
+from jaxcnn.data.image_files import read_image, resize, scale_image
 from jaxcnn.deploy import ink
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.recipes.problems import PROBLEMS
@@ -113,27 +113,26 @@ def _digit(image: Image.Image, size: str, name: str) -> PreparedImage:
     height, width = strokes.shape
     scale = _BOX / max(height, width)
     target = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = np.asarray(
-        Image.fromarray(strokes.astype(np.float32)).resize(target, Image.Resampling.BOX)
-    )
-    small = small / small.max()
+    drawn = Image.fromarray(strokes.astype(np.float32))
+    small = np.asarray(resize(drawn, target, Image.Resampling.BOX))
+    small = (small / small.max() * 255).round().astype(np.uint8)
     steps.append(f"the digit scaled to {target[0]} x {target[1]}")
     steps.append("centre of mass in the middle of 28 x 28")
     return PreparedImage(_centred(small), tuple(steps))
 
 
 def _centred(digit: np.ndarray) -> np.ndarray:
-    """Puts a digit's centre of mass in the middle: float[h, w] in 0..1 -> uint8[28, 28, 1]."""
-    total = digit.sum()
+    """Puts a digit's centre of mass in the middle: uint8[h, w] -> uint8[28, 28, 1]."""
+    total = int(digit.sum())  # whole numbers: exact, in whatever order they are added
     starts = [
-        round(_MIDDLE - float((digit.sum(1 - axis) * np.arange(side)).sum() / total))
+        round(_MIDDLE - int((digit.sum(1 - axis) * np.arange(side)).sum()) / total)
         for axis, side in enumerate(digit.shape)
     ]
     top, left = (
         min(max(start, 0), _DIGIT - side) for start, side in zip(starts, digit.shape, strict=True)
     )
     image = np.zeros((_DIGIT, _DIGIT, 1), np.uint8)
-    image[top : top + digit.shape[0], left : left + digit.shape[1], 0] = (digit * 255).round()
+    image[top : top + digit.shape[0], left : left + digit.shape[1], 0] = digit
     return image
 
 
@@ -143,14 +142,12 @@ def _grey(image: Image.Image) -> np.ndarray:
     Transparent pixels around a sheet with something on it continue the sheet's edge. In other
     images the opaque pixels are the ink, and the transparent ones become a contrasting ground.
     """
-    image.thumbnail((_WORKING_SIDE, _WORKING_SIDE), Image.Resampling.BOX)
-    times = max(1, _WORKING_SIDE // max(image.size))
-    image = image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
-    grey = np.asarray(image.convert("L"), np.float64)
     if image.mode != "RGBA":
-        return grey
-    alpha = np.asarray(image.getchannel("A"), np.float64) / 255
-    solid = alpha > 0.99
+        return _working(image.convert("L"))
+    *colours, opacity = image.convert("RGBa").split()  # in proportion to their opacity
+    grey = _working(Image.merge("RGB", colours).convert("L"))
+    alpha = _working(opacity)
+    solid = alpha / 255 > 0.99
     if solid.any():
         rows, columns = (np.flatnonzero(solid.any(axis)) for axis in (1, 0))
         sheet = solid[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.8
@@ -159,8 +156,18 @@ def _grey(image: Image.Image) -> np.ndarray:
                 ~solid, return_distances=False, return_indices=True
             )
             return grey[tuple(nearest)]
-    shown = (grey * alpha).sum() / max(alpha.sum(), 1e-9)
-    return grey * alpha + (0.0 if shown > 127 else 255.0) * (1 - alpha)
+    bright = 255 * grey.sum() / max(alpha.sum(), 1) > 127
+    return grey if bright else grey + 255 - alpha
+
+
+def _working(image: Image.Image) -> np.ndarray:
+    """Scales an image of one channel to about `_WORKING_SIDE` pixels, float64[H, W] in 0..255."""
+    scale = min(1, _WORKING_SIDE / max(image.size))
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    image = resize(image, (width, height), Image.Resampling.BOX)
+    times = max(1, _WORKING_SIDE // max(width, height))
+    image = image.resize((times * width, times * height), Image.Resampling.NEAREST)
+    return np.asarray(image, np.float64)
 
 
 def _photograph(image: Image.Image, size: str, shape: tuple[int, int, int]) -> PreparedImage:

@@ -81,7 +81,7 @@ def test_the_same_digit_however_it_comes(tmp_path: Path, change: Callable[[], Im
     plain = prepare(tmp_path / "x.png", drawn(ink=WHITE, ground=BLACK)).image.astype(float)
     image = change()
     other = prepare(tmp_path / ("y.tiff" if image.mode == "I" else "y.png"), image).image
-    assert difference(other, plain) < 6  # edges, a tenth of the pixels, may lie half a pixel apart
+    assert difference(other, plain) < 7  # edges, a tenth of the pixels, may lie half a pixel apart
 
 
 @pytest.mark.parametrize("ink", [WHITE, BLACK])
