@@ -73,7 +73,7 @@ def conv_general_dilated(
         )
 
     def by_kernel(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        stage = Stage(stride=window_strides[0], padding=padding[0][0])
+        assert stage is not None
         out, _ = stage(lhs, rhs, jnp.zeros(rhs.shape[-1], jnp.float32))
         return out
 
@@ -82,22 +82,54 @@ def conv_general_dilated(
             lhs, rhs, window_strides, padding, precision, preferred_element_type
         )
 
-    plain = (
+    rest = lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count
+    if not _is_plain(padding, *rest):
+        return by_xla(lhs, rhs)
+    stage = stage_of(lhs, rhs, window_strides, padding, *rest, precision, preferred_element_type)
+    on_cpu = by_kernel if kernels and stage and library.in_use() else by_product
+    return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=by_xla)
+
+
+def stage_of(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+    dimension_numbers: lax.ConvDimensionNumbers,
+    feature_group_count: int,
+    precision: Any,
+    preferred_element_type: Any,
+) -> Stage | None:
+    """Returns the stage that computes a convolution, or None; see `conv_general_dilated`.
+
+    Its precision is that of float32, whatever `precision` says.
+    """
+    fits = (
+        _is_plain(padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count)
+        and _keeps_or_halves(lhs.shape, rhs.shape, window_strides, padding)
+        and lhs.dtype == rhs.dtype == jnp.float32
+        and preferred_element_type in (None, jnp.float32)
+        and all(isinstance(axis, int) and axis > 0 for axis in lhs.shape)
+    )
+    return Stage(stride=window_strides[0], padding=padding[0][0]) if fits else None
+
+
+def _is_plain(
+    padding: Any,
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+    dimension_numbers: lax.ConvDimensionNumbers,
+    feature_group_count: int,
+) -> bool:
+    """Returns whether it is a two-dimensional convolution without dilation and groups."""
+    return (
         dimension_numbers == _NHWC
         and feature_group_count == 1
         and all(n == 1 for n in (*lhs_dilation, *rhs_dilation))
         and not isinstance(padding, str)
     )
-    if not plain:
-        return by_xla(lhs, rhs)
-    fits = (
-        _keeps_or_halves(lhs.shape, rhs.shape, window_strides, padding)
-        and lhs.dtype == rhs.dtype == jnp.float32
-        and preferred_element_type in (None, jnp.float32)
-        and all(isinstance(axis, int) and axis > 0 for axis in lhs.shape)
-    )
-    on_cpu = by_kernel if kernels and fits and library.in_use() else by_product
-    return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=by_xla)
 
 
 def _keeps_or_halves(

@@ -113,7 +113,8 @@ def _forward(stage: Stage, *arguments: Any, keep: bool) -> tuple[jax.Array, jax.
         keep: return what the backward pass needs.
 
     Returns:
-        The output; the values before max pooling, sliced, or float32[0]; and the sums.
+        The output; the values before max pooling, sliced if they are not the output, or float32[0];
+        and the sums.
     """
     x, kernel, bias, *optional = arguments
     batch, height, width, _ = x.shape
@@ -123,7 +124,7 @@ def _forward(stage: Stage, *arguments: Any, keep: bool) -> tuple[jax.Array, jax.
     before = batch, height // shrink, width // shrink, features
     after = batch, before[1] // pool, before[2] // pool, features
     keep = keep and (stage.relu_after or stage.sums or stage.max_after)
-    is_output = stage.sliced_out and not stage.max_after
+    is_output = not stage.max_after
     shapes = (
         after,
         before if keep and not is_output else (0,),

@@ -16,11 +16,17 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from jaxcnn.networks.cpu import library
-from jaxcnn.networks.cpu.convolution import conv_general_dilated
+from jaxcnn.networks.cpu.convolution import conv_general_dilated, stage_of
+from jaxcnn.networks.cpu.deferred import Deferred, convolve, defer, images_of, is_summed
 from jaxcnn.networks.cpu.group_norm import by_kernel
 from jaxcnn.networks.cpu.pooling import max_pool
+from jaxcnn.networks.cpu.stages import Stage
 
 _SHORT = 64  # values of an axis that vectors do not pay for
+_CONVOLUTION = (
+    "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers",
+    "feature_group_count", "precision", "preferred_element_type",
+)  # fmt: skip
 _SLOW_IN_LOOPS = ("conv_general_dilated", "reduce_window", "select_and_scatter")
 
 
@@ -106,8 +112,8 @@ def _operations(jaxpr: core.Jaxpr) -> Iterator[str]:
 def substitute(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a function with the fast form of each operation that has one.
 
-    They are convolutions that `conv_general_dilated` knows, max pooling over 2 x 2 squares, and
-    sums over short last axes.
+    They are convolutions that `conv_general_dilated` knows, with BatchNorm and relu between two of
+    them, max pooling over 2 x 2 squares, and sums over short last axes.
     Operations within loops, branches and rematerialization stay as they are.
 
     Args:
@@ -117,14 +123,14 @@ def substitute(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def substituted(*args: Any) -> Any:
         closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
-        values = _evaluate(closed, jax.tree.leaves(args))
+        values = map(images_of, _evaluate(closed, jax.tree.leaves(args)))
         return jax.tree.unflatten(jax.tree.structure(out), values)
 
     return substituted
 
 
 def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-    """Evaluates a jaxpr with the fast form of each operation that has one."""
+    """Evaluates a jaxpr with the fast form of each operation; what it returns may be deferred."""
     jaxpr = closed.jaxpr
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
 
@@ -134,34 +140,50 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
         name, params = equation.primitive.name, equation.params
+        one = functools.partial(_evaluate_one, jaxpr, equation)
         if name in ("jit", "pjit"):
             outputs = _evaluate(params["jaxpr"], inputs)
-        elif (fast := _FAST.get(name)) and (output := fast(params, *inputs)) is not None:
+        elif (output := defer(name, params, inputs, lambda x: one([x])[0])) is not None:
             outputs = [output]
+        elif stage := _stage(equation, inputs):
+            summed = is_summed(equation.outvars[0], jaxpr)
+            outputs = [convolve(stage, *inputs, sums=summed)]
         else:
-            outputs = _evaluate_one(jaxpr, equation, read)
+            inputs = [images_of(value) for value in inputs]
+            fast = _FAST.get(name)
+            output = fast(params, *inputs) if fast else None
+            outputs = one(inputs) if output is None else [output]
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _evaluate_one(jaxpr: Any, equation: Any, read: Callable[[Any], Any]) -> list[Any]:
+def _evaluate_one(jaxpr: Any, equation: Any, inputs: Sequence[Any]) -> list[Any]:
     """Evaluates one operation as it is, as a jaxpr of its own."""
-    inputs = list(dict.fromkeys(v for v in equation.invars if not isinstance(v, core.Literal)))
+    pairs = zip(equation.invars, inputs, strict=True)
+    given = {v: x for v, x in pairs if not isinstance(v, core.Literal)}  # each once
     alone = jaxpr.replace(
-        constvars=[], invars=inputs, outvars=list(equation.outvars), eqns=[equation]
+        constvars=[], invars=list(given), outvars=list(equation.outvars), eqns=[equation]
     )
-    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*map(read, inputs))
+    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*given.values())
+
+
+def _stage(equation: Any, inputs: Sequence[Any]) -> Stage | None:
+    """Returns the stage that computes an operation, or None."""
+    params = equation.params
+    if equation.primitive.name != "conv_general_dilated" or params["batch_group_count"] != 1:
+        return None
+    images, kernel = inputs
+    if isinstance(kernel, Deferred):
+        return None
+    shaped = images.source if isinstance(images, Deferred) else images
+    return stage_of(shaped, kernel, *(params[name] for name in _CONVOLUTION))
 
 
 def _convolution(params: Any, images: Any, kernel: Any) -> Any:
     """Returns the convolution, or None where there is no faster one."""
     if params["batch_group_count"] != 1:
         return None
-    names = (
-        "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers",
-        "feature_group_count", "precision", "preferred_element_type",
-    )  # fmt: skip
-    return conv_general_dilated(images, kernel, *(params[name] for name in names))
+    return conv_general_dilated(images, kernel, *(params[name] for name in _CONVOLUTION))
 
 
 def _max_pool(params: Any, images: Any) -> Any:

@@ -81,7 +81,7 @@ ffi::Error MakeStage(Stage& s, Buffer x, Buffer kernel, Buffer scale, Buffer shi
   s.convolution = {method, size, s.padding, in[3], features, height, width};
   s.x = MakeImages(x.typed_data(), in, s.sliced_in);
   s.out = {nullptr, height / pool, width / pool, features, s.sliced_out};
-  s.y = {nullptr, height, width, features, true};
+  s.y = {nullptr, height, width, features, s.max_after || s.sliced_out};
   s.kernel = kernel.typed_data();
   s.scale = scale.element_count() ? scale.typed_data() : nullptr;
   s.shift = shift.typed_data();

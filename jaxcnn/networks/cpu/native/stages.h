@@ -188,11 +188,12 @@ struct Gradients {
 
 // The layers after the convolution, backwards: a row of d_out to row(s) of dy.
 inline void AfterTranspose(const Stage& s, const Gradients& g, Slice slice, int64_t row,
-                           float* buffer, Rows& dy, Sums& d_bias) {
+                           float* buffer, float* y_buffer, Rows& dy, Sums& d_bias) {
   const int64_t images = slice.images, features = s.y.channels, size = s.width() * images;
   const int64_t width = s.out.width;
   const bool summed = g.d_sums, relu = s.relu_after;
   const float* d_out = g.d_out.Read(slice, s.max_after ? row / 2 : row, buffer);
+  const float* kept = s.kept && !s.max_after ? s.y.Read(slice, row, y_buffer) : nullptr;
   for (int64_t f = 0; f < features; ++f) {
     const float d_sum = summed ? g.d_sums[f] : 0.0f;
     const float d_square = summed ? 2 * g.d_sums[features + f] : 0.0f;
@@ -224,7 +225,7 @@ inline void AfterTranspose(const Stage& s, const Gradients& g, Slice slice, int6
       dy.Finish(f, row);
       dy.Finish(f, row + 1);
     } else {
-      const float* y = s.kept ? s.y.Row(slice, row) + f * size : d;
+      const float* y = s.kept ? kept + f * size : d;
       float* to = dy.Target(f, row);
       ForVectors(size, [&](int64_t i, auto lanes) {
         finish(to + i, Load(d + i, lanes), Load(y + i, lanes));
@@ -248,9 +249,10 @@ inline void BackwardSlice(const Stage& s, const Gradients& g, Slice slice,
   input.Resize(slice.images);
   dy.Resize(slice.images);
   const int64_t input_size = 2 * s.x.channels * s.x.width * slice.images;
-  float* buffer = memory_of_rows.Get(input_size + (stride * s.x.channels + s.y.channels) * size);
+  float* buffer = memory_of_rows.Get(input_size + (stride * s.x.channels + 2 * s.y.channels) * size);
   float* row_gradient = buffer + input_size;
   float* buffer_out = row_gradient + stride * s.x.channels * size;
+  float* buffer_y = buffer_out + s.y.channels * size;
   const int64_t band = std::max<int64_t>(1, kBand / input.size()), step = s.max_after ? 2 : 1;
   int64_t prepared = 0, carried = 0;
   for (int64_t begin = 0; begin < height; begin += band) {
@@ -260,7 +262,7 @@ inline void BackwardSlice(const Stage& s, const Gradients& g, Slice slice,
       Prepare(s, slice, prepared, buffer, input);
     }
     for (; carried < std::min(height, end + s.convolution.reach()); carried += step) {
-      AfterTranspose(s, g, slice, carried, buffer_out, dy, sums.bias);
+      AfterTranspose(s, g, slice, carried, buffer_out, buffer_y, dy, sums.bias);
     }
     AddKernelGradient(s.convolution, input, dy, begin, end, sums.kernel.data());
     if (!g.dx.data) continue;

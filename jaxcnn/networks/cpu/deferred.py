@@ -1,0 +1,161 @@
+"""What a network does between two convolutions, left to the kernel of the second one.
+
+BatchNorm (arXiv 1502.03167) takes sums over a convolution's output, scales and shifts it, and relu
+often follows. XLA goes through the images for each. A stage does all this in passing, see
+`jaxcnn.networks.cpu.stages`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from jaxcnn.networks.cpu.stages import Stage
+
+_PIXELS = (0, 1, 2)  # the axes of images and pixels
+
+
+@dataclass
+class Deferred:
+    """Images, float32[B, H, W, C], that are computed only where something else wants them.
+
+    They are `source`, perhaps multiplied with `scale`, shifted and passed through relu.
+
+    Attributes:
+        source: float32[B, H, W, C], the output of a convolution.
+        operations: what computes them of `source`, as the network does.
+        scale: float32[C], or None.
+        shift: float32[C], or None.
+        relu: whether they went through relu.
+        sums: of the values of `source` and of their squares, each float32[C], if a stage gave them.
+        squared: whether they are the squares of `source` instead.
+    """
+
+    source: jax.Array
+    operations: tuple[Callable[[jax.Array], jax.Array], ...] = ()
+    scale: jax.Array | None = None
+    shift: jax.Array | None = None
+    relu: bool = False
+    sums: tuple[jax.Array, ...] = ()
+    squared: bool = False
+
+    @functools.cached_property
+    def images(self) -> jax.Array:
+        """The images themselves."""
+        images = self.source
+        for operation in self.operations:
+            images = operation(images)
+        return images
+
+    def _then(self, operation: Callable[[jax.Array], jax.Array], **changed: Any) -> "Deferred":
+        """Returns what an operation makes of these images, deferred too."""
+        same = {"scale": self.scale, "shift": self.shift, "relu": self.relu}
+        return Deferred(self.source, (*self.operations, operation), **same | changed)
+
+
+def convolve(stage: Stage, images: Any, kernel: jax.Array, *, sums: bool) -> Deferred:
+    """Convolves images, and what is deferred of them with it.
+
+    Args:
+        stage: the convolution alone, see `jaxcnn.networks.cpu.convolution.stage_of`.
+        images: float32[B, H, W, Cin], deferred or not.
+        kernel: float32[K, K, Cin, Cout].
+        sums: whether somebody wants sums of the output, see `is_summed`.
+    """
+    relu, affine = False, (None, None)
+    if isinstance(images, Deferred) and not images.squared:
+        relu, affine, images = images.relu, _affine(images), images.source
+    stage = replace(stage, relu_before=relu, sums=sums)
+    bias = jnp.zeros(kernel.shape[-1], jnp.float32)
+    source, of_source = stage(images_of(images), kernel, bias, *affine)
+    return Deferred(source, sums=of_source)
+
+
+def is_summed(value: Any, jaxpr: core.Jaxpr) -> bool:
+    """Returns whether a jaxpr takes the sum of images over all pixels.
+
+    Args:
+        value: a variable of the jaxpr.
+        jaxpr: the operations.
+    """
+    return any(
+        e.primitive.name == "reduce_sum" and e.invars[0] is value and e.params["axes"] == _PIXELS
+        for e in jaxpr.eqns
+    )
+
+
+def defer(
+    name: str, params: Any, inputs: Sequence[Any], operation: Callable[[jax.Array], Any]
+) -> Any:
+    """Returns what an operation makes of deferred images without computing them.
+
+    Args:
+        name: of the operation.
+        params: of the operation.
+        inputs: which may be deferred.
+        operation: with one input, as a function.
+
+    Returns:
+        Deferred images, or an array; None where they have to be computed.
+    """
+    places = [i for i, x in enumerate(inputs) if isinstance(x, Deferred)]
+    if len(places) != 1:
+        return None
+    (place,) = places
+    x = inputs[place]
+    if name == "reduce_sum" and x.sums and params["axes"] == _PIXELS:
+        return x.sums[int(x.squared)]
+    if name == "square" and x.sums and not x.squared:
+        return Deferred(x.source, (jnp.square,), sums=x.sums, squared=True)
+    if x.relu or x.squared:
+        return None
+    if name == "custom_jvp_call" and len(inputs) == 1:
+        return x._then(jax.nn.relu, relu=True) if _is_relu(operation, x.source) else None
+    if len(inputs) != 2 or name not in ("add", "sub", "mul"):
+        return None
+    other = inputs[1 - place]
+    if jnp.shape(other) != (1, 1, 1, x.source.shape[-1]):
+        return None
+    values = other.reshape(-1)
+    if name == "mul":
+        shift = None if x.shift is None else x.shift * values
+        scale = values if x.scale is None else x.scale * values
+        return x._then(lambda images: images * other, scale=scale, shift=shift)
+    if name == "add":
+        shift = values if x.shift is None else x.shift + values
+        return x._then(lambda images: images + other, shift=shift)
+    if place == 1:  # something minus images
+        return None
+    shift = -values if x.shift is None else x.shift - values
+    return x._then(lambda images: images - other, shift=shift)
+
+
+def images_of(value: Any) -> Any:
+    """Returns a value, computed if it is deferred."""
+    return value.images if isinstance(value, Deferred) else value
+
+
+def _affine(x: Deferred) -> tuple[jax.Array | None, jax.Array | None]:
+    """Returns scale and shift as a stage takes them: both, or none."""
+    if x.scale is None and x.shift is None:
+        return None, None
+    channels = x.source.shape[-1]
+    ones, zeros = jnp.ones(channels, jnp.float32), jnp.zeros(channels, jnp.float32)
+    return ones if x.scale is None else x.scale, zeros if x.shift is None else x.shift
+
+
+def _is_relu(operation: Callable[[jax.Array], jax.Array], images: jax.Array) -> bool:
+    """Returns whether an operation is `jax.nn.relu`, its derivative, too.
+
+    A network may have another one of the same name and value, with a derivative of its own.
+    """
+    given = jax.ShapeDtypeStruct(images.shape, images.dtype)
+
+    def program(function: Callable[[jax.Array], jax.Array]) -> str:
+        return str(jax.make_jaxpr(lambda x, dx: jax.jvp(function, (x,), (dx,)))(given, given))
+
+    return program(operation) == program(jax.nn.relu)
