@@ -23,11 +23,14 @@ _PIXELS = (0, 1, 2)  # the axes of images and pixels
 class Deferred:
     """Images, float32[B, H, W, C], that are computed only where something else wants them.
 
-    They are `source`, perhaps multiplied with `scale`, shifted and passed through relu.
+    They are `source`, perhaps multiplied with `scale`, shifted and passed through relu: XLA needs
+    fewer passes for the derivatives of this form than for those of BatchNorm's own.
 
     Attributes:
-        source: float32[B, H, W, C], the output of a convolution.
-        operations: what computes them of `source`, as the network does.
+        source: float32[B, H, W, C], the output of a convolution, perhaps sliced.
+        variable: that the network has it in.
+        seen: such variables that other operations want than stages, this one once it is.
+        sliced: whether `source` is.
         scale: float32[C], or None.
         shift: float32[C], or None.
         relu: whether they went through relu.
@@ -36,7 +39,9 @@ class Deferred:
     """
 
     source: jax.Array
-    operations: tuple[Callable[[jax.Array], jax.Array], ...] = ()
+    variable: core.Var
+    seen: set[core.Var]
+    sliced: bool = False
     scale: jax.Array | None = None
     shift: jax.Array | None = None
     relu: bool = False
@@ -46,46 +51,48 @@ class Deferred:
     @functools.cached_property
     def images(self) -> jax.Array:
         """The images themselves."""
+        self.seen.add(self.variable)
         images = self.source
-        for operation in self.operations:
-            images = operation(images)
-        return images
+        if self.squared:
+            return images * images
+        if self.scale is not None:
+            images = images * self.scale
+        if self.shift is not None:
+            images = images + self.shift
+        return jax.nn.relu(images) if self.relu else images
 
-    def _then(self, operation: Callable[[jax.Array], jax.Array], **changed: Any) -> "Deferred":
-        """Returns what an operation makes of these images, deferred too."""
-        same = {"scale": self.scale, "shift": self.shift, "relu": self.relu}
-        return Deferred(self.source, (*self.operations, operation), **same | changed)
 
-
-def convolve(stage: Stage, images: Any, kernel: jax.Array, *, sums: bool) -> Deferred:
-    """Convolves images, and what is deferred of them with it.
+def convolve(
+    stage: Stage,
+    images: Any,
+    kernel: jax.Array,
+    out: core.Var,
+    jaxpr: core.Jaxpr,
+    seen: set[core.Var],
+) -> Deferred:
+    """Convolves images, and computes what is deferred of them with it.
 
     Args:
         stage: the convolution alone, see `jaxcnn.networks.cpu.convolution.stage_of`.
         images: float32[B, H, W, Cin], deferred or not.
         kernel: float32[K, K, Cin, Cout].
-        sums: whether somebody wants sums of the output, see `is_summed`.
+        out: the variable of the output.
+        jaxpr: the operations among which it is.
+        seen: see `Deferred`. Outputs of which all is left to stages are sliced.
     """
-    relu, affine = False, (None, None)
+    affine: tuple[Any, ...] = (None, None)
     if isinstance(images, Deferred) and not images.squared:
-        relu, affine, images = images.relu, _affine(images), images.source
-    stage = replace(stage, relu_before=relu, sums=sums)
-    bias = jnp.zeros(kernel.shape[-1], jnp.float32)
-    source, of_source = stage(images_of(images), kernel, bias, *affine)
-    return Deferred(source, sums=of_source)
-
-
-def is_summed(value: Any, jaxpr: core.Jaxpr) -> bool:
-    """Returns whether a jaxpr takes the sum of images over all pixels.
-
-    Args:
-        value: a variable of the jaxpr.
-        jaxpr: the operations.
-    """
-    return any(
-        e.primitive.name == "reduce_sum" and e.invars[0] is value and e.params["axes"] == _PIXELS
+        stage = replace(stage, relu_before=images.relu, sliced_in=images.sliced)
+        images, affine = images.source, _affine(images)
+    summed = any(
+        e.primitive.name == "reduce_sum" and e.invars[0] is out and e.params["axes"] == _PIXELS
         for e in jaxpr.eqns
     )
+    sliced = out not in seen
+    stage = replace(stage, sums=summed, sliced_out=sliced)
+    bias = jnp.zeros(kernel.shape[-1], jnp.float32)
+    source, sums = stage(images_of(images), kernel, bias, *affine)
+    return Deferred(source, out, seen, sliced, sums=sums)
 
 
 def defer(
@@ -110,11 +117,11 @@ def defer(
     if name == "reduce_sum" and x.sums and params["axes"] == _PIXELS:
         return x.sums[int(x.squared)]
     if name == "square" and x.sums and not x.squared:
-        return Deferred(x.source, (jnp.square,), sums=x.sums, squared=True)
+        return replace(x, squared=True)
     if x.relu or x.squared:
         return None
     if name == "custom_jvp_call" and len(inputs) == 1:
-        return x._then(jax.nn.relu, relu=True) if _is_relu(operation, x.source) else None
+        return replace(x, relu=True, sums=()) if _is_relu(operation, x.source) else None
     if len(inputs) != 2 or name not in ("add", "sub", "mul"):
         return None
     other = inputs[1 - place]
@@ -124,14 +131,14 @@ def defer(
     if name == "mul":
         shift = None if x.shift is None else x.shift * values
         scale = values if x.scale is None else x.scale * values
-        return x._then(lambda images: images * other, scale=scale, shift=shift)
+        return replace(x, scale=scale, shift=shift, sums=())
     if name == "add":
         shift = values if x.shift is None else x.shift + values
-        return x._then(lambda images: images + other, shift=shift)
+        return replace(x, shift=shift, sums=())
     if place == 1:  # something minus images
         return None
     shift = -values if x.shift is None else x.shift - values
-    return x._then(lambda images: images - other, shift=shift)
+    return replace(x, shift=shift, sums=())
 
 
 def images_of(value: Any) -> Any:

@@ -17,7 +17,7 @@ from jax.extend import core
 
 from jaxcnn.networks.cpu import library
 from jaxcnn.networks.cpu.convolution import conv_general_dilated, stage_of
-from jaxcnn.networks.cpu.deferred import Deferred, convolve, defer, images_of, is_summed
+from jaxcnn.networks.cpu.deferred import Deferred, convolve, defer, images_of
 from jaxcnn.networks.cpu.group_norm import by_kernel
 from jaxcnn.networks.cpu.pooling import max_pool
 from jaxcnn.networks.cpu.stages import Stage
@@ -123,14 +123,30 @@ def substitute(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def substituted(*args: Any) -> Any:
         closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
-        values = map(images_of, _evaluate(closed, jax.tree.leaves(args)))
-        return jax.tree.unflatten(jax.tree.structure(out), values)
+        seen: set[core.Var] = set()
+
+        def evaluate(leaves: Sequence[Any]) -> list[Any]:
+            return [images_of(value) for value in _evaluate(closed, leaves, seen)]
+
+        leaves = jax.tree.leaves(args)
+        jax.eval_shape(evaluate, leaves)  # for what is seen
+        return jax.tree.unflatten(jax.tree.structure(out), evaluate(leaves))
 
     return substituted
 
 
-def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-    """Evaluates a jaxpr with the fast form of each operation; what it returns may be deferred."""
+def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any], seen: set[core.Var]) -> list[Any]:
+    """Evaluates a jaxpr with the fast form of each operation.
+
+    Args:
+        closed: the jaxpr.
+        args: its inputs, perhaps deferred.
+        seen: of convolutions, the outputs that other operations want, too. To it are added those
+            that are seen in this evaluation; the others may be sliced in the next one.
+
+    Returns:
+        The outputs, perhaps deferred.
+    """
     jaxpr = closed.jaxpr
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
 
@@ -142,12 +158,11 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
         name, params = equation.primitive.name, equation.params
         one = functools.partial(_evaluate_one, jaxpr, equation)
         if name in ("jit", "pjit"):
-            outputs = _evaluate(params["jaxpr"], inputs)
+            outputs = _evaluate(params["jaxpr"], inputs, seen)
         elif (output := defer(name, params, inputs, lambda x: one([x])[0])) is not None:
             outputs = [output]
         elif stage := _stage(equation, inputs):
-            summed = is_summed(equation.outvars[0], jaxpr)
-            outputs = [convolve(stage, *inputs, sums=summed)]
+            outputs = [convolve(stage, *inputs, equation.outvars[0], jaxpr, seen)]
         else:
             inputs = [images_of(value) for value in inputs]
             fast = _FAST.get(name)
