@@ -31,8 +31,8 @@ class Deferred:
         variable: that the network has it in.
         seen: such variables that other operations want than stages, this one once it is.
         sliced: whether `source` is.
-        scale: float32[C], or None.
-        shift: float32[C], or None.
+        scale: float32[1, 1, 1, C], or None.
+        shift: float32[1, 1, 1, C], or None.
         relu: whether they went through relu.
         sums: of the values of `source` and of their squares, each float32[C], if a stage gave them.
         squared: whether they are the squares of `source` instead.
@@ -125,20 +125,15 @@ def defer(
     if len(inputs) != 2 or name not in ("add", "sub", "mul"):
         return None
     other = inputs[1 - place]
-    if jnp.shape(other) != (1, 1, 1, x.source.shape[-1]):
+    if jnp.shape(other) != (1, 1, 1, x.source.shape[-1]) or (name == "sub" and place == 1):
         return None
-    values = other.reshape(-1)
     if name == "mul":
-        shift = None if x.shift is None else x.shift * values
-        scale = values if x.scale is None else x.scale * values
+        shift = None if x.shift is None else x.shift * other
+        scale = other if x.scale is None else x.scale * other
         return replace(x, scale=scale, shift=shift, sums=())
-    if name == "add":
-        shift = values if x.shift is None else x.shift + values
-        return replace(x, shift=shift, sums=())
-    if place == 1:  # something minus images
-        return None
-    shift = -values if x.shift is None else x.shift - values
-    return replace(x, shift=shift, sums=())
+    if name == "sub":
+        other = -other
+    return replace(x, shift=other if x.shift is None else x.shift + other, sums=())
 
 
 def images_of(value: Any) -> Any:
@@ -151,8 +146,10 @@ def _affine(x: Deferred) -> tuple[jax.Array | None, jax.Array | None]:
     if x.scale is None and x.shift is None:
         return None, None
     channels = x.source.shape[-1]
-    ones, zeros = jnp.ones(channels, jnp.float32), jnp.zeros(channels, jnp.float32)
-    return ones if x.scale is None else x.scale, zeros if x.shift is None else x.shift
+    return (
+        jnp.ones(channels, jnp.float32) if x.scale is None else x.scale.reshape(-1),
+        jnp.zeros(channels, jnp.float32) if x.shift is None else x.shift.reshape(-1),
+    )
 
 
 def _is_relu(operation: Callable[[jax.Array], jax.Array], images: jax.Array) -> bool:

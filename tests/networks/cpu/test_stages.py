@@ -93,7 +93,7 @@ def arguments(
     batch: int, kernel_size: int, channels: int, features: int, affine: bool = True
 ) -> tuple[Any, ...]:
     return (
-        integers(0, batch, 8, 24, channels) * 4,  # means of four are integers
+        integers(0, batch, 8, 12, channels) * 4,  # means of four are integers
         weights(1, kernel_size, kernel_size, channels, features),
         integers(2, features),
         np.resize(np.array([2, -1, 1], np.float32), channels) if affine else None,

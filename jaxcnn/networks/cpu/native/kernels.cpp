@@ -40,6 +40,8 @@ ffi::Error Wrong(const std::string& what) {
   return ffi::Error::InvalidArgument("jaxcnn's kernels: " + what);
 }
 
+constexpr int64_t kPart = 8192;  // values of a kernel's gradient that a task adds up
+
 using Shape = ffi::Span<const int64_t>;
 
 bool Same(Shape a, Shape b) { return std::equal(a.begin(), a.end(), b.begin(), b.end()); }
@@ -157,10 +159,9 @@ ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale,
   const Convolution& of = s.convolution;
   const std::vector<Packed> transposed = PackKernel(of, s.kernel, true);
   const int64_t size = GradientSize(of);
-  std::vector<TaskGradients> partial(
-      slices.tasks,
-      {std::vector<float>(size), Sums(features), Sums(channels), Sums(channels)});
+  std::vector<TaskGradients> partial(slices.tasks);
   ForEach(pool, slices.tasks, [&](int64_t task) {
+    partial[task] = {std::vector<float>(size), Sums(features), Sums(channels), Sums(channels)};
     Rows input(of, of.input(), memory_of_x, false), dy(of, of.output(), memory_of_dy, true);
     slices.Each(task, [&](int64_t first, int64_t images) {
       BackwardSlice(s, g, {first, images}, transposed, input, dy, partial[task]);
@@ -170,8 +171,15 @@ ffi::Error Backward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer scale,
   for (Result result : {d_bias, d_scale, d_shift}) {
     std::fill_n(result->typed_data(), result->element_count(), 0.0f);
   }
+  const int64_t parts = std::min(size / kPart + 1, kTasks);
+  ForEach(pool, parts, [&](int64_t part) {
+    for (const TaskGradients& sums : partial) {
+      for (int64_t i = part * size / parts; i < (part + 1) * size / parts; ++i) {
+        d_blocks[i] += sums.kernel[i];
+      }
+    }
+  });
   for (const TaskGradients& sums : partial) {
-    for (int64_t i = 0; i < size; ++i) d_blocks[i] += sums.kernel[i];
     sums.bias.AddTo(d_bias->typed_data());
     if (s.scale) {
       sums.scale.AddTo(d_scale->typed_data());

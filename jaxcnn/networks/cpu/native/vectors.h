@@ -169,7 +169,7 @@ inline void AddLanes(const Vec* vectors, float* values) {
 // A vector of sums for each of several channels.
 class Sums {
  public:
-  explicit Sums(int64_t channels) : lanes_(channels * kLanes) {}
+  explicit Sums(int64_t channels = 0) : lanes_(channels * kLanes) {}
   void Add(int64_t channel, const Sum<kLanes>& sum) { sum.AddTo(&lanes_[channel * kLanes]); }
   void AddTo(float* totals) const {
     for (size_t i = 0; i < lanes_.size(); ++i) totals[i / kLanes] += lanes_[i];
