@@ -96,7 +96,7 @@ def convolve(
 
 
 def defer(
-    name: str, params: Any, inputs: Sequence[Any], operation: Callable[[jax.Array], Any]
+    name: str, params: Any, inputs: Sequence[Any], operation: Callable[[Sequence[Any]], list[Any]]
 ) -> Any:
     """Returns what an operation makes of deferred images without computing them.
 
@@ -104,7 +104,7 @@ def defer(
         name: of the operation.
         params: of the operation.
         inputs: which may be deferred.
-        operation: with one input, as a function.
+        operation: as a function of its inputs.
 
     Returns:
         Deferred images, or an array; None where they have to be computed.
@@ -121,7 +121,8 @@ def defer(
     if x.relu or x.squared:
         return None
     if name == "custom_jvp_call" and len(inputs) == 1:
-        return replace(x, relu=True, sums=()) if _is_relu(operation, x.source) else None
+        is_relu = _is_relu(lambda images: operation([images])[0], x.source)
+        return replace(x, relu=True, sums=()) if is_relu else None
     if len(inputs) != 2 or name not in ("add", "sub", "mul"):
         return None
     other = inputs[1 - place]

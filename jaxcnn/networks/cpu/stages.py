@@ -75,8 +75,8 @@ class Stage:
 
         Returns:
             The output, float32[B, H', W', Cout], where stride 2 and each pooling halve height and
-            width; and with `sums` two float32[Cout]: the sums over all images and pixels of the values before
-            max pooling, and of their squares.
+            width; and with `sums` two float32[Cout]: the sums over all images and pixels of the
+            values before max pooling, and of their squares.
         """
         stage = self
         if self.stride == 2 and len(kernel) == 1 and not (self.average_before or self.sliced_in):

@@ -159,10 +159,11 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any], seen: set[core.Var]
         one = functools.partial(_evaluate_one, jaxpr, equation)
         if name in ("jit", "pjit"):
             outputs = _evaluate(params["jaxpr"], inputs, seen)
-        elif (output := defer(name, params, inputs, lambda x: one([x])[0])) is not None:
+        elif (output := defer(name, params, inputs, one)) is not None:
             outputs = [output]
         elif stage := _stage(equation, inputs):
-            outputs = [convolve(stage, *inputs, equation.outvars[0], jaxpr, seen)]
+            images, kernel = inputs
+            outputs = [convolve(stage, images, kernel, equation.outvars[0], jaxpr, seen)]
         else:
             inputs = [images_of(value) for value in inputs]
             fast = _FAST.get(name)
