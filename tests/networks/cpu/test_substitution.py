@@ -85,7 +85,7 @@ def test_only_what_has_a_fast_form_is_replaced(monkeypatch: pytest.MonkeyPatch) 
     variables = model.init(jax.random.key(0), IMAGES)
     program = str(jax.make_jaxpr(fastest(model).apply)(variables, IMAGES))
     assert program.count("jaxcnn_forward") == 2  # not the one in groups
-    assert pooled == [(6, 12, 12, 4)]
+    assert set(pooled) == {(6, 12, 12, 4)}
     assert "axes=(1, 2, 4)" not in program  # GroupNorm's sums, in two
     # As it is written where forward-mode derivatives are wanted.
     plain = str(jax.make_jaxpr(fastest(model).clone(staged=False).apply)(variables, IMAGES))
