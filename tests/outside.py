@@ -39,7 +39,7 @@ PATHS = {
     "landscape": ("", "--out", "--data-dir", "--archive-dir"),
     "predict": ("", "--prepared", "image"),
     "export": ("", "--out"),
-    "demo": ("",),
+    "demo": ("", "--out", "--data-dir", "--archive-dir"),
 }
 VALUES = {
     **dict.fromkeys(
@@ -64,7 +64,7 @@ VALUES = {
     "landscape": ("--checkpoint", "--images", "--eigenvalues"),
     "predict": ("--checkpoint",),
     "export": ("--checkpoint", "--format"),
-    "demo": ("--checkpoint", "--host", "--port"),
+    "demo": ("--checkpoint",),
 }
 WRONG = [
     *("", " ", "-", "--", "nan", "-1", "1e400", "0x1", "9" * 40, "\u0663", "None", "[]", "a=b"),
@@ -194,8 +194,6 @@ def random_case(generator: random.Random, folder: Path) -> Case:
             statuses = (0, 2)
     if statuses != (2,) and STREAMS[streams].get("1"):
         statuses = (0, 2)
-    if command == "demo" and kind in ("value", "variable"):
-        statuses = (0, 2, 143)  # it may start, and is terminated
     return Case(command, tuple(base), tuple(variables.items()), streams, statuses)
 
 
@@ -210,6 +208,7 @@ def needed(command: str, folder: Path) -> list[str]:
     return {
         "predict": [run, str(folder / "p\u0457ctur\u00e9.png")],
         "export": [run, "--format", "safetensors", "--out", "x.safetensors"],
+        "demo": [run, "--no-open"],
     }.get(command, [run] if command in TOOLS else [])
 
 
@@ -250,15 +249,13 @@ def attempt(case: Case, folder: Path) -> str:
         if redirections.startswith("|"):
             quoted = f"set -o pipefail; {quoted}"
         argv = ["bash", "-c", quoted, "bash", sys.executable, *program, *case.argv]
-        if case.command == "demo":
-            argv[2] = argv[2].replace(f"timeout -k 10 {HANG}", "timeout -k 10 20")
         try:
             ended = subprocess.run(
                 argv, cwd=own / "cwd", env=environment, capture_output=True, check=False
             )
         except ValueError:  # a byte 0 cannot be an argument
             return ""
-        status = 143 if ended.returncode == 124 and case.command == "demo" else ended.returncode
+        status = ended.returncode
         said = ended.stderr.decode(errors="replace")
         left = sorted(str(path.relative_to(own)) for path in own.rglob("*") if path.is_file())
         left = [path for path in left if not path.startswith("home/cache")]

@@ -17,6 +17,7 @@ from jaxcnn.cli.console import describe_score, ending_on_errors, make_echo
 from jaxcnn.cli.find_rate import FindRateCommand
 from jaxcnn.cli.flags import DataFlags, NetworkFlags
 from jaxcnn.cli.landscape import LandscapeCommand
+from jaxcnn.cli.page import DemoCommand, PageFlags
 from jaxcnn.cli.trained import TrainedFlags, TrainedOnFlags
 from jaxcnn.errors import WORKDIR_REMEDY, UserError, as_path, writing
 
@@ -122,21 +123,25 @@ class PredictCommand(TrainedFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportCommand(TrainedFlags):
+class ExportCommand(PageFlags):
     """Writes a trained network as a file that needs no jaxcnn, and a model card beside it."""
 
-    format: Literal["stablehlo", "safetensors", "onnx"]
-    """StableHLO for jax, safetensors for PyTorch, or ONNX."""
+    format: Literal["stablehlo", "safetensors", "onnx", "html"]
+    """StableHLO for jax, safetensors for PyTorch, ONNX, or a page as of jaxcnn demo, which needs no
+    card. The flags about data are for the page."""
     out: Annotated[str, conf.arg(metavar="FILE")]
     """Where it goes, with the format as its ending; FILE.md is the card, with the code to load it.
     Existing files are replaced."""
 
     def run(self, console: "Console") -> None:
-        """Writes both files and prints their paths."""
-        from jaxcnn.deploy import export
+        """Writes the file, and its card, and prints their paths."""
+        from jaxcnn.deploy import export, page
 
-        export.check_export(self.format, self.out)  # before the checkpoint is read
         echo = make_echo(console)
+        if self.format == "html":
+            self.write_page(page.check_page(self.out), echo)
+            return
+        export.check_export(self.format, self.out)  # before the checkpoint is read
         network = self.load(echo)
         echo(f"checkpoint: {network.checkpoint.folder}")
         best = self.checkpoint == "best"
@@ -144,29 +149,6 @@ class ExportCommand(TrainedFlags):
         size = path.stat().st_size / 2**20
         echo(f"{path}: {size:.1f} MiB, {export.describe_export(self.format)}", "bold")
         echo(f"{card}: the model card, with the code that loads it")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoCommand(TrainedFlags):
-    """Serves a page on which to draw a digit, or drop an image, and watch the network classify."""
-
-    host: str = "127.0.0.1"
-    """Address to listen at. 0.0.0.0 admits everyone who reaches this machine: there is no
-    password."""
-    port: int = 0
-    """Port to listen at; 0 for a free one."""
-
-    def run(self, console: "Console") -> None:
-        """Serves the page until Ctrl-C."""
-        from jaxcnn.deploy import demo, server
-
-        echo = make_echo(console)
-        page = demo.Demo(self.load(echo))
-        with server.Server(page, self.host, self.port, report=echo) as listening:
-            echo(f"{listening.url} (Ctrl-C ends it)", "bold")
-            if not listening.is_local:
-                echo("everyone who reaches this machine can open the page", "bold red")
-            listening.serve_forever()
 
 
 @dataclass(frozen=True)

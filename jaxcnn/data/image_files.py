@@ -96,7 +96,7 @@ def resize(
     """Resizes an image, first its rows and then its columns.
 
     Pillow 13 begins with the columns of a tall image, which rounds other levels; this is the same
-    with every version, and on the page of `jaxcnn demo`.
+    with every version, and in the page of `jaxcnn demo`.
 
     Args:
         image: of any mode that can be resized.

@@ -1,4 +1,4 @@
-"""Deployment: exported networks with a model card, predictions for own images, a demo page."""
+"""Deployment: exported networks with a model card, predictions for own images, pages."""
 
 import lazy_loader
 

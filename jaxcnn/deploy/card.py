@@ -30,7 +30,7 @@ def render_card(
     Returns:
         The card, in Markdown.
     """
-    # Imported here: only a card, a report and the demo need it.
+    # Imported here: only a card, a report and a page need it.
     import jinja2
 
     environment = jinja2.Environment(

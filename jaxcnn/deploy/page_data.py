@@ -29,14 +29,17 @@ SCRIPTS = (
 )
 """The files of `jaxcnn/deploy/page` that make a network run, in their order."""
 
-WORKER_SCRIPTS = (*SCRIPTS[:-1], "training.js")
-"""Those of the worker that trains a network."""
+TRAINING_SCRIPT = "training.js"
+"""What the worker that trains a network needs beside them."""
+
+WORKER_SCRIPTS = (*SCRIPTS, TRAINING_SCRIPT)
+"""Those of that worker."""
 
 TEST_IMAGES = 500
 THUMBNAILS = 300
 TRAINING_IMAGES = 5_000
 _PER_CELL = 3  # test images wanted for each cell of the confusion matrix
-_CELL_IMAGES = 60  # at most, beside the sample of test images; 2.2 kB each for CIFAR-10
+_CELL_PIXELS = 75_000  # of all channels, of further test images; 25 of CIFAR-10 take 55 kB
 _PIXELS = 2**20  # of the test images, and of the thumbnails, so that large images are fewer
 _BATCH = 500  # images in one call of the network
 
@@ -126,10 +129,11 @@ def _images(network: Trained, dataset: Dataset, trainable: bool) -> dict[str, An
         for start in range(0, len(test), _BATCH)
     ]
     analysis = Analysis(np.asarray(test.labels), np.concatenate(probabilities).astype(float))
-    height, width, _ = network.image_shape
+    height, width, channels = network.image_shape
     room = _PIXELS // (height * width)
+    others = min(_CELL_PIXELS // (height * width * channels), room)
     sample = _sample(test, min(TEST_IMAGES, room))
-    cells = _cells(analysis, sample, max(min(_CELL_IMAGES, room - len(sample)), 0))
+    cells = _cells(analysis, sample, max(min(others, room - len(sample)), 0))
     chosen = list(dict.fromkeys([*sample, *(index for _, _, some in cells for index in some)]))
     place = {index: i for i, index in enumerate(chosen)}
     thumbnails = min(THUMBNAILS, room)

@@ -1,8 +1,6 @@
 import dataclasses
-import http.client
 import runpy
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ from rich.console import Console
 from jaxcnn.cli import tools
 from jaxcnn.data import synthetic
 from jaxcnn.data.dataset import Dataset, Split
-from jaxcnn.deploy import own_images, server
+from jaxcnn.deploy import own_images
+from jaxcnn.errors import UserError
 from jaxcnn.recipes import named
 from jaxcnn.storage import checkpoint
 from jaxcnn.train.fit import fit
@@ -213,33 +212,67 @@ def test_export(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "biases" not in Path(f"{path}.md").read_text()
 
 
+@pytest.fixture
+def opened(tiny_mnist: Dataset, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses that a browser is asked to open."""
+    addresses: list[str] = []
+    monkeypatch.setattr("webbrowser.open", addresses.append)
+    monkeypatch.setattr("jaxcnn.data.dataset.load_data", lambda *_, **__: tiny_mnist)
+    return addresses
+
+
 def test_demo(
+    workdir: Path, tmp_path: Path, opened: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools.main(["demo", str(workdir), "--checkpoint", "14"])
+    path = workdir / "demo.html"
+    size = path.stat().st_size / 1e6
+    said = f"{path}: {size:.1f} MB, a page that needs no server and no network\n"
+    assert said in capsys.readouterr().out
+    assert "step 14" in path.read_text()
+    assert 'id="train"' in path.read_text()
+    path.unlink()
+    assert opened == [path.as_uri()]
+    argv = ["demo", str(workdir), "--out", str(tmp_path / "x.html"), "--no-open"]
+    tools.main([*argv, "--no-training-set"])
+    assert 'id="train"' not in (tmp_path / "x.html").read_text()
+    assert len(opened) == 1
+    assert not path.exists()
+
+
+def test_a_page_is_exported(
+    workdir: Path, tmp_path: Path, opened: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["export", str(workdir), "--format", "html", "--out", str(tmp_path / "x.html")]
+    tools.main(argv)
+    assert "step 21" in (tmp_path / "x.html").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.html"]  # and no card
+    assert opened == []
+    argv[-1] = str(tmp_path / "x.onnx")
+    capsys.readouterr()
+    ends_with_status_two(lambda: tools.main(argv), "does not end in .html", capsys)
+
+
+def test_a_page_without_the_data(
     workdir: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    served: list[bytes] = []
-    serve_forever = server.Server.serve_forever
+    def load(*_: object, **__: object) -> Dataset:
+        raise UserError("no data here: look elsewhere")
 
-    def serve_once(listening: server.Server) -> None:
-        thread = threading.Thread(target=serve_forever, args=(listening, 0.01), daemon=True)
-        thread.start()
-        port = listening.server_address[1]
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-        connection.request("GET", "/")
-        served.append(connection.getresponse().read())
-        connection.close()
-        listening.shutdown()
-        thread.join()
-
-    monkeypatch.setattr(server.Server, "serve_forever", serve_once)
-    tools.main(["demo", str(workdir), "--checkpoint", "14"])
-    out = capsys.readouterr().out
-    assert out.startswith("http://127.0.0.1:")
-    assert out.endswith("/ (Ctrl-C ends it)\n")
-    assert b"step 14" in served[0]
-    tools.main(["demo", str(workdir), "--host", "0.0.0.0"])
-    assert "everyone who reaches this machine can open the page" in capsys.readouterr().out
+    monkeypatch.setattr("jaxcnn.data.dataset.load_data", load)
+    argv = ["demo", str(workdir), "--no-open", "--out", str(tmp_path / "x.html")]
+    tools.main(argv)
+    said = "the page has no images of the data set: no data here: look elsewhere\n"
+    assert said in capsys.readouterr().out
+    assert "so this page has no images of it" in (tmp_path / "x.html").read_text()
+    (tmp_path / "x.html").unlink()
+    with pytest.raises(SystemExit) as caught:
+        tools.main([*argv, "--archive-dir", str(tmp_path)])  # which was asked for
+    assert caught.value.code == 2
+    assert not list(tmp_path.iterdir())
 
 
 MALFORMED: list[tuple[list[str], str]] = [
@@ -247,7 +280,7 @@ MALFORMED: list[tuple[list[str], str]] = [
     (["score"], "score"),
     (["evaluate"], "WORKDIR"),
     (["evaluate", "x", "y"], "Unrecognized options: y"),
-    (["demo", "/nowhere", "--port", "x"], "--port"),
+    (["demo", "/nowhere", "--port", "80"], "--port"),
     (["export", "/nowhere", "--format", "x", "--out", "y"], "'x'"),
 ]
 
@@ -275,6 +308,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["predict", "/nowhere"], "at least one image"),
     (["predict", "/nowhere", "x.png"], "holds no checkpoint"),
     (["demo", "/nowhere"], "holds no checkpoint"),
+    (["demo", "/nowhere", "--out", "x.htm"], "does not end in .html"),
+    (["demo", "/nowhere", "--out", "/nowhere/x.html"], "is not there"),
 ]
 
 
@@ -313,9 +348,10 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         "WORKDIR",
         "--checkpoint",
         "latest|best|STEP",
-        "--host",
-        "--port",
-        "0 for a free one",
+        "--out",
+        "demo.html",
+        "--no-training-set",
+        "--no-open",
     ):
         assert part in out
 
@@ -390,7 +426,10 @@ IMPOSSIBLE = ["~nosuchuser/x", "n" * 300, "file/below", "loop/x", "a\0b", "/proc
         "predict RUN picture.png --prepared PATH",
         "export PATH --format safetensors --out x.safetensors",
         "export RUN --format safetensors --out PATH.safetensors",
+        "export RUN --format html --out PATH.html",
         "demo PATH",
+        "demo RUN --out PATH.html",
+        "demo RUN --out x.html --data-dir PATH",
     ],
 )
 def test_paths_that_cannot_be(

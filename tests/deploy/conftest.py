@@ -6,20 +6,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.deploy import demo, server
 from jaxcnn.train.trained import Trained, load_trained
 from tests import saved
 from tests.deploy.engine import Engine
-from tests.serving import HANG, Stub, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-
-@pytest.fixture(scope="package")
-def photographs(tmp_path_factory: pytest.TempPathFactory, tiny_cifar10: Dataset) -> Trained:
-    folder = tmp_path_factory.mktemp("photographs")
-    return load_trained(saved.save(folder, tiny_cifar10, saves=[3]))  # before an epoch has ended
 
 
 @pytest.fixture(scope="package")
@@ -36,22 +28,6 @@ def runs(
 @pytest.fixture(scope="package")
 def networks(runs: dict[str, Path]) -> dict[str, Trained]:
     return {name: load_trained(workdir) for name, workdir in runs.items()}
-
-
-@pytest.fixture
-def offered() -> demo.Demo:
-    """What the server of `listening` serves."""
-    return Stub()
-
-
-@pytest.fixture
-def listening(offered: demo.Demo, monkeypatch: pytest.MonkeyPatch) -> Iterator[server.Server]:
-    """A server on a free port that is left in silence."""
-    monkeypatch.setattr("jaxcnn.deploy.server._LINGER", HANG)
-    said: list[str] = []
-    with serving(server.Server(offered, patience=HANG, report=said.append)) as found:
-        yield found
-    assert said == []
 
 
 @pytest.fixture(scope="module")

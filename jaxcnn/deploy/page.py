@@ -1,0 +1,183 @@
+"""A page with a network that runs, explains itself and trains in the browser, as one HTML file."""
+
+import base64
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxcnn.data.dataset import Dataset
+from jaxcnn.deploy.page_data import SCRIPTS, TRAINING_SCRIPT, page_data, read_scripts
+from jaxcnn.errors import UserError, as_path
+from jaxcnn.recipes.problems import MNIST
+from jaxcnn.storage import atomic
+from jaxcnn.train.trained import Trained
+
+INTERFACE_SCRIPTS = (
+    "resampling.js",
+    "ink.js",
+    "preparation.js",
+    "image_file.js",
+    "elements.js",
+    "colours.js",
+    "model.js",
+    "pad.js",
+    "pen.js",
+    "camera.js",
+    "prediction.js",
+    "maps.js",
+    "unit.js",
+    "explanation.js",
+    "attribution.js",
+    "neighbours.js",
+    "dropout.js",
+    "statistics.js",
+    "damage.js",
+    "curves.js",
+    "trainer.js",
+    "confusion.js",
+    "start.js",
+)
+"""The files of `jaxcnn/deploy/page` that prepare images and are the user interface."""
+
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/bmp", "image/gif", "image/webp")
+"""Of the image files that every browser reads."""
+
+_REMEDY = "give --out a path in a folder that is there, can be written and has room"
+
+
+def check_page(path: str | os.PathLike[str]) -> Path:
+    """Refuses a path to which no page can be written, before any work is done.
+
+    Args:
+        path: of the file to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: the path does not end in .html, is a folder, or its folder is missing.
+    """
+    path = as_path(path)
+    if path.suffix != ".html":
+        raise UserError(f"--out {path} does not end in .html: give the file such a name")
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; {_REMEDY}")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: the folder {path.parent} is not there; {_REMEDY}")
+    return path
+
+
+def write_page(
+    network: Trained,
+    dataset: Dataset | None,
+    path: str | os.PathLike[str],
+    *,
+    trainable: bool = True,
+) -> Path:
+    """Writes the page atomically, replacing an existing file.
+
+    Args:
+        network: as trained.
+        dataset: see `jaxcnn.deploy.page_data`.
+        path: of the file, with the suffix .html.
+        trainable: whether to embed training images, with which the page trains.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: see `check_page` and `jaxcnn.deploy.page_data`.
+        WriteError: the file cannot be written.
+    """
+    path = check_page(path)
+    atomic.write(path, render_page(network, dataset, trainable=trainable).encode(), _REMEDY)
+    return path
+
+
+def render_page(network: Trained, dataset: Dataset | None, *, trainable: bool = True) -> str:
+    """Returns the page, in HTML, which needs no other file and no network.
+
+    Args:
+        network: as trained.
+        dataset: see `jaxcnn.deploy.page_data`.
+        trainable: whether to embed training images, with which the page trains.
+
+    Raises:
+        UserError: see `jaxcnn.deploy.page_data`.
+    """
+    # Imported here, so that a mistake on the command line is reported at once.
+    import jinja2
+    from markupsafe import Markup
+
+    data = page_data(network, dataset, trainable)
+    folder = Path(__file__).with_name("page")
+    style = (folder / "page.css").read_text()
+    scripts = {name: read_scripts(files) for name, files in _SCRIPTS.items()}
+    template = jinja2.Template(
+        (folder / "page.html").read_text(),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    hashes = " ".join(_hash(scripts[name]) for name in ("engine", "interface"))
+    return template.render(
+        policy=_POLICY.format(scripts=hashes, style=_hash(style)),
+        style=Markup(style),
+        scripts={name: Markup(text) for name, text in scripts.items()},
+        data=Markup(_script_json(data)),
+        **_texts(network, data),
+        trains=trainable and data["images"] is not None,
+        accept=",".join(MEDIA_TYPES),
+    )
+
+
+# The engine is a script of its own, since the worker takes its source from the page, too.
+_SCRIPTS = {
+    "engine": SCRIPTS,
+    "training": (TRAINING_SCRIPT,),
+    "interface": INTERFACE_SCRIPTS,
+}
+
+# Nothing from elsewhere: the page's own script and style, by their hashes, images that the user
+# opens, and the worker that the page makes of its script.
+_POLICY = (
+    "default-src 'none'; script-src {scripts}; style-src {style}; img-src blob: data:; "
+    "worker-src blob:; base-uri 'none'; form-action 'none'"
+)
+
+
+def _hash(text: str) -> str:
+    """Returns the source expression of a script or style for the content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _script_json(data: dict[str, Any]) -> str:
+    """Returns JSON that cannot end the script element that it is in."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _texts(network: Trained, data: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the template says of the network."""
+    facts, images = data["facts"], data["images"]
+    draws = facts["reads_digits"]
+    digits = draws and network.class_names == MNIST.class_names
+    noun = "digit" if digits else "character" if draws else "class"
+    score = facts["test_accuracy"]
+    accuracy = "" if score is None else f"; test accuracy {score:.2%}"
+    return {
+        "title": f"{facts['title']}: {f'draw a {noun}' if draws else 'show it a photograph'}",
+        "subtitle": (
+            f"recipe {facts['recipe']} with {facts['optimizer']}, seed {facts['seed']}, "
+            f"step {facts['step']:,}{accuracy}; {facts['parameters']:,} parameters"
+        ),
+        "draws": draws,
+        "noun": noun,
+        "warnings": data["warnings"],
+        "classes": data["classes"],
+        "images": images is not None,
+        "sample": f"{images['test']['sample']:,}" if images else "",
+        "training_images": f"{len(images['training']['labels']):,}" if images else "",
+    }
