@@ -80,6 +80,30 @@ def test_training_learns(engine: Engine, stripes: dict[str, Any]) -> None:
     assert not np.array_equal(*kernels)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_moved(engine: Engine, channels: int) -> None:
+    image = np.random.default_rng(0).integers(1, 256, (4, 5, channels))
+    for down in (-1, 0, 1):
+        for right in (-2, 0, 1):
+            moved = engine.run(
+                """
+                const move = new Function(`${WORKER}; return moveImage;`)();
+                const to = new Uint8Array(image.length).fill(7);
+                move(to, Uint8Array.from(image), shape, down, right);
+                return [...to];
+                """,
+                image=image.ravel().tolist(),
+                shape=image.shape,
+                down=down,
+                right=right,
+            )
+            expected = np.roll(image, (down, right), (0, 1))
+            rows, columns = (np.arange(n) for n in image.shape[:2])
+            expected[~((0 <= rows - down) & (rows - down < 4))] = 0
+            expected[:, ~((0 <= columns - right) & (columns - right < 5))] = 0
+            np.testing.assert_array_equal(np.reshape(moved, image.shape), expected)
+
+
 def test_a_seed_decides_the_run(engine: Engine, stripes: dict[str, Any]) -> None:
     one, same, other = (
         train(engine, stripes, epochs=1, seed=seed)[-1]["kernel"] for seed in (1, 1, 2)

@@ -10,6 +10,26 @@
 const REPORT_SECONDS = 0.2;
 const EVALUATION_SHARE = 0.05; // of the time, at most, to classify the test images
 
+/**
+ * Writes an image that is moved down and to the right, with zeros where it has left.
+ *
+ * @param {Uint8Array} to of shape (height, width, channels).
+ * @param {Uint8Array} image of the same shape.
+ * @param {number[]} shape
+ * @param {number} down in pixels; negative: up.
+ * @param {number} right in pixels; negative: left.
+ */
+function moveImage(to, image, [height, width, channels], down, right) {
+  to.fill(0);
+  const size = (width - Math.abs(right)) * channels; // of what stays of a row
+  const first = Math.max(0, -right) * channels, place = Math.max(0, right) * channels;
+  const row = width * channels;
+  for (let y = Math.max(0, down); y < Math.min(height, height + down); y++) {
+    const from = (y - down) * row + first;
+    to.set(image.subarray(from, from + size), y * row + place);
+  }
+}
+
 /** A run: one epoch after the other over shuffled training images. */
 class Training {
   /**
@@ -24,7 +44,8 @@ class Training {
    *   the learning rate falls to zero, linearly.
    * @param {number} run.batchSize
    * @param {number} run.epochs
-   * @param {number} run.seed of the weights, the order of the images and the dropout masks.
+   * @param {number} run.seed of the weights, the order and places of the images and the dropout
+   *   masks.
    */
   constructor(run) {
     this.run = run;
@@ -46,14 +67,16 @@ class Training {
     this.batchLabels = new Int32Array(this.batchSize);
   }
 
-  /** Takes one step of the optimizer. */
+  /** Takes one step of the optimizer, on images that are each moved by at most a pixel. */
   advance() {
     const at = this.step % this.stepsPerEpoch;
     if (at === 0) this.order = this.random.permutation(this.count);
+    const of = (images, i) => images.subarray(i * this.pixels, (i + 1) * this.pixels);
+    const pixel = () => Math.floor(3 * this.random.uniform()) - 1;
+    const { inputShape } = this.network.layers[0];
     for (let i = 0; i < this.batchSize; i++) {
       const image = this.order[at * this.batchSize + i];
-      const start = image * this.pixels;
-      this.batch.set(this.run.images.subarray(start, start + this.pixels), i * this.pixels);
+      moveImage(of(this.batch, i), of(this.run.images, image), inputShape, pixel(), pixel());
       this.batchLabels[i] = this.run.labels[image];
     }
     const pass = this.network.forward(this.batch, { training: true, random: this.random });
