@@ -23,14 +23,16 @@ _PIXELS = (0, 1, 2)  # the axes of images and pixels
 class Deferred:
     """Images, float32[B, H, W, C], that are computed only where something else wants them.
 
-    They are `source`, perhaps multiplied with `scale`, shifted and passed through relu: XLA needs
-    fewer passes for the derivatives of this form than for those of BatchNorm's own.
+    They are `source`, perhaps multiplied with `scale`, shifted and passed through relu. Where they
+    are computed, it is by the network's own operations: in another form, XLA would round members of
+    an ensemble otherwise on one device than on several.
 
     Attributes:
         source: float32[B, H, W, C], the output of a convolution, perhaps sliced.
         variable: that the network has it in.
         seen: such variables that other operations want than stages, this one once it is.
         sliced: whether `source` is.
+        operations: what computes the images of `source`, as the network does.
         scale: float32[1, 1, 1, C], or None.
         shift: float32[1, 1, 1, C], or None.
         relu: whether they went through relu.
@@ -42,6 +44,7 @@ class Deferred:
     variable: core.Var
     seen: set[core.Var]
     sliced: bool = False
+    operations: tuple[Callable[[jax.Array], jax.Array], ...] = ()
     scale: jax.Array | None = None
     shift: jax.Array | None = None
     relu: bool = False
@@ -53,13 +56,14 @@ class Deferred:
         """The images themselves."""
         self.seen.add(self.variable)
         images = self.source
-        if self.squared:
-            return images * images
-        if self.scale is not None:
-            images = images * self.scale
-        if self.shift is not None:
-            images = images + self.shift
-        return jax.nn.relu(images) if self.relu else images
+        for operation in self.operations:
+            images = operation(images)
+        return images
+
+    def then(self, operation: Callable[[jax.Array], jax.Array], **changed: Any) -> "Deferred":
+        """Returns what an operation makes of these images, deferred too."""
+        operations = (*self.operations, operation)
+        return replace(self, **{"operations": operations, "sums": (), **changed})
 
 
 def convolve(
@@ -117,12 +121,12 @@ def defer(
     if name == "reduce_sum" and x.sums and params["axes"] == _PIXELS:
         return x.sums[int(x.squared)]
     if name == "square" and x.sums and not x.squared:
-        return replace(x, squared=True)
+        return x.then(jnp.square, squared=True, sums=x.sums)
     if x.relu or x.squared:
         return None
     if name == "custom_jvp_call" and len(inputs) == 1:
         is_relu = _is_relu(lambda images: operation([images])[0], x.source)
-        return replace(x, relu=True, sums=()) if is_relu else None
+        return x.then(jax.nn.relu, relu=True) if is_relu else None
     if len(inputs) != 2 or name not in ("add", "sub", "mul"):
         return None
     other = inputs[1 - place]
@@ -131,10 +135,11 @@ def defer(
     if name == "mul":
         shift = None if x.shift is None else x.shift * other
         scale = other if x.scale is None else x.scale * other
-        return replace(x, scale=scale, shift=shift, sums=())
+        return x.then(lambda images: images * other, scale=scale, shift=shift)
     if name == "sub":
         other = -other
-    return replace(x, shift=other if x.shift is None else x.shift + other, sums=())
+    shift = other if x.shift is None else x.shift + other
+    return x.then(lambda images: images + other, shift=shift)
 
 
 def images_of(value: Any) -> Any:
