@@ -99,8 +99,8 @@ def test_images_are_moved(engine: Engine, channels: int) -> None:
             )
             expected = np.roll(image, (down, right), (0, 1))
             rows, columns = (np.arange(n) for n in image.shape[:2])
-            expected[~((0 <= rows - down) & (rows - down < 4))] = 0
-            expected[:, ~((0 <= columns - right) & (columns - right < 5))] = 0
+            expected[~((rows - down >= 0) & (rows - down < 4))] = 0
+            expected[:, ~((columns - right >= 0) & (columns - right < 5))] = 0
             np.testing.assert_array_equal(np.reshape(moved, image.shape), expected)
 
 
