@@ -29,6 +29,7 @@ def conv_general_dilated(
     rhs_dilation: Sequence[int] = (1, 1),
     dimension_numbers: lax.ConvDimensionNumbers = _NHWC,
     feature_group_count: int = 1,
+    batch_group_count: int = 1,
     precision: Any = None,
     preferred_element_type: Any = None,
     *,
@@ -49,6 +50,7 @@ def conv_general_dilated(
         rhs_dilation: of the kernel.
         dimension_numbers: which axis is which.
         feature_group_count: number of groups of channels.
+        batch_group_count: number of groups of images.
         precision: of the products, see `jax.lax.Precision`.
         preferred_element_type: dtype of the result.
         kernels: on CPU, use a kernel, which has a reverse-mode derivative only; set False for
@@ -68,6 +70,7 @@ def conv_general_dilated(
             rhs_dilation,
             dimension_numbers,
             feature_group_count,
+            batch_group_count,
             precision=precision,
             preferred_element_type=preferred_element_type,
         )
@@ -82,7 +85,8 @@ def conv_general_dilated(
             lhs, rhs, window_strides, padding, precision, preferred_element_type
         )
 
-    rest = lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count
+    groups = feature_group_count, batch_group_count
+    rest = lhs_dilation, rhs_dilation, dimension_numbers, *groups
     if not _is_plain(padding, *rest):
         return by_xla(lhs, rhs)
     stage = stage_of(lhs, rhs, window_strides, padding, *rest, precision, preferred_element_type)
@@ -99,6 +103,7 @@ def stage_of(
     rhs_dilation: Sequence[int],
     dimension_numbers: lax.ConvDimensionNumbers,
     feature_group_count: int,
+    batch_group_count: int,
     precision: Any,
     preferred_element_type: Any,
 ) -> Stage | None:
@@ -106,8 +111,9 @@ def stage_of(
 
     Its precision is that of float32, whatever `precision` says.
     """
+    groups = feature_group_count, batch_group_count
     fits = (
-        _is_plain(padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count)
+        _is_plain(padding, lhs_dilation, rhs_dilation, dimension_numbers, *groups)
         and _keeps_or_halves(lhs.shape, rhs.shape, window_strides, padding)
         and lhs.dtype == rhs.dtype == jnp.float32
         and preferred_element_type in (None, jnp.float32)
@@ -122,11 +128,12 @@ def _is_plain(
     rhs_dilation: Sequence[int],
     dimension_numbers: lax.ConvDimensionNumbers,
     feature_group_count: int,
+    batch_group_count: int,
 ) -> bool:
     """Returns whether it is a two-dimensional convolution without dilation and groups."""
     return (
         dimension_numbers == _NHWC
-        and feature_group_count == 1
+        and feature_group_count == batch_group_count == 1
         and all(n == 1 for n in (*lhs_dilation, *rhs_dilation))
         and not isinstance(padding, str)
     )

@@ -25,7 +25,7 @@ from jaxcnn.networks.cpu.stages import Stage
 _SHORT = 64  # values of an axis that vectors do not pay for
 _CONVOLUTION = (
     "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers",
-    "feature_group_count", "precision", "preferred_element_type",
+    "feature_group_count", "batch_group_count", "precision", "preferred_element_type",
 )  # fmt: skip
 _SLOW_IN_LOOPS = ("conv_general_dilated", "reduce_window", "select_and_scatter")
 
@@ -161,7 +161,7 @@ def _evaluate(closed: core.ClosedJaxpr, args: Sequence[Any], seen: set[core.Var]
             outputs = _evaluate(params["jaxpr"], inputs, seen)
         elif (output := defer(name, params, inputs, one)) is not None:
             outputs = [output]
-        elif stage := _stage(equation, inputs):
+        elif name == "conv_general_dilated" and (stage := _stage(params, *inputs)):
             images, kernel = inputs
             outputs = [convolve(stage, images, kernel, equation.outvars[0], jaxpr, seen)]
         else:
@@ -183,12 +183,8 @@ def _evaluate_one(jaxpr: Any, equation: Any, inputs: Sequence[Any]) -> list[Any]
     return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*given.values())
 
 
-def _stage(equation: Any, inputs: Sequence[Any]) -> Stage | None:
-    """Returns the stage that computes an operation, or None."""
-    params = equation.params
-    if equation.primitive.name != "conv_general_dilated" or params["batch_group_count"] != 1:
-        return None
-    images, kernel = inputs
+def _stage(params: Any, images: Any, kernel: Any) -> Stage | None:
+    """Returns the stage that computes a convolution, or None."""
     if isinstance(kernel, Deferred):
         return None
     shaped = images.source if isinstance(images, Deferred) else images
@@ -196,9 +192,7 @@ def _stage(equation: Any, inputs: Sequence[Any]) -> Stage | None:
 
 
 def _convolution(params: Any, images: Any, kernel: Any) -> Any:
-    """Returns the convolution, or None where there is no faster one."""
-    if params["batch_group_count"] != 1:
-        return None
+    """Returns the convolution where no stage computes it."""
     return conv_general_dilated(images, kernel, *(params[name] for name in _CONVOLUTION))
 
 

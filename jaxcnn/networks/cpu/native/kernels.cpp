@@ -100,18 +100,16 @@ ffi::Error Forward(ffi::ThreadPool pool, Buffer x, Buffer kernel, Buffer bias, B
   }
   const int64_t batch = x.dimensions()[0], features = s.y.channels;
   if (!Is(bias.dimensions(), {features})) return Wrong("bias");
-  const bool whole = Is(y->dimensions(), {batch, s.height(), s.width(), features});
-  if (!whole && !Is(y->dimensions(), {0})) return Wrong("shape of what is kept");
+  const bool kept =
+      s.max_after && Is(y->dimensions(), {batch, s.height(), s.width(), features});
+  if (!kept && !Is(y->dimensions(), {0})) return Wrong("shape of what is kept");
   const bool summed = Is(sums->dimensions(), {2, features});
   if (!summed && !Is(sums->dimensions(), {0})) return Wrong("shape of the sums");
   s.bias = bias.typed_data();
   s.out.data = out->typed_data();
-  s.y.data = y->typed_data();
-  s.kept = whole;
-  if (!s.max_after && s.sliced_out) {  // what comes out is what would be kept
-    s.y.data = s.out.data;
-    s.kept = true;
-  }
+  // Without pooling, what comes out is what is kept.
+  s.y.data = s.max_after ? y->typed_data() : s.out.data;
+  s.kept = s.max_after ? kept : s.sliced_out;
   const Slices slices(batch);
   const Convolution& of = s.convolution;
   const std::vector<Packed> packed = PackKernel(of, s.kernel, false);
