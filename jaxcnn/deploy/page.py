@@ -8,42 +8,57 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn.data.dataset import Dataset
-from jaxcnn.deploy.page_data import SCRIPTS, TRAINING_SCRIPT, page_data, read_scripts
+from jaxcnn.deploy.page_data import page_data
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.recipes.problems import MNIST
 from jaxcnn.storage import atomic
 from jaxcnn.train.trained import Trained
 
-INTERFACE_SCRIPTS = (
-    "resampling.js",
-    "ink.js",
-    "preparation.js",
-    "image_file.js",
-    "elements.js",
-    "colours.js",
-    "model.js",
-    "pad.js",
-    "pen.js",
-    "camera.js",
-    "prediction.js",
-    "maps.js",
-    "unit.js",
-    "explanation.js",
-    "attribution.js",
-    "neighbours.js",
-    "dropout.js",
-    "statistics.js",
-    "damage.js",
-    "curves.js",
-    "trainer.js",
-    "confusion.js",
-    "start.js",
-)
-"""The files of `jaxcnn/deploy/page` that prepare images and are the user interface."""
+SCRIPTS = {
+    # A script of its own, since the worker that trains takes its source from the page, too.
+    "engine": (
+        "product.js",
+        "layers.js",
+        "pooling.js",
+        "random.js",
+        "network.js",
+        "optimizers.js",
+        "contents.js",
+    ),
+    "training": ("training.js",),
+    "interface": (
+        "resampling.js",
+        "ink.js",
+        "preparation.js",
+        "image_file.js",
+        "elements.js",
+        "colours.js",
+        "model.js",
+        "pad.js",
+        "pen.js",
+        "camera.js",
+        "prediction.js",
+        "maps.js",
+        "unit.js",
+        "explanation.js",
+        "attribution.js",
+        "neighbours.js",
+        "dropout.js",
+        "statistics.js",
+        "damage.js",
+        "curves.js",
+        "trainer.js",
+        "confusion.js",
+        "start.js",
+    ),
+}
+"""The files of `jaxcnn/deploy/page`, in their order: those that make a network run, what the worker
+that trains it needs beside them, and those that prepare images and are the user interface."""
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/bmp", "image/gif", "image/webp")
 """Of the image files that every browser reads."""
 
+_FOLDER = Path(__file__).with_name("page")
 _REMEDY = "give --out a path in a folder that is there, can be written and has room"
 
 
@@ -112,11 +127,10 @@ def render_page(network: Trained, dataset: Dataset | None, *, trainable: bool = 
     from markupsafe import Markup
 
     data = page_data(network, dataset, trainable)
-    folder = Path(__file__).with_name("page")
-    style = (folder / "page.css").read_text()
-    scripts = {name: read_scripts(files) for name, files in _SCRIPTS.items()}
+    style = (_FOLDER / "page.css").read_text()
+    scripts = {name: read_scripts(files) for name, files in SCRIPTS.items()}
     template = jinja2.Template(
-        (folder / "page.html").read_text(),
+        (_FOLDER / "page.html").read_text(),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -134,12 +148,14 @@ def render_page(network: Trained, dataset: Dataset | None, *, trainable: bool = 
     )
 
 
-# The engine is a script of its own, since the worker takes its source from the page, too.
-_SCRIPTS = {
-    "engine": SCRIPTS,
-    "training": (TRAINING_SCRIPT,),
-    "interface": INTERFACE_SCRIPTS,
-}
+def read_scripts(names: tuple[str, ...]) -> str:
+    """Returns scripts as one.
+
+    Args:
+        names: of the files in `jaxcnn/deploy/page`.
+    """
+    return "\n".join((_FOLDER / name).read_text() for name in names)
+
 
 # Nothing from elsewhere: the page's own script and style, by their hashes, images that the user
 # opens, and the worker that the page makes of its script.

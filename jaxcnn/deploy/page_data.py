@@ -4,7 +4,6 @@ The scripts of `jaxcnn/deploy/page` read it: `contents.js` unpacks weights and i
 makes the network of its description.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,23 +17,6 @@ from jaxcnn.report.analysis import Analysis
 from jaxcnn.train.identity import checksum
 from jaxcnn.train.trained import Trained
 
-SCRIPTS = (
-    "product.js",
-    "layers.js",
-    "pooling.js",
-    "random.js",
-    "network.js",
-    "optimizers.js",
-    "contents.js",
-)
-"""The files of `jaxcnn/deploy/page` that make a network run, in their order."""
-
-TRAINING_SCRIPT = "training.js"
-"""What the worker that trains a network needs beside them."""
-
-WORKER_SCRIPTS = (*SCRIPTS, TRAINING_SCRIPT)
-"""Those of that worker."""
-
 TEST_IMAGES = 500
 THUMBNAILS = 300
 TRAINING_IMAGES = 5_000
@@ -42,16 +24,6 @@ _PER_CELL = 3  # test images wanted for each cell of the confusion matrix
 _CELL_PIXELS = 75_000  # of all channels, of further test images; 25 of CIFAR-10 take 55 kB
 _PIXELS = 2**20  # of the test images, and of the thumbnails, so that large images are fewer
 _BATCH = 500  # images in one call of the network
-
-
-def read_scripts(names: tuple[str, ...] = SCRIPTS) -> str:
-    """Returns scripts as one.
-
-    Args:
-        names: of the files in `jaxcnn/deploy/page`.
-    """
-    folder = Path(__file__).with_name("page")
-    return "\n".join((folder / name).read_text() for name in names)
 
 
 def page_data(network: Trained, dataset: Dataset | None, trainable: bool = False) -> dict[str, Any]:
@@ -94,6 +66,7 @@ def page_data(network: Trained, dataset: Dataset | None, trainable: bool = False
 def _facts(network: Trained) -> tuple[dict[str, Any], list[str]]:
     """Returns facts about a run, and sentences to warn of what they mean."""
     recipe, run, history = network.recipe, network.run, network.progress.history
+    dataset = str(run["dataset"])
     facts = {
         "title": network.title,
         "reads_digits": network.reads_digits,
@@ -101,16 +74,13 @@ def _facts(network: Trained) -> tuple[dict[str, Any], list[str]]:
         "optimizer": recipe.optimizer,
         "seed": run["seed"],
         "step": network.checkpoint.step,
-        "epochs": len(history),
-        "dataset": str(run["dataset"]),
         "test_accuracy": history[-1].test_accuracy if history else None,
         "parameters": count_parameters(network.variables["params"]),
-        "version": network.progress.versions.get("jaxcnn", ""),
     }
     warnings = []
-    if facts["dataset"].startswith("synthetic-"):
+    if dataset.startswith("synthetic-"):
         warnings.append(
-            f"Trained on {facts['dataset']}, a synthetic data set: its predictions say nothing "
+            f"Trained on {dataset}, a synthetic data set: its predictions say nothing "
             f"about {recipe.title}."
         )
     return facts, warnings
@@ -131,9 +101,9 @@ def _images(network: Trained, dataset: Dataset, trainable: bool) -> dict[str, An
     analysis = Analysis(np.asarray(test.labels), np.concatenate(probabilities).astype(float))
     height, width, channels = network.image_shape
     room = _PIXELS // (height * width)
-    others = min(_CELL_PIXELS // (height * width * channels), room)
     sample = _sample(test, min(TEST_IMAGES, room))
-    cells = _cells(analysis, sample, max(min(others, room - len(sample)), 0))
+    others = min(_CELL_PIXELS // (height * width * channels), room - len(sample))
+    cells = _cells(analysis, sample, others)
     chosen = list(dict.fromkeys([*sample, *(index for _, _, some in cells for index in some)]))
     place = {index: i for i, index in enumerate(chosen)}
     thumbnails = min(THUMBNAILS, room)

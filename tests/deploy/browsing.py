@@ -64,16 +64,25 @@ def table(page: "Tab") -> list[str]:
     return page.locator("#rows td:last-child").all_inner_texts()
 
 
+def show_test_image(page: "Tab") -> None:
+    """Shows a random test image, and waits for its prediction."""
+    page.get_by_role("button", name="Test image").click()
+    page.locator("#steps").filter(has_text="test image of").wait_for()
+    settle(page)
+
+
 def seen(page: "Tab") -> np.ndarray:
     """Returns what the network sees, uint8[H, W, 3]."""
-    text = page.evaluate("document.getElementById('seen').toDataURL()")
-    content = base64.b64decode(text.split(",")[1])
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(_file(page, "seen"))).convert("RGB"))
 
 
 def on_the_pad(page: "Tab") -> bytes:
     """Returns the PNG file of what is drawn."""
-    text = page.evaluate("document.getElementById('pad').toDataURL()")
+    return _file(page, "pad")
+
+
+def _file(page: "Tab", canvas: str) -> bytes:
+    text = page.evaluate(f"document.getElementById({json.dumps(canvas)}).toDataURL()")
     return base64.b64decode(text.split(",")[1])
 
 
@@ -109,6 +118,11 @@ def fits(page: "Tab") -> bool:
     return page.evaluate(
         "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     )
+
+
+def open_sections(page: "Tab") -> None:
+    """Opens all sections of the page."""
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
 
 
 def open_section(page: "Tab", name: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from jaxcnn.data.dataset import Dataset
+from jaxcnn.deploy.page import write_page
 from jaxcnn.train.trained import Trained, load_trained
 from tests import saved
 from tests.deploy.engine import Engine
@@ -28,6 +29,21 @@ def runs(
 @pytest.fixture(scope="package")
 def networks(runs: dict[str, Path]) -> dict[str, Trained]:
     return {name: load_trained(workdir) for name, workdir in runs.items()}
+
+
+@pytest.fixture(scope="package")
+def paths(
+    networks: dict[str, Trained],
+    tiny_mnist: Dataset,
+    tiny_cifar10: Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """A page for each network, with images."""
+    folder = tmp_path_factory.mktemp("pages")
+    return {
+        dataset.name: write_page(networks[dataset.name], dataset, folder / f"{dataset.name}.html")
+        for dataset in (tiny_mnist, tiny_cifar10)
+    }
 
 
 @pytest.fixture(scope="module")

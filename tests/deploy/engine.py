@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxcnn.deploy import page_data
+from jaxcnn.deploy import page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page as Tab
@@ -34,8 +34,9 @@ class Engine:
             folder: where the file is written.
         """
         file = folder / "engine.html"
-        worker = page_data.read_scripts(page_data.WORKER_SCRIPTS)
-        scripts = "\n".join((page_data.read_scripts(), _PIXELS, _VALUES, _FLOATS))
+        engine, training = page.SCRIPTS["engine"], page.SCRIPTS["training"]
+        worker = page.read_scripts(engine + training)
+        scripts = "\n".join((page.read_scripts(engine), _PIXELS, _VALUES, _FLOATS))
         file.write_text("<!DOCTYPE html><meta charset=utf-8>")
         self._tab = tab
         tab.goto(file.as_uri())

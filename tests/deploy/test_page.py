@@ -183,7 +183,7 @@ def test_the_file(networks: dict[str, Trained], text: str, tmp_path: Path) -> No
 
 
 def test_the_scripts_are_all_that_there_are() -> None:
-    names = {name for files in page._SCRIPTS.values() for name in files}
+    names = {name for files in page.SCRIPTS.values() for name in files}
     folder = Path(page.__file__).with_name("page")
     assert names == {path.name for path in folder.glob("*.js")}
 

@@ -11,7 +11,18 @@ import pytest
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.deploy.page import write_page
 from jaxcnn.train.trained import Trained
-from tests.deploy.browsing import give, light, open_section, opened, png, seen, settle, table
+from tests.deploy.browsing import (
+    give,
+    light,
+    open_section,
+    open_sections,
+    opened,
+    png,
+    seen,
+    settle,
+    show_test_image,
+    table,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -34,39 +45,19 @@ VALUE = """async ([name, unit]) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def paths(
-    networks: dict[str, Trained],
-    tiny_mnist: Dataset,
-    tiny_cifar10: Dataset,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("pages")
-    return {
-        dataset.name: write_page(networks[dataset.name], dataset, folder / f"{dataset.name}.html")
-        for dataset in (tiny_mnist, tiny_cifar10)
-    }
-
-
 @pytest.fixture
 def page(browser: "Browser", paths: dict[str, Path]) -> "Iterator[Tab]":
     """The page, with a test image."""
     for page in opened(browser, paths["mnist"], width=1280):
-        show(page)
+        show_test_image(page)
         yield page
 
 
 @pytest.fixture
 def photographs(browser: "Browser", paths: dict[str, Path]) -> "Iterator[Tab]":
     for page in opened(browser, paths["cifar10"], width=1280):
-        show(page)
+        show_test_image(page)
         yield page
-
-
-def show(page: "Tab") -> None:
-    page.get_by_role("button", name="Test image").click()
-    page.locator("#steps").filter(has_text="test image").wait_for()
-    settle(page)
 
 
 def choose(page: "Tab", block: str, layer: str, map_: int, row: float, column: float) -> None:
@@ -341,7 +332,7 @@ def test_a_photograph_without_images_in_the_page(
 ) -> None:
     path = write_page(networks["cifar10"], None, tmp_path / "x.html")
     for page in opened(browser, path, width=1280):
-        page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        open_sections(page)
         give(page, "drop", png(tiny_cifar10.test.images[0]))
         page.locator("#occlusion-note").filter(has_text="logit").wait_for()
         page.locator("#dropped").filter(has_text="units are dropped").wait_for()

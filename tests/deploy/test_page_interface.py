@@ -27,10 +27,12 @@ from tests.deploy.browsing import (
     give,
     light,
     on_the_pad,
+    open_sections,
     opened,
     png,
     seen,
     settle,
+    show_test_image,
     table,
 )
 
@@ -42,18 +44,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.loose_promotion
 
 
-@pytest.fixture(scope="module")
-def path(
-    networks: dict[str, Trained], tiny_mnist: Dataset, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    path = tmp_path_factory.mktemp("page") / "digits.html"
-    return write_page(networks["mnist"], tiny_mnist, path)
-
-
 @pytest.fixture
-def page(browser: "Browser", path: Path) -> "Iterator[Tab]":
+def page(browser: "Browser", paths: dict[str, Path]) -> "Iterator[Tab]":
     """The page on a mobile screen, without an error on its console."""
-    yield from opened(browser, path, width=360, has_touch=True)
+    yield from opened(browser, paths["mnist"], width=360, has_touch=True)
 
 
 def expected(network: Trained, content: bytes) -> list[str]:
@@ -229,15 +223,17 @@ def test_a_photograph_is_given(
 
 
 @pytest.mark.slow
-def test_a_photograph_of_the_camera(browser: "Browser", path: Path, tmp_path: Path) -> None:
+def test_a_photograph_of_the_camera(
+    browser: "Browser", paths: dict[str, Path], tmp_path: Path
+) -> None:
     """On mobile devices the camera's own app is opened; otherwise, the page shows what it sees."""
-    for page in opened(browser, path, width=360, has_touch=True, is_mobile=True):
+    for page in opened(browser, paths["mnist"], width=360, has_touch=True, is_mobile=True):
         with page.expect_file_chooser() as chosen:
             page.get_by_role("button", name="Camera").click()
         (tmp_path / "x.png").write_bytes(png(np.eye(60, dtype=np.uint8) * 255))
         chosen.value.set_files(tmp_path / "x.png")
         page.locator("#steps").filter(has_text="60 x 60").wait_for()
-    for page in opened(browser, path, width=900):
+    for page in opened(browser, paths["mnist"], width=900):
         page.evaluate(
             """() => {
                 const canvas = document.createElement("canvas");
@@ -267,9 +263,7 @@ def test_a_photograph_of_the_camera(browser: "Browser", path: Path, tmp_path: Pa
 def test_a_test_image_is_shown(
     page: "Tab", networks: dict[str, Trained], tiny_mnist: Dataset
 ) -> None:
-    page.get_by_role("button", name="Test image").click()
-    page.locator("#steps").filter(has_text="test image of").wait_for()
-    settle(page)
+    show_test_image(page)
     image = seen(page)[..., :1]
     assert any((image == one).all() for one in tiny_mnist.test.images)
     (row,) = networks["mnist"].probabilities(image[None])
@@ -279,18 +273,11 @@ def test_a_test_image_is_shown(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_a_mobile_screen_is_wide_enough(
-    name: str,
-    browser: "Browser",
-    networks: dict[str, Trained],
-    tiny_mnist: Dataset,
-    tiny_cifar10: Dataset,
-    tmp_path: Path,
+    name: str, browser: "Browser", paths: dict[str, Path]
 ) -> None:
-    dataset = {"mnist": tiny_mnist, "cifar10": tiny_cifar10}[name]
-    path = write_page(networks[name], dataset, tmp_path / "x.html")
-    for page in opened(browser, path, width=360):
+    for page in opened(browser, paths[name], width=360):
         assert fits(page)
-        page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        open_sections(page)
         page.get_by_role("button", name="Test image").click()
         for unit in ("conv2", "fc1", "fc2"):
             page.locator(f"#maps-{unit} canvas").first.click()
@@ -320,7 +307,7 @@ def test_names_are_text(
     dataset = dataclasses.replace(tiny_mnist, class_names=names)
     path = write_page(network, dataset, tmp_path / "x.html")
     for page in opened(browser, path, width=900):
-        page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        open_sections(page)
         page.get_by_role("button", name="Test image").click()
         page.locator("#maps-fc2 canvas").click(position={"x": 3, "y": 3})
         assert name in page.locator("#explanation").inner_text()
@@ -328,9 +315,9 @@ def test_names_are_text(
 
 
 @pytest.mark.slow
-def test_the_policy_refuses_what_is_elsewhere(browser: "Browser", path: Path) -> None:
+def test_the_policy_refuses_what_is_elsewhere(browser: "Browser", paths: dict[str, Path]) -> None:
     page = browser.new_page()
-    page.goto(path.as_uri())
+    page.goto(paths["mnist"].as_uri())
     refused = page.evaluate(
         """async () => {
             const heard = new Promise(done =>

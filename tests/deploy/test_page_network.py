@@ -99,8 +99,7 @@ def other_network(network: Trained) -> tuple[Trained, np.ndarray]:
 
 
 def normalized(network: Trained, images: np.ndarray) -> np.ndarray:
-    recipe = network.recipe
-    return ((images / 255.0 - recipe.mean) / recipe.std).astype(np.float32)
+    return (images / 255.0 - network.recipe.mean) / network.recipe.std
 
 
 @pytest.mark.slow
@@ -180,7 +179,7 @@ def test_gradients_of_training(engine: Engine, network: Trained, images: np.ndar
 
     with jax.enable_x64(True):
         variables = double(network.variables)
-        x = (images / 255.0 - network.recipe.mean) / network.recipe.std
+        x = normalized(network, images)
         apply = exact(network, drop, train=True)
 
         def mean_loss(params: Any) -> tuple[jax.Array, Any]:
@@ -211,7 +210,7 @@ def test_gradients_of_activations(engine: Engine, network: Trained, images: np.n
         return values(network.activationGradient(pass, label, "conv2"));"""
     text = engine.run(body, data=data(network), images=images, label=label)
     with jax.enable_x64(True):
-        x = (images / 255.0 - network.recipe.mean) / network.recipe.std
+        x = normalized(network, images)
         height, width, _ = network.image_shape
         side = 2 if network.recipe.network == "mnist" else 1
         zero = np.zeros((COUNT, height // side, width // side, 8))

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +15,18 @@ from benchmarks import photographs
 from jaxcnn.data import formats
 from jaxcnn.data.dataset import load_data
 from jaxcnn.deploy import own_images
+from jaxcnn.deploy.page import read_scripts
 from jaxcnn.errors import UserError
 from tests.deploy.test_own_images import BLACK, WHITE, drawn
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
 
 Shape = tuple[int, int, int]
 Case = tuple[bytes, Shape | None]  # a file, and the network's image shape; None reads digits
 
-FOLDER = Path(own_images.__file__).parent / "page"
-SCRIPTS = ("resampling", "ink", "preparation", "image_file")
+SCRIPTS = ("resampling.js", "ink.js", "preparation.js", "image_file.js")
 CIFAR10: Shape = (32, 32, 3)
 
 PREPARE = """async ({file, facts}) => {
@@ -41,21 +41,12 @@ PREPARE = """async ({file, facts}) => {
 
 
 @pytest.fixture(scope="module")
-def tab() -> "Iterator[Tab]":
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright: pip install 'jaxcnn[slow]'"
-    )
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium here: install chromium or google-chrome")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.set_default_timeout(600_000)
-        for name in SCRIPTS:
-            page.add_script_tag(content=(FOLDER / f"{name}.js").read_text())
-        yield page
-        browser.close()
+def tab(browser: "Browser") -> "Iterator[Tab]":
+    page = browser.new_page()
+    page.set_default_timeout(600_000)
+    page.add_script_tag(content=read_scripts(SCRIPTS))
+    yield page
+    page.close()
 
 
 def in_browser(tab: "Tab", content: bytes, shape: Shape | None) -> dict[str, Any]:

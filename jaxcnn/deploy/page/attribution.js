@@ -69,8 +69,10 @@ class Attribution {
     model.watch(() => {
       this.occlusion = null;
       if (model.pass) this.task.restart();
-      else this.task.cancel();
-      if (!model.pass) for (const id of ["grad-cam", "occlusion"]) wipe($(id));
+      else {
+        this.task.cancel();
+        for (const id of ["grad-cam", "occlusion"]) wipe($(id));
+      }
     });
   }
 
@@ -80,20 +82,27 @@ class Attribution {
   }
 
   *work() {
-    this.show();
+    this.showGradCam();
     yield;
     this.occlusion = yield* occlude(this.model);
-    this.show();
+    this.showOcclusion();
   }
 
   show() {
-    const { model: { network, pass }, occlusion } = this;
-    if (!pass) return;
+    if (!this.model.pass) return;
+    this.showGradCam();
+    if (this.occlusion) this.showOcclusion();
+  }
+
+  showGradCam() {
+    const { network, pass } = this.model;
     this.overlay($("grad-cam"), gradCam(network, pass, this.label));
-    if (!occlusion) return;
-    const { falls, rows, columns } = occlusion;
+  }
+
+  showOcclusion() {
+    const { label, model: { network }, occlusion: { falls, rows, columns } } = this;
     const values = Float32Array.from(
-      { length: rows * columns }, (_, i) => Math.max(falls[i * network.classes + this.label], 0));
+      { length: rows * columns }, (_, i) => Math.max(falls[i * network.classes + label], 0));
     this.overlay($("occlusion"), { values, rows, columns });
     const place = largest(values, 1)[0];
     $("occlusion-note").textContent = values[place] > 0

@@ -24,15 +24,18 @@ const SIGNED = gradient(
   [[5, 61, 107], [44, 123, 182], [160, 205, 232], [247, 247, 247], [253, 190, 133], [222, 109, 22],
     [127, 50, 4]]);
 
-/** Returns how to colour values: magma where none is negative, otherwise with zero in the middle. */
-function colouring(values) {
+/**
+ * Returns how to colour values: magma where none is negative, otherwise, or where values of their
+ * kind may be (`signed`), with zero in the middle.
+ */
+function colouring(values, signed = false) {
   let low = 0, high = 0;
   for (const value of values) {
     if (value < low) low = value;
     if (value > high) high = value;
   }
   const most = Math.max(high, -low) || 1;
-  if (low < 0) return (value) => SIGNED[Math.round(127.5 + (127.5 * value) / most)];
+  if (low < 0 || signed) return (value) => SIGNED[Math.round(127.5 + (127.5 * value) / most)];
   return (value) => MAGMA[Math.round((255 * value) / most)];
 }
 

@@ -19,8 +19,7 @@ class Confusion {
     const { classes } = this.model.data;
     const { counts } = this;
     const off = Math.max(1, ...counts.flatMap((row, label) => row.filter((_, i) => i !== label)));
-    const heads = classes.map((name) => make("th", { scope: "col" },
-      make("span", { textContent: name })));
+    const heads = classes.map((name) => make("th", { scope: "col", textContent: name }));
     const rows = classes.map((name, label) => make("tr", {},
       make("th", { scope: "row", textContent: name }),
       ...counts[label].map((count, prediction) => this.cell(label, prediction, count, off))));
@@ -36,7 +35,6 @@ class Confusion {
       attributes: { "aria-label": this.describe(label, prediction, count), "aria-pressed": "false" },
       onclick: () => this.open(label, prediction, button),
     });
-    button.className = label === prediction ? "correct" : "wrong";
     const share = label === prediction ? 22 : Math.round(12 + (60 * count) / off);
     const colour = label === prediction ? "bar" : "plus";
     button.style.background = `color-mix(in srgb, var(--${colour}) ${share}%, transparent)`;
@@ -63,9 +61,8 @@ class Confusion {
       ? `${text}; ${shown.length === this.counts[label][prediction]
         ? "all" : `${shown.length} of them`} here. Click one to show it to the network.`
       : `${text}; none of them is embedded in this page.`;
-    const pixels = size(model.shape);
     $("cell-images").replaceChildren(...shown.map((place) => {
-      const image = test.images.subarray(place * pixels, (place + 1) * pixels);
+      const image = model.imageOf(test.images, place);
       const what = `test image of ${classes[label]}, as it is`;
       return thumbnail(image, model.shape, `${place + 1}`, `test image ${place + 1}`, () => {
         this.pad.take(image, what);

@@ -46,7 +46,7 @@ class Damage {
       this.shares.base = null;
       this.intact.load(model.base);
     }
-    this.shares.now = model.changed ? null : this.shares.base;
+    this.shares.now = null;
     if (this.test) this.task.restart();
   }
 
@@ -59,9 +59,7 @@ class Damage {
       const rest = Float32Array.from(values, Math.abs).filter((value) => value > 0).sort();
       const limit = rest[Math.floor(rest.length / 10)] ?? 0;
       values.forEach((value, index) => {
-        if (value === 0 || Math.abs(value) >= limit) return;
-        values[index] = 0;
-        model.edited.set(`${name}/${index}`, { name, index });
+        if (value !== 0 && Math.abs(value) < limit) model.edit(name, index, 0);
       });
     }
     model.update({ weights: true });
@@ -71,8 +69,8 @@ class Damage {
     const { model, test: { images, labels }, shares } = this;
     shares.base ??= yield* measure((some) => this.intact.forward(some), images, labels);
     this.showAccuracy();
-    shares.now = model.changed
-      ? yield* measure((some) => model.forward(some), images, labels) : shares.base;
+    if (!model.changed) return;
+    shares.now = yield* measure((some) => model.forward(some), images, labels);
     this.showAccuracy();
   }
 

@@ -11,7 +11,7 @@ class Explanation {
     this.all = false;
     this.refresh = () => {};
     this.panel = $("explanation");
-    this.announced = "";
+    this.invitation = [...this.panel.childNodes]; // to select a unit
     model.watch(({ image }) => {
       if (!this.block) return;
       // A panel that is built anew loses the focus.
@@ -71,10 +71,7 @@ class Explanation {
   }
 
   close() {
-    const text = "Click a pixel of a map, or walk there with the arrow keys, to see how its " +
-      "value comes about.";
-    this.panel.replaceChildren(make("h3", { textContent: "One unit" }),
-      make("p", { className: "soft", textContent: text }));
+    this.panel.replaceChildren(...this.invitation);
     $("field").hidden = true;
   }
 
@@ -150,7 +147,7 @@ class Explanation {
     const single = groups[0].terms.length === 1;
     const list = shown.map((i) => new TermGroup(
       this.model, layer, groups[i], this.groupName(below, i), i === order[0]));
-    const others = make("p", { className: "subtotal others" });
+    const others = make("p", { className: "subtotal" });
     const more = make("button", {
       type: "button", textContent: `Show all ${groups.length}`,
       onclick: () => {
@@ -270,7 +267,7 @@ class TermGroup {
     });
     if (!this.canvases) return;
     [({ x }) => x, ({ weight }) => weight, ({ product }) => product].forEach((what, k) => {
-      const values = terms.map(what), colour = colouring([...values, -1e-9]);
+      const values = terms.map(what), colour = colouring(values, true);
       paint(this.canvases[k], this.columns, this.rows, (i) => colour(values[i]));
     });
   }

@@ -76,6 +76,11 @@ class Linear extends Layer {
     if (name === "kernel") this.fanIn = size(shape.slice(0, -1));
   }
 
+  /** The kernel or its gradient as a matrix, with a column per map or unit. */
+  matrix(kernel) {
+    return new Matrix(kernel, this.fanIn, this.settings.features);
+  }
+
   /**
    * As the layers of Flax: LeCun's normal distribution, truncated at two standard deviations, which
    * makes it narrower by the factor 0.87962566; or of PyTorch: +-1 / sqrt(fan in), uniformly.
@@ -124,10 +129,6 @@ class Convolution extends Linear {
     });
   }
 
-  get kernel() {
-    return new Matrix(this.weights.kernel, this.fanIn, this.settings.features);
-  }
-
   /** The matrix of one image's activation or its gradient, with a row per pixel. */
   maps(y, image) {
     const [height, width, features] = this.shape;
@@ -135,29 +136,30 @@ class Convolution extends Linear {
   }
 
   forward(pass, x, y) {
+    const kernel = this.matrix(this.weights.kernel);
     y.fill(0);
     for (let image = 0; image < pass.count; image++) {
       this.copyWindows(x, image);
       const maps = this.maps(y, image);
-      addProduct(maps, this.windows, this.kernel);
+      addProduct(maps, this.windows, kernel);
       addToRows(maps, this.weights.bias);
     }
   }
 
   backward(pass, x, y, dy, dx) {
-    const { kernel, bias } = this.gradients;
-    const gradient = new Matrix(kernel, this.fanIn, this.settings.features);
+    const kernel = this.matrix(this.weights.kernel);
+    const gradient = this.matrix(this.gradients.kernel);
     dx?.fill(0);
     for (let image = 0; image < pass.count; image++) {
       const maps = this.maps(dy, image);
       if (pass.training) {
         this.copyWindows(x, image);
         addProduct(gradient, this.windows.transposed, maps);
-        addRows(bias, maps);
+        addRows(this.gradients.bias, maps);
       }
       if (dx) {
         this.windows.data.fill(0);
-        addProduct(this.windows, maps, this.kernel.transposed);
+        addProduct(this.windows, maps, kernel.transposed);
         this.addWindows(dx, image);
       }
     }
@@ -207,10 +209,6 @@ class Dense extends Linear {
     this.shape = [settings.features];
     this.add("kernel", [inputShape[0], settings.features]);
     this.add("bias", [settings.features]);
-  }
-
-  matrix(kernel) {
-    return new Matrix(kernel, this.fanIn, this.settings.features);
   }
 
   forward(pass, x, y) {

@@ -23,6 +23,12 @@ class Model {
     return this.data.network.image;
   }
 
+  /** One of several images. */
+  imageOf(images, place) {
+    const pixels = size(this.shape);
+    return images.subarray(place * pixels, (place + 1) * pixels);
+  }
+
   get changed() {
     return this.edited.size > 0 || Object.values(this.off).some((maps) => maps.size > 0);
   }
@@ -70,11 +76,16 @@ class Model {
   }
 
   setWeight(name, index, value) {
+    this.edit(name, index, value);
+    this.update({ weights: true });
+  }
+
+  /** Sets a weight without an update. */
+  edit(name, index, value) {
     this.network.weights[name][index] = value;
     const key = `${name}/${index}`;
     if (this.network.weights[name][index] === this.base[name][index]) this.edited.delete(key);
     else this.edited.set(key, { name, index });
-    this.update({ weights: true });
   }
 
   /** Takes weights, and forgets all changes by hand. */

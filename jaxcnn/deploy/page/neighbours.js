@@ -36,7 +36,7 @@ class Neighbours {
     const found = nearest(model.pass.activations[this.layer], this.features, NEAREST);
     const { classes } = model.data;
     $("nearest").replaceChildren(...found.map(({ index, distance }) => {
-      const image = images.subarray(index * pixels, (index + 1) * pixels);
+      const image = model.imageOf(images, index);
       const name = classes[labels[index]];
       return thumbnail(image, model.shape, name, `${name}, distance ${decimal(distance, 1)}`,
         () => this.pad.take(image, `training image of ${name}, as it is`));

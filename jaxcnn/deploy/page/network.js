@@ -19,7 +19,6 @@ class Pass {
   constructor(layers, count) {
     this.count = count;
     this.training = false;
-    this.images = null; // Uint8Array, the pixels
     const empty = ({ shape }) => new Float32Array(count * size(shape));
     this.activations = layers.map(empty); // of each layer
     this.gradients = layers.map(() => null); // of the activations, made when wanted
@@ -92,7 +91,7 @@ class Network {
    */
   forward(images, { training = false, random = null, masks = {}, edit = null } = {}) {
     const pass = this.passFor(images.length / size(this.description.image));
-    Object.assign(pass, { images, training, masks: { ...masks } });
+    Object.assign(pass, { training, masks: { ...masks } });
     let x = images;
     this.layers.forEach((layer, index) => {
       const y = pass.activations[index];
@@ -189,6 +188,14 @@ function zeroMaps(maps) {
   };
 }
 
+/** The logarithm of the sum of the exponentials of one image's logits. */
+function logSumExp(row) {
+  const largest = Math.max(...row);
+  let sum = 0;
+  for (const value of row) sum += Math.exp(value - largest);
+  return Math.log(sum) + largest;
+}
+
 /**
  * Returns the probabilities of logits.
  *
@@ -200,10 +207,8 @@ function softmax(logits, classes) {
   const probabilities = new Float32Array(logits.length);
   for (let start = 0; start < logits.length; start += classes) {
     const row = logits.subarray(start, start + classes);
-    const largest = Math.max(...row);
-    let sum = 0;
-    for (const value of row) sum += Math.exp(value - largest);
-    row.forEach((value, c) => (probabilities[start + c] = Math.exp(value - largest) / sum));
+    const total = logSumExp(row);
+    row.forEach((value, c) => (probabilities[start + c] = Math.exp(value - total)));
   }
   return probabilities;
 }
@@ -220,12 +225,10 @@ function crossEntropy(logits, labels, gradient) {
   let loss = 0;
   for (let image = 0, at = 0; image < count; image++) {
     const row = logits.subarray(at, at + classes);
-    const largest = Math.max(...row);
-    let sum = 0;
-    for (const value of row) sum += Math.exp(value - largest);
-    loss += (Math.log(sum) + largest - row[labels[image]]) / count;
+    const total = logSumExp(row);
+    loss += (total - row[labels[image]]) / count;
     for (let c = 0; c < classes; c++, at++) {
-      const probability = Math.exp(row[c] - largest) / sum;
+      const probability = Math.exp(row[c] - total);
       gradient[at] = (probability - (c === labels[image] ? 1 : 0)) / count;
     }
   }

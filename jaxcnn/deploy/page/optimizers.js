@@ -7,7 +7,7 @@ const zerosLike = (arrays) => Object.fromEntries(
 
 /** Stochastic gradient descent with momentum: v = momentum v + g; w = w - learning rate v. */
 class Sgd {
-  constructor({ learningRate = 0.02, momentum = 0.9 } = {}) {
+  constructor({ learningRate, momentum = 0.9 }) {
     Object.assign(this, { learningRate, momentum, velocity: null });
   }
 
@@ -25,7 +25,7 @@ class Sgd {
 
 /** Adam (Kingma and Ba 2014, arXiv 1412.6980, algorithm 1). */
 class Adam {
-  constructor({ learningRate = 0.001, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8 } = {}) {
+  constructor({ learningRate, beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8 }) {
     Object.assign(this, { learningRate, beta1, beta2, epsilon, steps: 0, m: null, v: null });
   }
 

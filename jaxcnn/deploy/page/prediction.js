@@ -5,8 +5,8 @@
 class Prediction {
   constructor(model) {
     this.model = model;
-    this.nothing = model.data.facts.reads_digits ? "nothing drawn yet" : "nothing to see yet";
-    paintImage($("seen"), new Uint8Array(size(model.shape)), model.shape);
+    this.nothing = $("confidence").textContent;
+    [$("seen").height, $("seen").width] = model.shape;
     this.blank();
     model.watch(() => (model.pass ? this.show() : this.blank()));
   }

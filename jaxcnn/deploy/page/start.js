@@ -2,7 +2,7 @@
 
 // Starts the page: first what classifies, then, when the images are unpacked, what needs these.
 
-/** The images of the page, unpacked; null where it has none. */
+/** The images of the page, unpacked, if it has any. */
 async function unpackAll(images) {
   if (!images) return {};
   const test = { images: await unpackImages(images.test), labels: images.test.labels };
@@ -20,22 +20,20 @@ async function unpackAll(images) {
 
 /** Shows random images of the test sample. */
 function offerTestImages(model, pad, { images, labels }) {
-  const pixels = size(model.shape);
   $("random").hidden = false;
   $("random").addEventListener("click", () => {
     const place = Math.floor(Math.random() * labels.length);
     const name = model.data.classes[labels[place]];
-    pad.take(images.subarray(place * pixels, (place + 1) * pixels), `test image of ${name}, as it is`);
+    pad.take(model.imageOf(images, place), `test image of ${name}, as it is`);
   });
 }
 
 /** Prepares an image, so that the browser has compiled what the first stroke needs. */
 function warmUp(pad) {
   const { width, height } = pad.canvas;
-  const data = new Uint8ClampedArray(4 * width * height).fill(255);
-  data.fill(0, 4 * width * 100, 4 * width * 140);
-  for (let i = 3; i < data.length; i += 4) data[i] = 255;
-  prepare({ width, height, data }, pad.facts);
+  const pixels = new Uint32Array(width * height).fill(0xff000000); // black
+  pixels.fill(0xffffffff, width * 100, width * 140);
+  prepare({ width, height, data: new Uint8ClampedArray(pixels.buffer) }, pad.facts);
 }
 
 async function start() {
@@ -53,7 +51,6 @@ async function start() {
   new FeatureMaps(model, new Explanation(model));
   new Attribution(model);
   new DropoutFigure(model);
-  document.documentElement.dataset.ready = String(Math.round(performance.now()));
   setTimeout(() => warmUp(pad));
   const { test, training, sample } = await unpackAll(data.images);
   new Statistics(model, training);
@@ -63,9 +60,9 @@ async function start() {
     new Confusion(model, pad, test);
     offerTestImages(model, pad, sample);
   }
-  if (test && $("train")) new Trainer(model, training, sample);
+  if ($("train")) new Trainer(model, training, sample);
   if (model.image) model.update({ image: true }); // drawn meanwhile
-  document.documentElement.dataset.complete = String(Math.round(performance.now()));
+  document.documentElement.dataset.complete = "";
 }
 
 start();

@@ -12,7 +12,7 @@ class Statistics {
     $("statistics").hidden = false;
     $("normalized").append(...this.layers.map(({ name }, i) =>
       make("option", { value: i, textContent: name })));
-    this.batch = null; // {mean, deviation} by layer
+    this.batch = null; // {mean, var} by layer
     this.task = new Task(() => this.work(), $("training-pass"));
     $("normalized").addEventListener("change", () => this.task.restart());
     model.watch(({ weights }) => {
@@ -37,19 +37,20 @@ class Statistics {
       const images = training.images.subarray(0, Math.min(BATCH, training.count) * size(model.shape));
       const pass = model.forward(images);
       this.batch = Object.fromEntries(
-        this.layers.map((layer) => [layer.name, moments(this.inputs(pass, layer), layer.shape[2])]));
+        this.layers.map((layer) => [layer.name, layer.measure(this.inputs(pass, layer))]));
       yield;
     }
     const { layer } = this;
-    const { mean, var: variance } = layer.weights;
-    const running = { mean, deviation: variance.map((value) => Math.sqrt(value)) };
-    const own = model.pass && moments(this.inputs(model.pass, layer), layer.shape[2]);
-    this.figure(running, this.batch?.[layer.name], own);
+    const own = model.pass && layer.measure(this.inputs(model.pass, layer));
+    this.figure(layer.weights, this.batch?.[layer.name], own);
   }
 
-  /** Each map's mean and standard deviation as a bar, side by side. */
+  /** Each map's mean and standard deviation as a bar, side by side; each {mean, var}. */
   figure(running, batch, own) {
-    const series = [["running", running], ["batch", batch], ["own", own]].filter(([, one]) => one);
+    const series = [["running", running], ["batch", batch], ["own", own]]
+      .filter(([, one]) => one)
+      .map(([name, { mean, var: variance }]) =>
+        [name, { mean, deviation: Array.from(variance, Math.sqrt) }]);
     const count = running.mean.length;
     let [low, high] = [Infinity, -Infinity];
     for (const [, { mean, deviation }] of series) {
@@ -80,13 +81,4 @@ class Statistics {
     $("moments").setAttribute("aria-label", `${this.layer.name}: mean and standard deviation of ` +
       `${plural(count, "map")}`);
   }
-}
-
-/** Mean and standard deviation of each map. */
-function moments(values, maps) {
-  const mean = new Float64Array(maps), square = new Float64Array(maps);
-  const count = values.length / maps;
-  values.forEach((value, i) => (mean[i % maps] += value / count));
-  values.forEach((value, i) => (square[i % maps] += (value - mean[i % maps]) ** 2 / count));
-  return { mean, deviation: square.map((value) => Math.sqrt(value)) };
 }

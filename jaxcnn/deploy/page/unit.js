@@ -9,10 +9,11 @@
  * @param {Pass} pass of one image.
  * @param {Layer} layer
  * @param {number} unit its index in the layer's activation.
- * @return {object} with `value`, the activation; `inputs`, the Terms' or the layer's own inputs; and
- *   for convolutions and dense layers `groups`, one for each map or unit below: {title, rows,
- *   columns, terms: [{x, weight, index}]}, where the index is the weight's in the kernel, and -1
- *   outside the image; `bias` and its `biasIndex`.
+ * @return {object} with `value`, the activation, and `below`, the layer below. For convolutions and
+ *   dense layers also `groups`, one for each map or unit below: {rows, columns, sum, terms: [{x,
+ *   weight, product, index, inside}]}, with the weight's index in the kernel, and whether x is inside
+ *   the image; `products`, their sum; `bias` and its `biasIndex`; and `sum`, with the bias. For
+ *   others `inputs`, from which the value follows.
  */
 function explainUnit(network, pass, layer, unit) {
   const at = network.layers.indexOf(layer);
@@ -45,7 +46,7 @@ function convolutionTerms(layer, x, unit) {
       const inside = y >= 0 && y < height && z >= 0 && z < width;
       return { index, inside, x: inside ? x[(y * width + z) * channels + channel] : 0 };
     });
-    return { channel, rows: side, columns: side, terms };
+    return { rows: side, columns: side, terms };
   });
   return withWeights(layer, groups, map);
 }
@@ -59,7 +60,7 @@ function denseTerms(layer, x, unit, grid) {
       const input = i * count + channel;
       return { index: input * features + unit, inside: true, x: x[input] };
     });
-    return { channel, rows, columns, terms };
+    return { rows, columns, terms };
   });
   return withWeights(layer, groups, unit);
 }
@@ -94,9 +95,9 @@ function receptiveField(network, layer, unit) {
   let { row, column } = placeOf(layer, unit);
   let [top, bottom, left, right] = [row, row + 1, column, column + 1];
   for (let at = network.layers.indexOf(layer); at >= 0; at--) {
-    const { kind, settings, inputShape } = network.layers[at];
+    const one = network.layers[at], { kind, settings, inputShape } = one;
     if (kind === "flatten") [top, bottom, left, right] = [0, inputShape[0], 0, inputShape[1]];
-    if (kind.endsWith("pool")) [top, bottom, left, right] = [top, bottom, left, right].map((i) => 2 * i);
+    if (isPooling(one)) [top, bottom, left, right] = [top, bottom, left, right].map((i) => 2 * i);
     if (kind === "conv") {
       const edge = settings.kernel_size >> 1;
       [top, bottom, left, right] = [top - edge, bottom + edge, left - edge, right + edge];
