@@ -26,16 +26,16 @@ struct Images {
     const float* from = Pixels(slice.first, row);
     EachSquare(
         slice.images,
-        [&](int64_t place, int64_t image) {
+        [&](int64_t place, const int64_t* to, int64_t image) {
           Vec square[kLanes];
           for (int i = 0; i < kLanes; ++i) square[i] = Load(from + (image + i) * size() + place);
           Transpose(square);
           for (int i = 0; i < kLanes; ++i) {
-            Store(buffer + To(place + i) * slice.images + image, square[i]);
+            Store(buffer + to[i] * slice.images + image, square[i]);
           }
         },
-        [&](int64_t place, int64_t image) {
-          buffer[To(place) * slice.images + image] = from[image * size() + place];
+        [&](int64_t place, int64_t to, int64_t image) {
+          buffer[to * slice.images + image] = from[image * size() + place];
         });
     return buffer;
   }
@@ -48,16 +48,16 @@ struct Images {
     float* to = Pixels(slice.first, row);
     EachSquare(
         slice.images,
-        [&](int64_t place, int64_t image) {
+        [&](int64_t place, const int64_t* at, int64_t image) {
           Vec square[kLanes];
           for (int i = 0; i < kLanes; ++i) {
-            square[i] = Load(from + To(place + i) * slice.images + image);
+            square[i] = Load(from + at[i] * slice.images + image);
           }
           Transpose(square);
           for (int i = 0; i < kLanes; ++i) Store(to + (image + i) * size() + place, square[i]);
         },
-        [&](int64_t place, int64_t image) {
-          to[image * size() + place] = from[To(place) * slice.images + image];
+        [&](int64_t place, int64_t at, int64_t image) {
+          to[image * size() + place] = from[at * slice.images + image];
         });
   }
   float* Row(Slice slice, int64_t row) const {
@@ -69,23 +69,29 @@ struct Images {
     return data + image * size() + row * width * channels;
   }
   int64_t size() const { return height * width * channels; }  // of an image
-  // Where a value of a row, float[W, C], comes to lie in float[C, W].
-  int64_t To(int64_t place) const { return place % channels * width + place / channels; }
 
-  // Calls square(place, image) for squares of kLanes values of a row and as many images, and
-  // one(place, image) for what is left.
+  // Calls square(place, places, image) for squares of kLanes values of a row and as many images, and
+  // one(place, place, image) for what is left: the place in float[W, C], and in float[C, W].
   template <typename Square, typename One>
   void EachSquare(int64_t images, Square square, One one) const {
     const int64_t values = width * channels, whole = images / kLanes * kLanes;
-    int64_t place = 0;
+    int64_t place = 0, channel = 0, column = 0;
+    auto next = [&] {  // counted, as divisions would take longer than all else
+      const int64_t at = channel * width + column;
+      if (++channel == channels) channel = 0, ++column;
+      return at;
+    };
     for (; place + kLanes <= values; place += kLanes) {
-      for (int64_t image = 0; image < whole; image += kLanes) square(place, image);
+      int64_t at[kLanes];
+      for (int64_t& to : at) to = next();
+      for (int64_t image = 0; image < whole; image += kLanes) square(place, at, image);
       for (int64_t image = whole; image < images; ++image) {
-        for (int i = 0; i < kLanes; ++i) one(place + i, image);
+        for (int i = 0; i < kLanes; ++i) one(place + i, at[i], image);
       }
     }
     for (; place < values; ++place) {
-      for (int64_t image = 0; image < images; ++image) one(place, image);
+      const int64_t at = next();
+      for (int64_t image = 0; image < images; ++image) one(place, at, image);
     }
   }
 };
