@@ -84,15 +84,17 @@ def run_entry(
     head = describe(track, optimizer, space, dataset, protocol) | {"members_at_once": at_once}
     processes.check_same(head)
     name = file_name(optimizer)
-    path, journals = folder / f"{name}.json", []
+    path, begun, journals = folder / f"{name}.json", folder / f"{name}.jsonl", []
     with contextlib.ExitStack() as stack:
 
         @processes.on_main
         def begin() -> list[Any]:
             stack.enter_context(atomic.locked(folder, f".{name}.lock"))
             if path.exists():
-                return [_load_same(path, head), []]
-            journals.append(Journal(folder / f"{name}.jsonl", head))
+                entry = _load_same(path, head)
+                begun.unlink(missing_ok=True)  # killed before it was removed
+                return [entry, []]
+            journals.append(Journal(begun, head))
             return [None, [[*key, runs] for key, runs in journals[0].chunks.items()]]
 
         entry, chunks = begin()

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jaxcnn.study.study import StudyObserver, hold_out
 from jaxcnn.train import ensemble
 from jaxcnn.train.members import grid
 from tests.arena.conftest import PROTOCOL, TRACK, compute, space_of
+from tests.several import end, start
 
 # Optax's own arithmetic mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
@@ -106,19 +108,12 @@ def test_killed_at_any_moment_it_gives_the_same_bytes(
     wanted = (computed / SGD).read_bytes()
     assert (tmp_path / "whole" / SGD).read_bytes() == wanted
     generator = random.Random(0)
-    kills = 0
     journal = (tmp_path / "cut" / SGD).with_suffix(".jsonl")
-    while True:
-        last = generator.choice([0.2, 0.5, 0.8]) * everything.images
-        try:
-            compute(tiny_mnist, tmp_path / "cut", observer=Counter(last))
-        except StoppedError:
-            kills += 1
-            assert journal.exists()
-            with journal.open("ab") as file:  # killed while it wrote a line
-                file.write(b'{"phase": "fin')
-            if kills == 3:
-                break
+    for share in sorted(generator.uniform(0.1, 0.9) for _ in range(3)):
+        with pytest.raises(StoppedError):
+            compute(tiny_mnist, tmp_path / "cut", observer=Counter(share * everything.images))
+        with journal.open("ab") as file:  # killed while it wrote a line
+            file.write(b'{"phase": "fin')
     resumed = Counter()
     compute(tiny_mnist, tmp_path / "cut", observer=resumed)
     assert (tmp_path / "cut" / SGD).read_bytes() == wanted
@@ -238,3 +233,25 @@ def test_a_damaged_journal_is_named(tiny_mnist: Dataset, tmp_path: Path) -> None
     journal.write_text("\n".join([lines[0], json.dumps(chunk), *lines[2:], ""]))
     with pytest.raises(UserError, match=r"sgd.jsonl, line 2, is no chunk of runs, or was altered"):
         compute(tiny_mnist, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.lightly_compiled
+def test_several_processes_compute_the_same_entry(tmp_path: Path) -> None:
+    """Trials do not divide over two devices: one of them repeats a run."""
+    for count in (1, 2):
+        for status, said in end(start(tmp_path / str(count), count, 1, "arena")):
+            assert status == 0, said
+    one, two = (load_entry(tmp_path / str(count) / SGD) for count in (1, 2))
+    assert one == two | {"device": one["device"]}
+
+
+def test_a_journal_that_was_left_is_removed(
+    computed: Path, tiny_mnist: Dataset, tmp_path: Path
+) -> None:
+    """Killed between the last two steps of an entry."""
+    shutil.copytree(computed, tmp_path, dirs_exist_ok=True)
+    journal = (tmp_path / SGD).with_suffix(".jsonl")
+    journal.write_text("left")
+    compute(tiny_mnist, tmp_path)
+    assert not journal.exists()
