@@ -204,6 +204,11 @@ KINDS = {
         ("runs.jsonl", "study.json"),
         ("study.json",),
     ),
+    "arena": Kind(
+        lambda folder, _: ["-m", "tests.several", "0", "1", "0", str(folder), "arena"],
+        ("mnist-sprint/sgd.json",),
+        ("mnist-sprint/sgd.json",),
+    ),
     "export": Kind(
         lambda folder, run: _jaxcnn(
             "export", run, "--format", "stablehlo", "--out", folder / "x.stablehlo"

@@ -36,6 +36,7 @@ REPOSITORY = Path(__file__).parent.parent
 # Modules whose quick tests are not those of the file that bears their name, or not those alone.
 TESTS = {
     "jaxcnn/__main__.py": ["tests/cli/test_tools.py"],
+    "jaxcnn/arena/description.py": ["tests/arena/test_entry.py"],
     "jaxcnn/cli/tools.py": ["tests/cli/test_tools.py", "tests/train/test_doctor.py"],
     "jaxcnn/deploy/card.py": ["tests/deploy/test_export.py"],
     "jaxcnn/devices/keys.py": ["tests/devices/test_mesh.py", "tests/storage/test_arrays.py"],

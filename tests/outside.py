@@ -29,6 +29,7 @@ HANG = 300
 TRAIN = ("experiments/mnist.py", "experiments/cifar10.py")
 STUDY = ("experiments/optimizers.py",)
 TOOLS = ("evaluate", "report", "landscape", "predict", "export", "demo")
+ARENA = ("arena", "arena-add", "arena-merge", "arena-verify")
 
 # Flags whose values are paths, and the others. No case trains: each has a mistake or --help.
 PATHS = {
@@ -40,6 +41,10 @@ PATHS = {
     "predict": ("", "--prepared", "image"),
     "export": ("", "--out"),
     "demo": ("", "--out", "--data-dir", "--archive-dir"),
+    "arena": ("--workdir", "--data-dir", "--archive-dir"),
+    "arena-add": ("--space", "--workdir", "--data-dir", "--archive-dir"),
+    "arena-merge": ("", "--workdir"),
+    "arena-verify": ("", "--data-dir", "--archive-dir"),
 }
 VALUES = {
     **dict.fromkeys(
@@ -65,6 +70,13 @@ VALUES = {
     "predict": ("--checkpoint",),
     "export": ("--checkpoint", "--format"),
     "demo": ("--checkpoint",),
+    "arena": (
+        *"--optimizers --variants --trials --seeds --validation --chunk --devices --mesh".split(),
+        *"--processes --process-id".split(),
+    ),
+    "arena-add": ("--tracks", "--variants", "--trials", "--seeds", "--validation", "--chunk"),
+    "arena-merge": ("--workdir",),
+    "arena-verify": ("--runs", "--seed", "--optimizer"),
 }
 WRONG = [
     *("", " ", "-", "--", "nan", "-1", "1e400", "0x1", "9" * 40, "\u0663", "None", "[]", "a=b"),
@@ -134,6 +146,7 @@ def world(folder: Path) -> None:
     dataset = Dataset("mnist", "tiny", *splits, tuple(CIFAR_NAMES))
     saved.save(folder / "run", dataset, saves=saved.EPOCHS)
     (folder / "file").write_text("a file")
+    (folder / "space.toml").write_text('[space]\nlearning_rate = [1e-3, 1.0, "log"]\n')
     (folder / "loop").symlink_to(folder / "loop")
     from PIL import Image
 
@@ -159,7 +172,7 @@ def impossible(folder: Path) -> list[str]:
 
 def random_case(generator: random.Random, folder: Path) -> Case:
     """Returns a random case."""
-    command = generator.choice([*TRAIN, *STUDY, *TOOLS])
+    command = generator.choice([*TRAIN, *STUDY, *TOOLS, *ARENA])
     streams = generator.choice([*STREAMS, *4 * ["as usual"]])
     variables = dict(generator.choice(ENCODINGS))
     kind = generator.choice(["path", "path", "value", "value", "variable", "help", "names"])
@@ -209,6 +222,10 @@ def needed(command: str, folder: Path) -> list[str]:
         "predict": [run, str(folder / "p\u0457ctur\u00e9.png")],
         "export": [run, "--format", "safetensors", "--out", "x.safetensors"],
         "demo": [run, "--no-open"],
+        "arena": ["--archive-dir", str(folder / "nowhere")],
+        "arena-add": ["json:loads", "--space", str(folder / "space.toml")],
+        "arena-merge": [run],
+        "arena-verify": [str(folder / "file")],
     }.get(command, [run] if command in TOOLS else [])
 
 

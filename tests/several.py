@@ -1,8 +1,9 @@
 """One of several processes of a run or a study, and what starts all of them.
 
-python -m tests.several PORT COUNT K FOLDER [study|meet] [stop|kill|hang VICTIM]
+python -m tests.several PORT COUNT K FOLDER [study|arena|meet] [stop|kill|hang VICTIM]
 """
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -12,10 +13,15 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxcnn.arena.description import Protocol
+from jaxcnn.arena.entry import run_entry
+from jaxcnn.arena.spaces import find_space
+from jaxcnn.arena.track import find_track
 from jaxcnn.cli.console import ending_on_errors
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import processes
@@ -111,9 +117,26 @@ def compare(folder: Path, interrupted: Callable[[], bool]) -> None:
     run_study(plan, dataset(), folder, mesh=mesh, observer=Observer())
 
 
+def enter(folder: Path, interrupted: Callable[[], bool]) -> None:
+    """Computes an entry of the arena, whose trials do not divide over two devices."""
+    track = find_track("mnist-sprint")
+    track = dataclasses.replace(track, recipe=track.recipe.replace(epochs=20, batch_size=32))
+    space = find_space(track.for_optimizer("sgd"))
+
+    class Observer(StudyObserver):
+        def advance(self, images: int) -> None:
+            interrupted()
+
+    mesh = make_mesh({"ensemble": jax.device_count()})
+    setup.make_model = lambda *_: SmallCNN()  # type: ignore[assignment]
+    numbers = Protocol(trials=5, seeds=3, validation=40)
+    how: dict[str, Any] = {"protocol": numbers, "mesh": mesh, "observer": Observer()}
+    run_entry(track, "sgd", space, dataset(), folder / track.title, **how)
+
+
 def main(port: str, count: str, process: str, folder: str, *action: str) -> None:
     """Joins the others and does what all do; the victim stops, dies or hangs on the way."""
-    call = compare if "study" in action else train
+    call = {"study": compare, "arena": enter}.get(action[0] if action else "", train)
     if "meet" in action:
         from tests import meeting
 

@@ -210,6 +210,49 @@ def test_no_canary_of_a_study_sings(
     assert tried > 20
 
 
+def test_no_canary_of_an_entry_sings(
+    tiny_mnist: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whether it is verified, merged or shown."""
+    run = {"seed": 0, "diverged_at": 0, "correct": 9, "total": 70, "loss": 0.5, "progress": [0.5]}
+
+    def train(self: Any, phase: str, points: Any, *data: Any) -> list[dict[str, Any]]:
+        return [run | {"seed": seed} for _, seed in points]
+
+    monkeypatch.setattr("jaxcnn.arena.phases.Trainer.train", train)
+    flags = "--optimizers sgd --trials 2 --seeds 1 --validation 60 --no-compilation-cache".split()
+    sound = tmp_path / "sound"
+    tools.main(["arena", "mnist-sprint", *flags, "--workdir", str(sound)])
+    content = json.loads((sound / "mnist-sprint/sgd.json").read_text())
+    for path in [*fields(content), ("optimizer",)]:
+        for canary in (CODE, MARKUP + CONTROL):
+            changed = copy.deepcopy(content)
+            plant(changed, path, canary)
+            if path != ("digest",):
+                del changed["digest"]
+                changed["digest"] = short_digest(json.dumps(changed))
+            workdir = Path(shutil.copytree(sound, tmp_path / "entries"))
+            file = workdir / "mnist-sprint/sgd.json"
+            file.write_text(json.dumps(changed))
+            for command in (
+                ["verify", str(file), "--no-compilation-cache"],
+                ["merge", str(workdir), "--workdir", str(tmp_path / "merged")],
+                ["mnist-sprint", *flags, "--workdir", str(workdir)],
+            ):
+                with contextlib.suppress(SystemExit):
+                    tools.main(["arena", *command])
+                out, err = capsys.readouterr()
+                for text in (out, err):
+                    assert str(SONG) not in text, path
+                    assert "\x1b" not in text, path
+                assert len(err.splitlines()) <= 1, path
+            for folder in (workdir, tmp_path / "merged"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def read_header(file: Path) -> tuple[dict[str, Any], bytes]:
     """Returns the header of a safetensors file and the bytes after it."""
     content = file.read_bytes()

@@ -72,7 +72,7 @@ def test_studies() -> None:
 
 def test_the_command_jaxcnn() -> None:
     calls = command_lines("jaxcnn")
-    commands = set("evaluate predict export report landscape demo find-rate doctor".split())
+    commands = set("evaluate predict export report landscape demo find-rate doctor arena".split())
     assert {argv[0] for argv in calls} == commands
     for argv in calls:
         tools.parse_command(argv)

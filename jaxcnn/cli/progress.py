@@ -20,8 +20,8 @@ from jaxcnn.train.steps import Metrics
 class StudyProgress(StudyObserver):
     """Shows one bar for a whole study on a terminal, and a line for every optimizer elsewhere."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, what: str = "study") -> None:
+        self._console, self._what = console, what
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -60,9 +60,15 @@ class StudyProgress(StudyObserver):
         line = f"{phase} {optimizer}: {count} runs"
         if self._task is None:
             share = self._done / max(self._images, 1)
-            self._console.print(f"{line} ({share:.0%} of the study done)", soft_wrap=True)
+            self._console.print(f"{line} ({share:.0%} of the {self._what} done)", soft_wrap=True)
         else:
             self._progress.update(self._task, description=line)
+
+    def more(self, images: int) -> None:
+        """Makes the bar longer by a number of images."""
+        self._images += images
+        if self._task is not None:
+            self._progress.update(self._task, total=self._images)
 
     def advance(self, images: int) -> None:
         """Moves the bar on by a number of images."""

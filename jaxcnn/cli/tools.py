@@ -5,6 +5,7 @@ and mistakes answer at once.
 """
 
 import io
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import tyro
 from tyro import conf
 
+from jaxcnn.cli import arena
 from jaxcnn.cli.console import describe_score, ending_on_errors, make_echo
 from jaxcnn.cli.find_rate import FindRateCommand
 from jaxcnn.cli.flags import DataFlags, NetworkFlags
@@ -188,6 +190,10 @@ _COMMANDS: dict[str, Callable[..., Command]] = {
     "demo": DemoCommand,
     "find-rate": FindRateCommand,
     "doctor": DoctorCommand,
+    "arena": arena.ArenaCommand,
+    "arena-add": arena.ArenaAddCommand,
+    "arena-merge": arena.ArenaMergeCommand,
+    "arena-verify": arena.ArenaVerifyCommand,
 }
 
 
@@ -201,12 +207,15 @@ def parse_command(argv: Sequence[str] | None = None) -> Command:
         SystemExit: with status 2 and tyro's message on standard error: a flag is unknown, missing
             or its value of another type; with status 0 after --help.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["arena"] and words[1:2] and words[1] in arena.COMMANDS:
+        words[:2] = [f"arena-{words[1]}"]
     return tyro.extras.subcommand_cli_from_dict(
         _COMMANDS,
         prog="jaxcnn",
         description="Looks at trained networks and uses them. Training is an experiment, "
         "python experiments/mnist.py or cifar10.py.",
-        args=argv,
+        args=words,
     )
 
 

@@ -65,6 +65,9 @@ class StudyObserver:
             count: number of runs.
         """
 
+    def more(self, images: int) -> None:
+        """There are runs that were not counted at the start, on that number of images."""
+
     def advance(self, images: int) -> None:
         """Runs have trained on that number of images since the last call."""
 
