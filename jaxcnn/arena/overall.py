@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxcnn.arena.scores import Track
+from jaxcnn.arena.scores import TrackScores
 from jaxcnn.arena.significance import LEVEL
 
 LARGEST_RATIO = 4.0
@@ -50,7 +50,7 @@ class CriticalDifference:
     groups: tuple[tuple[int, int], ...]
 
 
-def performance_profiles(tracks: Sequence[Track]) -> list[Profile]:
+def performance_profiles(tracks: Sequence[TrackScores]) -> list[Profile]:
     """Returns the performance profile of every optimizer, that with the highest score first.
 
     By Dolan and More, Benchmarking Optimization Software with Performance Profiles, 2002, and
@@ -78,7 +78,7 @@ def performance_profiles(tracks: Sequence[Track]) -> list[Profile]:
     return sorted(profiles, key=lambda profile: (-profile.score, profile.optimizer))
 
 
-def critical_difference(tracks: Sequence[Track]) -> CriticalDifference | None:
+def critical_difference(tracks: Sequence[TrackScores]) -> CriticalDifference | None:
     """Compares mean ranks over tracks, by the tests of Friedman and Nemenyi.
 
     After Demsar, Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 7 (2006).

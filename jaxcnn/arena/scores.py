@@ -70,7 +70,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Track:
+class TrackScores:
     """The scores of all optimizers on a track.
 
     Attributes:
@@ -88,7 +88,7 @@ class Track:
 
 def score_tracks(
     entries: Iterable[Entry], speeds: Mapping[str, Mapping[str, Any]] = {}
-) -> list[Track]:
+) -> list[TrackScores]:
     """Scores the entries of all tracks.
 
     Args:
@@ -118,7 +118,7 @@ def track_name(entry: Entry) -> str:
     return track if variant == "standard" or track.endswith(f"-{variant}") else f"{track}-{variant}"
 
 
-def _score(name: str, entries: Mapping[str, Entry], speed: Mapping[str, Any]) -> Track:
+def _score(name: str, entries: Mapping[str, Entry], speed: Mapping[str, Any]) -> TrackScores:
     """Returns a track's scores; `entries` are by optimizer, `speed` is its `speed.json`."""
     names = list(entries)
     by_seed = [{run["seed"]: _accuracy(run) for run in e["final"]} for e in entries.values()]
@@ -164,7 +164,7 @@ def _score(name: str, entries: Mapping[str, Entry], speed: Mapping[str, Any]) ->
             )
         )
     scores.sort(key=lambda score: (score.rank, score.optimizer))
-    return Track(name, tuple(scores), target if math.isfinite(target) else None, len(seeds))
+    return TrackScores(name, tuple(scores), target if math.isfinite(target) else None, len(seeds))
 
 
 def expected_best(accuracies: Sequence[float]) -> dict[int, float]:
