@@ -56,6 +56,6 @@ def _draw(axes: Axes, track: TrackScores, count: int) -> None:
     axes.set_yticks(range(len(shown)), names, parse_math=False)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_title(f"{track.name}: {len(shown)} of {len(track.scores)}", parse_math=False)
-    axes.set_xlabel("test accuracy, % (mean of the seeds, 95 % interval)")
+    axes.set_xlabel("test accuracy, %, mean and 95 % interval")
     style_axes(axes)
     axes.grid(axis="x", alpha=0.3)

@@ -28,8 +28,8 @@ def test_the_expected_best_is_the_mean_over_all_draws() -> None:
 
 
 def test_three_studies_of_five_trials() -> None:
-    accuracies = [0.1, 0.2, 0.9, 0.1, 0.1] + [0.3] * 4 + [0.4] + [0.5] * 5 + [1.0]
-    assert scores.median_of_studies(accuracies) == 0.5
+    accuracies = [0.1] * 4 + [0.6] + [0.3] * 5 + [0.5] * 4 + [0.9] + [1.0]
+    assert scores.median_of_studies(accuracies) == 0.6
     assert scores.median_of_studies([0.1, 0.4, 0.2, 0.3, 0.9, 0.1, 1.0, 1.0]) == 0.4
     assert scores.median_of_studies([0.1, 0.4]) is None
 

@@ -26,10 +26,10 @@ function startTrack(section) {
   }
 
   function pin(row) {
-    if (pinned) pinned.setAttribute("aria-selected", "false");
+    if (pinned) pinned.removeAttribute("aria-current");
     pinned = row === pinned && !wide.matches ? null : row;
     if (pinned) {
-      pinned.setAttribute("aria-selected", "true");
+      pinned.setAttribute("aria-current", "true");
       fillPanel(panel, track, optimizerOf(pinned), optimizerOf(pinned));
     }
     place();
@@ -37,7 +37,6 @@ function startTrack(section) {
 
   for (const row of [...body.rows]) {
     row.tabIndex = 0;
-    row.setAttribute("aria-selected", "false");
     row.addEventListener("click", () => { if (!String(getSelection())) pin(row); });
     row.addEventListener("keydown", (event) => {
       if (event.key === "Enter" || event.key === " ") { event.preventDefault(); pin(row); }
