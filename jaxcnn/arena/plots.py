@@ -36,7 +36,7 @@ def _draw(axes: Axes, track: TrackScores, count: int) -> None:
     """Draws mean accuracies with their 95 % intervals by Student's t, and intervals of ranks."""
     from scipy import stats
 
-    shown = track.scores[:count]
+    shown, beside = track.scores[:count], axes.get_yaxis_transform()
     for place, score in enumerate(shown):
         half = 0.0
         if score.standard_error is not None:
@@ -46,9 +46,8 @@ def _draw(axes: Axes, track: TrackScores, count: int) -> None:
         if score.interval is not None:
             low, high = score.interval
             rank = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            place_of_text = {"x": 1.01, "y": place, "va": "center", "fontsize": 8.5}
-            axes.text(s=rank, transform=axes.get_yaxis_transform(), color="0.35", **place_of_text)
-    axes.text(1.01, -0.9, "rank, 95 %", transform=axes.get_yaxis_transform(), fontsize=8.5)
+            axes.text(1.01, place, rank, va="center", color="0.35", fontsize=8.5, transform=beside)
+    axes.text(1.01, -0.9, "rank, 95 %", fontsize=8.5, transform=beside)
     names = [
         f"{score.optimizer[:24]}…" if len(score.optimizer) > 25 else score.optimizer
         for score in shown

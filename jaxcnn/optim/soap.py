@@ -32,7 +32,7 @@ class Moments(NamedTuple):
 class SoapState(NamedTuple):
     """int32[], the number of updates so far, and the moments of each parameter."""
 
-    count: jax.Array
+    step: jax.Array
     moments: list[Moments]
 
 
@@ -86,9 +86,11 @@ def soap(
     def update(updates: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
         grads, structure = jax.tree.flatten(updates)
         pairs = zip(grads, state.moments, strict=True)
-        steps = [step(grad.reshape(old.mu.shape), old, state.count) for grad, old in pairs]
+        steps = [step(grad.reshape(old.mu.shape), old, state.step) for grad, old in pairs]
         new = [one.reshape(grad.shape) for grad, (one, _) in zip(grads, steps, strict=True)]
-        return structure.unflatten(new), SoapState(state.count + 1, [one for _, one in steps])
+        return jax.tree.unflatten(structure, new), SoapState(
+            state.step + 1, [one for _, one in steps]
+        )
 
     decay, rate = optax.add_decayed_weights(weight_decay, mask), optax.scale_by_learning_rate
     return optax.chain(optax.GradientTransformation(init, update), decay, rate(learning_rate))

@@ -115,9 +115,21 @@ def test_a_row_is_chosen_and_others_are_compared(wide: "Tab") -> None:
     made = entries.entry(second)
     assert panel.locator("pre").inner_text() == made["command"]
     assert panel.locator("a").get_attribute("href") == "https://arxiv.org/abs/1711.05101"
-    lost = sum(trial["diverged_at"] > 0 for trial in made["trials"])
-    assert panel.locator("circle.shown").count() == len(made["trials"]) - lost
-    assert panel.locator("path.cross.shown").count() == lost
+
+
+def test_every_trial_is_drawn(wide: "Tab") -> None:
+    lost = {
+        name: sum(trial["diverged_at"] > 0 for trial in entries.entry(name)["trials"])
+        for name in entries.OPTIMIZERS[3:]
+    }
+    name = max(lost, key=lambda name: lost[name])
+    wide.locator("#track-0 input").fill(name)
+    wide.locator("#track-0 tr[data-row]:not([hidden])").first.click()
+    panel = wide.locator("#track-0 aside")
+    assert panel.locator("h3").inner_text() == name
+    assert lost[name] > 0
+    assert panel.locator("path.cross.shown").count() == lost[name]
+    assert panel.locator("circle.shown").count() == 16 - lost[name]
     assert panel.locator("circle.best").count() == 1
 
 
