@@ -209,7 +209,7 @@ def _row(score: Score, count: int) -> dict[str, Any]:
         (score.memory, _number(score.memory, ".2f")),
         (score.diverged, f"{score.diverged} of {score.runs}"),
     ]
-    row = [
+    row: list[dict[str, Any]] = [
         {"value": "" if value is None else value, "text": text, "bar": None}
         for value, text in cells
     ]

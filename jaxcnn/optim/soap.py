@@ -78,8 +78,7 @@ def soap(
         direction = _rotate(mean / (jnp.sqrt(square) + eps), old.sides, back=True)
         sides = {}
         for axis, side in old.sides.items():
-            product = jnp.tensordot(grad, grad, axes=(1 - axis, 1 - axis))
-            factor = b2 * side.factor + (1 - b2) * product
+            factor = b2 * side.factor + (1 - b2) * jnp.tensordot(grad, grad, (1 - axis, 1 - axis))
             sides[axis] = Side(factor, _renew(first, due, factor, side.basis))
         return direction, Moments(mu, nu, sides)
 
@@ -88,9 +87,8 @@ def soap(
         pairs = zip(grads, state.moments, strict=True)
         steps = [step(grad.reshape(old.mu.shape), old, state.step) for grad, old in pairs]
         new = [one.reshape(grad.shape) for grad, (one, _) in zip(grads, steps, strict=True)]
-        return jax.tree.unflatten(structure, new), SoapState(
-            state.step + 1, [one for _, one in steps]
-        )
+        moments = [one for _, one in steps]
+        return jax.tree.unflatten(structure, new), SoapState(state.step + 1, moments)
 
     decay, rate = optax.add_decayed_weights(weight_decay, mask), optax.scale_by_learning_rate
     return optax.chain(optax.GradientTransformation(init, update), decay, rate(learning_rate))
