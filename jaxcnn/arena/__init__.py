@@ -1,4 +1,4 @@
-"""The arena: every optimizer, tuned alike and ranked with intervals."""
+"""The arena: every optimizer, tuned alike, by one protocol (docs/arena.md)."""
 
 import lazy_loader
 

@@ -140,7 +140,9 @@ def _score(name: str, entries: Mapping[str, Entry], speed: Mapping[str, Any]) ->
     scores = []
     for index, (optimizer, entry) in enumerate(entries.items()):
         accuracies = list(by_seed[index].values())
-        validation = [_accuracy(trial) for trial in entry["trials"]]
+        # Without those beyond an edge of the space, which not all have.
+        trials = entry["trials"][: entry["settings"].get("trials")]
+        validation = [_accuracy(trial) for trial in trials]
         runs = [*entry["trials"], *entry["final"], *entry["untuned"]]
         curve = curves[optimizer]
         scores.append(

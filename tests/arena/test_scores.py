@@ -73,6 +73,14 @@ def test_a_track() -> None:
     assert first.memory in (1, 2, 3)
 
 
+def test_trials_beyond_the_space_do_not_count_as_tuning() -> None:
+    entry = entries.simple("sgd", [0.9, 0.8, 0.7, 1.0], settings={"steps": 4, "trials": 3})
+    (track,) = scores.score_tracks([entry])
+    assert list(track.scores[0].expected.values()) == pytest.approx([0.8, 0.8667, 0.9], abs=1e-4)
+    assert track.scores[0].studies == 0.8
+    assert track.scores[0].runs == 8
+
+
 def test_ranks_and_significance() -> None:
     found = scores.score_tracks(
         [
