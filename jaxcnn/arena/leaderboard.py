@@ -183,7 +183,7 @@ def _facts(track: TrackScores) -> str:
     )
     parts = [form.format(settings[name]) for name, form in known if name in settings]
     devices = dict.fromkeys(str(entry["device"]) for entry in entries)
-    target = "" if track.target is None else f" Target: a training loss of {track.target:.4f}."
+    target = "" if track.target is None else f" Target: a training loss of {track.target:.3g}."
     device = ", ".join(devices)
     return f"{', '.join(parts)}.{target} Device: {device or 'not recorded'}."
 
@@ -288,7 +288,10 @@ def _rank(score: Score) -> str:
 
 
 def _interval(score: Score) -> str:
-    return _NONE if score.interval is None else "{:g} to {:g}".format(*score.interval)
+    if score.interval is None:
+        return _NONE
+    low, high = score.interval
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _percent(value: float | None) -> str:
