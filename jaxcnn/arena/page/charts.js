@@ -1,6 +1,6 @@
 // Learning curves, and accuracy by a hyperparameter, of one optimizer before all others, as SVG.
 
-const WIDTH = 420, HEIGHT = 220;
+const WIDTH = 420, HEIGHT = 226;
 const PLOT = { left: 44, right: 410, top: 10, bottom: 186 };
 
 // Makes an element of an SVG.
@@ -54,7 +54,7 @@ function makeAxes(label, x, y, xName) {
     svg.append(shape("text", place, format(value)));
   }
   svg.append(shape("path", { class: "axis", d: `M${PLOT.left} ${PLOT.top}V${PLOT.bottom}H${PLOT.right}` }));
-  const middle = { x: (PLOT.left + PLOT.right) / 2, y: HEIGHT - 2, "text-anchor": "middle" };
+  const middle = { x: (PLOT.left + PLOT.right) / 2, y: HEIGHT - 6, "text-anchor": "middle" };
   svg.append(shape("text", middle, xName));
   return svg;
 }
