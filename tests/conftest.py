@@ -2,11 +2,13 @@
 
 import http.server
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # What is set on a user's machine is not under test. Before jax is imported, which reads it; the
 # tests run on CPU, as those of every worker would not fit a GPU's memory.
@@ -27,6 +29,9 @@ import pytest
 from jaxcnn.data.dataset import Dataset, load_data
 from tests.official import CIFAR_NAMES, Official, archive, write_official
 from tests.stripes import striped_split
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 REPOSITORY = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("JAXCNN_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -225,3 +230,18 @@ def official(
     if name in decoding.OFFICIAL:
         monkeypatch.setitem(decoding.OFFICIAL, name, known)
     return Official(folder, url, splits, archives)
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Chromium, for slow tests of pages."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright: pip install 'jaxcnn[slow]'"
+    )
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium here: install chromium or google-chrome")
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield launched
+        launched.close()

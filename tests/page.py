@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-_VOID = {"meta", "link", "br", "img", "input"}
+_VOID = {"meta", "link", "br", "img", "input", "wbr"}
 _ROLES = {
     "button": "button",
     "h1": "heading",

@@ -310,7 +310,7 @@ def load_tracks(
 
 
 def show(folder: Path, console: "Console", titles: Iterable[str]) -> None:
-    """Prints the tables of tracks.
+    """Writes the leaderboard of all entries, and prints the tables of tracks.
 
     Args:
         folder: the workdir of all entries.
@@ -318,14 +318,19 @@ def show(folder: Path, console: "Console", titles: Iterable[str]) -> None:
         titles: of the tracks and variants.
     """
     from jaxcnn.arena.files import load_entries
-    from jaxcnn.arena.summary import markdown_table
+    from jaxcnn.arena.leaderboard import markdown_table, write_leaderboard
+    from jaxcnn.arena.scores import score_tracks
+    from jaxcnn.arena.speed import load_speeds
 
     entries = load_entries(folder)
-    # The page of all entries is written here: write_leaderboard(entries, speeds, folder).
-    for title in titles:
-        own = [entry for path, entry in entries.items() if path.parent.name == title]
-        console.print(f"{title}\n\n{markdown_table(own)}", soft_wrap=True, markup=False)
-    console.print(f"entries: {folder}", soft_wrap=True, markup=False)
+    speeds = {name: load_speeds(folder / name) for name in {path.parent.name for path in entries}}
+    tracks = score_tracks(entries.values(), speeds)
+    page = write_leaderboard(tracks, folder / "leaderboard.html")
+    for track in tracks:
+        if track.name in titles:
+            table = markdown_table(track, len(track.scores))
+            console.print(f"{track.name}\n\n{table}\n", soft_wrap=True, markup=False)
+    console.print(f"entries: {folder}\nleaderboard: {page}", soft_wrap=True, markup=False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -40,7 +40,7 @@ class FindRateCommand:
         tuple[str, ...],
         conf.arg(name="optimizer", metavar="NAME ...", help_behavior_hint=_THE_RECIPE_S),
     ] = ()
-    """One or several, any of optax and optax.contrib, or module:factory for your own."""
+    """One or several, any of optax and optax.contrib, soap, or module:factory for your own."""
     recipe: Annotated[str, conf.arg(metavar="reference|fast|best|sprint|FILE")] = "fast"
     """Where everything else comes from."""
     batch_size: Annotated[int | None, conf.arg(metavar="N", help_behavior_hint=_THE_RECIPE_S)] = (

@@ -41,8 +41,8 @@ class RecipeFlags:
     batch_size: int
     """Images per step."""
     optimizer: Annotated[str, conf.arg(metavar="NAME")]
-    """Any of optax and optax.contrib, or module:factory for a user-defined one. Another one than
-    the recipe's brings its own defaults for the flags below."""
+    """Any of optax and optax.contrib, soap, or module:factory for a user-defined one. Another one
+    than the recipe's brings its own defaults for the flags below."""
     learning_rate: float
     """Per step, at its peak."""
     optimizer_args: Annotated[tuple[str, ...], conf.arg(metavar="KEY=VALUE ...")]

@@ -41,7 +41,7 @@ class StudyFlags:
         "muon",
         "lion",
     )
-    """Any of optax and optax.contrib, or module:factory for your own."""
+    """Any of optax and optax.contrib, soap, or module:factory for your own."""
     learning_rates: Annotated[tuple[str, ...], conf.arg(metavar="RATE ...")] = ("default",)
     """To try with every optimizer: numbers, ranges like 1e-4:1:log10 (times 10 from 1e-4 to 1), or
     default (each optimizer's own, times 0.1, 0.3, 1, 3 and 10)."""

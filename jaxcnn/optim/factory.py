@@ -1,4 +1,4 @@
-"""Optimizers by name: any of optax and optax.contrib, or user-defined.
+"""Optimizers by name: any of optax and optax.contrib, SOAP, or user-defined.
 
 Any `optax.GradientTransformation` can also be given to `jaxcnn.train.fit.fit` as `tx`.
 """

@@ -1,4 +1,4 @@
-"""Optimizer factories by name: any of optax and optax.contrib, or a user's "module:factory"."""
+"""Optimizer factories by name: of optax, optax.contrib or jaxcnn, or a user's "module:factory"."""
 
 import functools
 import importlib
@@ -16,6 +16,7 @@ from optax import contrib
 
 from jaxcnn.errors import UserError
 from jaxcnn.optim import extra_args
+from jaxcnn.optim.soap import soap
 from jaxcnn.recipes import optimizer_defaults
 
 Factory = Callable[..., optax.GradientTransformation]
@@ -25,7 +26,7 @@ def find_factory(name: str) -> Factory:
     """Returns the factory of an optimizer.
 
     Args:
-        name: of one in `optax` or `optax.contrib`, or "module:factory".
+        name: of one in the catalog, `jaxcnn.recipes.optimizer_defaults`, or "module:factory".
 
     Raises:
         UserError: the module cannot be imported or has no such factory; or a file alone names it,
@@ -221,7 +222,7 @@ def _dimension_numbers(params: Any) -> Any:
     return jax.tree.map(numbers, params)
 
 
-# Optimizers that need more than numbers.
+# Optimizers that need more than numbers, and one that optax does not have.
 _PRESETS: dict[str, Factory] = {
     "lbfgs": _lbfgs,
     "lookahead": _lookahead,
@@ -230,4 +231,5 @@ _PRESETS: dict[str, Factory] = {
     "reduce_on_plateau": _reduce_on_plateau,
     "sam": _sam,
     "schedule_free": _schedule_free,
+    "soap": soap,
 }

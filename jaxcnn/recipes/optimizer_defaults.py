@@ -1,7 +1,7 @@
 """Every optimizer that can be named on a command line, and the hyperparameters it starts from.
 
 This module imports nothing heavy, so that a command line can show its defaults at once. That the
-names are all of `optax` and `optax.contrib` is asserted in the tests.
+names are all of `optax` and `optax.contrib`, and `jaxcnn.optim.soap`, is asserted in the tests.
 """
 
 import difflib
@@ -99,6 +99,7 @@ OPTIMIZERS: dict[str, Defaults] = {
     "signum": Defaults(2e-4),
     "simplified_ademamix": Defaults(2e-5),
     "sm3": Defaults(0.05, schedule="scaled"),
+    "soap": Defaults(4e-3, 0.02),
     "sophia": Defaults(2e-3, 0.02),
     "yogi": Defaults(5e-3),
 }

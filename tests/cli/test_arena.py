@@ -47,6 +47,7 @@ def test_entries_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert "tune sgd on mnist-sprint: 2 runs (0% of the arena done)" in out
     assert "| optimizer | test accuracy" in out
+    assert "sgd" in (tmp_path / "leaderboard.html").read_text()
     entries = load_entries(tmp_path)
     assert [path.name for path in entries] == ["lion.json", "sgd.json"]
     speed = json.loads((tmp_path / "mnist-sprint/speed.json").read_text())

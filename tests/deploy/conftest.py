@@ -1,4 +1,3 @@
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,20 +43,6 @@ def paths(
         dataset.name: write_page(networks[dataset.name], dataset, folder / f"{dataset.name}.html")
         for dataset in (tiny_mnist, tiny_cifar10)
     }
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright: pip install 'jaxcnn[slow]'"
-    )
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium here: install chromium or google-chrome")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
