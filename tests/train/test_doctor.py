@@ -11,6 +11,7 @@ import pytest
 from jaxcnn.cli import tools
 from jaxcnn.devices import environment
 from jaxcnn.errors import DataError
+from jaxcnn.networks.cpu import library
 from jaxcnn.train import doctor, steps
 from tests.conftest import REPOSITORY
 
@@ -185,6 +186,7 @@ def test_an_outcome_that_is_none(
 @pytest.mark.slow
 def test_this_machine_is_sound() -> None:
     """But for what is known of its jax."""
+    assert library.in_use()  # compiled, which is said otherwise
     ended = subprocess.run(
         [sys.executable, "-m", "jaxcnn", "doctor"],
         cwd=REPOSITORY,
