@@ -282,6 +282,9 @@ def test_a_mobile_screen_is_wide_enough(
         for unit in ("conv2", "fc1", "fc2"):
             page.locator(f"#maps-{unit} canvas").first.click()
             assert fits(page), unit
+        page.evaluate("document.getElementById('intact').textContent = 'automobile 100.0%'")
+        page.evaluate("document.getElementById('broken').textContent = 'automobile 100.0%'")
+        assert fits(page), "long names of classes"
 
 
 def test_what_a_screen_reader_finds(page: "Tab") -> None:

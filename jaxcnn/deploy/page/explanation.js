@@ -204,6 +204,11 @@ function weightInput(model, name, index, label) {
     if (document.activeElement !== element) element.value = decimal(value);
     element.classList.toggle("edited", model.edited.has(`${name}/${index}`));
   };
+  element.addEventListener("mousedown", (event) => {
+    if (document.activeElement === element) return;
+    event.preventDefault(); // WebKit would put the caret there, and nothing would stay selected
+    element.focus();
+  });
   element.addEventListener("focus", () => {
     element.value = String(Number(model.network.weights[name][index].toPrecision(6)));
     element.select();
