@@ -18,6 +18,7 @@ from jaxcnn.recipes.recipe import Recipe, one_of
 RATE = "learning_rate"
 _ONE_MINUS = "one_minus_"
 _MOST = 3  # dimensions: in more, 16 trials are too few
+_FACTOR = 10  # of the default learning rate, to both sides
 _CATALOG = Path(__file__).with_name("spaces.toml")
 
 
@@ -107,11 +108,10 @@ def find_space(recipe: Recipe) -> Space:
         raise UserError(
             f"the arena has no search space of {name}: give one of your own with jaxcnn arena add"
         )
-    table = {"factor": catalog["factor"], "source": catalog["source"], **catalog[name]}
-    reference, source, factor = (table.pop(key) for key in ("reference", "source", "factor"))
-    rate = recipe.learning_rate
-    # Of two digits, to be read.
-    low, high = (float(f"{rate * by:.2g}") for by in (1 / factor, factor))
+    table = {"source": catalog["source"], **catalog[name]}
+    reference, source = table.pop("reference"), table.pop("source")
+    # Of six digits, to be read.
+    low, high = (float(f"{recipe.learning_rate * by:.6g}") for by in (1 / _FACTOR, _FACTOR))
     ranges = {RATE: Range(low, high)} | {one: Range(*ends) for one, ends in table.items()}
     return Space(reference, source, ranges, {one: _default(recipe, one) for one in ranges})
 

@@ -14,7 +14,6 @@ from jaxcnn.arena.spaces import (
 )
 from jaxcnn.arena.track import find_track
 from jaxcnn.errors import UserError
-from jaxcnn.recipes import optimizer_defaults
 from jaxcnn.train.member import Member
 from jaxcnn.train.setup import check_recipe
 
@@ -37,9 +36,8 @@ def test_every_usable_optimizer_has_a_space_with_its_default(name: str) -> None:
     for one, ends in space.ranges.items():
         assert ends.low <= space.default[one] <= ends.high, one
     assert space.default[RATE] == recipe.learning_rate
-    factor = 10 if name in optimizer_defaults.ESTIMATING else 30
-    rates = space.ranges[RATE]
-    assert rates.high / rates.low == pytest.approx(factor**2, rel=0.1)
+    assert space.ranges[RATE].position(recipe.learning_rate) == pytest.approx(0.5)
+    assert space.ranges[RATE].high == pytest.approx(10 * recipe.learning_rate)
     check_recipe(recipe)
 
 
