@@ -19,7 +19,7 @@ from jaxcnn.devices import processes
 from jaxcnn.errors import UserError
 from jaxcnn.recipes.recipe import Recipe
 from jaxcnn.storage import atomic
-from jaxcnn.study.study import StudyObserver, hold_out
+from jaxcnn.study.study import StudyObserver, check_held_out, hold_out
 
 _TRIAL_SEED = 0
 
@@ -74,11 +74,7 @@ def run_entry(
         WriteError: the folder cannot be written.
     """
     observer = observer or StudyObserver()
-    if not 0 < protocol.validation < len(dataset.train):
-        raise UserError(
-            f"--validation takes 1 to {len(dataset.train) - 1} of the training images, got "
-            f"{protocol.validation}"
-        )
+    check_held_out(dataset, protocol.validation)
     spread = mesh.shape["ensemble"] if mesh else 1
     at_once = -(-chunk // spread) if chunk else int(jax.default_backend() == "cpu")
     head = describe(track, optimizer, space, dataset, protocol) | {"members_at_once": at_once}

@@ -1,7 +1,5 @@
 """The leaderboard: a page with the scores of all tracks, as one HTML file without network."""
 
-import base64
-import hashlib
 import json
 import math
 import re
@@ -11,6 +9,7 @@ from typing import Any
 
 from jaxcnn.arena import diagrams
 from jaxcnn.arena.scores import REFERENCE, Score, TrackScores
+from jaxcnn.display.script import source_expression, within_script
 from jaxcnn.errors import OUT_REMEDY
 from jaxcnn.storage import atomic
 
@@ -116,9 +115,10 @@ def render_leaderboard(tracks: Sequence[TrackScores]) -> str:
     optimizers = {score.optimizer for track in tracks for score in track.scores}
     many = f"{len(tracks)} tracks" if len(tracks) > 1 else tracks[0].name
     columns = [{"title": "optimizer", "order": "text", "hint": ""}]
+    data = {"tracks": [_data(track) for track in tracks]}
     columns += [{"title": one, "order": two, "hint": three} for one, two, three in _COLUMNS]
     return environment.get_template("page.html").render(
-        policy=_POLICY.format(script=_hash(script), style=_hash(style)),
+        policy=_POLICY.format(script=source_expression(script), style=source_expression(style)),
         style=Markup(style),
         script=Markup(script),
         title=f"Arena: {len(optimizers)} optimizers on {many}",
@@ -129,7 +129,7 @@ def render_leaderboard(tracks: Sequence[TrackScores]) -> str:
         tracks=[_track(index, track) for index, track in enumerate(tracks)],
         overall=diagrams.profiles(tracks),
         critical=diagrams.critical(tracks),
-        data=Markup(_script_json({"tracks": [_data(track) for track in tracks]})),
+        data=Markup(within_script(json.dumps(data, separators=(",", ":"), allow_nan=False))),
     )
 
 
@@ -295,13 +295,3 @@ def _percent(value: float | None) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return _NONE if value is None else format(value, form)
-
-
-def _hash(text: str) -> str:
-    """Returns the source expression of a script or style for the content security policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _script_json(data: dict[str, Any]) -> str:
-    """Returns JSON that cannot end the script element that it is in."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.arena import significance
+from jaxcnn.arena.track import track_title
 from jaxcnn.errors import UserError
 
 REFERENCE = "sgd"
@@ -93,7 +94,8 @@ def score_tracks(
 
     Args:
         entries: of any optimizers and tracks.
-        speeds: the content of `speed.json` by the name of the track, see `track_name`.
+        speeds: the content of `speed.json` by the title of the track, see
+            `jaxcnn.arena.track.track_title`.
 
     Returns:
         The tracks, in the order in which they first occur.
@@ -103,19 +105,12 @@ def score_tracks(
     """
     groups: dict[str, dict[str, Entry]] = {}
     for entry in entries:
-        group = groups.setdefault(track_name(entry), {})
+        name = track_title(entry["track"], entry["variant"])
+        group = groups.setdefault(name, {})
         if entry["optimizer"] in group:
-            raise UserError(
-                f"{track_name(entry)} has two entries of {entry['optimizer']}: give one of them"
-            )
+            raise UserError(f"{name} has two entries of {entry['optimizer']}: give one of them")
         group[entry["optimizer"]] = entry
     return [_score(name, group, speeds.get(name, {})) for name, group in groups.items()]
-
-
-def track_name(entry: Entry) -> str:
-    """Returns the name of an entry's track, with the variant unless that is the standard."""
-    track, variant = str(entry["track"]), str(entry["variant"])
-    return track if variant == "standard" or track.endswith(f"-{variant}") else f"{track}-{variant}"
 
 
 def _score(name: str, entries: Mapping[str, Entry], speed: Mapping[str, Any]) -> TrackScores:

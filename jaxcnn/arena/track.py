@@ -58,7 +58,7 @@ class Track:
     @property
     def title(self) -> str:
         """Name and variant, as the name of a folder."""
-        return self.name if self.variant == STANDARD else f"{self.name}-{self.variant}"
+        return track_title(self.name, self.variant)
 
     def for_optimizer(self, name: str) -> Recipe:
         """Returns the recipe with an optimizer and its defaults."""
@@ -74,6 +74,16 @@ class Track:
 
         track = dataclasses.replace(self, recipe=normalized(self.recipe, dataset))
         return track, with_label_noise(dataset, self.label_noise)
+
+
+def track_title(name: str, variant: str) -> str:
+    """Returns the title of a track: its name, with the variant unless that is the standard.
+
+    Args:
+        name: of the track.
+        variant: one of `VARIANTS`.
+    """
+    return name if variant == STANDARD else f"{name}-{variant}"
 
 
 def find_track(name: str, variant: str = STANDARD) -> Track:

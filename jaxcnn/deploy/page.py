@@ -1,7 +1,5 @@
 """A page with a network that runs, explains itself and trains in the browser, as one HTML file."""
 
-import base64
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.deploy.page_data import page_data
+from jaxcnn.display.script import source_expression, within_script
 from jaxcnn.errors import UserError, as_path
 from jaxcnn.recipes.problems import MNIST
 from jaxcnn.storage import atomic
@@ -136,12 +135,12 @@ def render_page(network: Trained, dataset: Dataset | None, *, trainable: bool = 
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    hashes = " ".join(_hash(scripts[name]) for name in ("engine", "interface"))
+    hashes = " ".join(source_expression(scripts[name]) for name in ("engine", "interface"))
     return template.render(
-        policy=_POLICY.format(scripts=hashes, style=_hash(style)),
+        policy=_POLICY.format(scripts=hashes, style=source_expression(style)),
         style=Markup(style),
         scripts={name: Markup(text) for name, text in scripts.items()},
-        data=Markup(_script_json(data)),
+        data=Markup(within_script(json.dumps(data, separators=(",", ":")))),
         **_texts(network, data),
         trains=trainable and data["images"] is not None,
         accept=",".join(MEDIA_TYPES),
@@ -163,16 +162,6 @@ _POLICY = (
     "default-src 'none'; script-src {scripts}; style-src {style}; img-src blob: data:; "
     "worker-src blob:; base-uri 'none'; form-action 'none'"
 )
-
-
-def _hash(text: str) -> str:
-    """Returns the source expression of a script or style for the content security policy."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _script_json(data: dict[str, Any]) -> str:
-    """Returns JSON that cannot end the script element that it is in."""
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _texts(network: Trained, data: dict[str, Any]) -> dict[str, Any]:

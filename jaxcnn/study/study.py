@@ -110,11 +110,7 @@ def run_study(
         WriteError: the workdir cannot be written.
     """
     observer = observer or StudyObserver()
-    if not 0 < study.validation < len(dataset.train):
-        raise UserError(
-            f"--validation takes 1 to {len(dataset.train) - 1} of the training images, "
-            f"got {study.validation}"
-        )
+    check_held_out(dataset, study.validation)
     specification = _specify(study, dataset, model)
     axes = dict(mesh.shape) if mesh else None
     processes.check_same({**specification, "chunk": chunk, "mesh": axes})
@@ -141,6 +137,21 @@ def run_study(
             return done
     finally:
         observer.stop()
+
+
+def check_held_out(dataset: Dataset, count: int) -> None:
+    """Refuses a number of images to hold out, see `hold_out`, that leaves none for either part.
+
+    Args:
+        dataset: to split.
+        count: number of images to hold out.
+
+    Raises:
+        UserError: it does.
+    """
+    most = len(dataset.train) - 1
+    if not 0 < count <= most:
+        raise UserError(f"--validation takes 1 to {most} of the training images, got {count}")
 
 
 def hold_out(dataset: Dataset, count: int) -> tuple[Dataset, Split]:
