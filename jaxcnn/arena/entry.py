@@ -145,7 +145,7 @@ def _compute(
         return [{"values": values, **run} for values, run in zip(drawn, runs, strict=True)]
 
     def best_rate() -> float:
-        return float(tried[trials.best_trial(tried)]["values"][RATE])
+        return float(tried[trials.best_first(tried)[0]]["values"][RATE])
 
     rates = space.ranges[RATE]
     tried = tune("trials", trials.draw(space, protocol.trials))
@@ -154,7 +154,7 @@ def _compute(
         observer.more(protocol.extension * epochs * len(tuning.train))
         tried += tune("extension", trials.draw(space, protocol.extension, rates.extension(side)))
         at_edge = bool(trials.edge(trials.widened(rates, side), best_rate()))
-    best = trials.best_trial(tried)
+    best = trials.best_first(tried)[0]
     seeds = range(_TRIAL_SEED + 1, _TRIAL_SEED + 1 + protocol.seeds)
     points = list(itertools.product((tried[best]["values"], dict(space.default)), seeds))
     observer.runs("final", name, len(points))

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxcnn.arena import significance
 from jaxcnn.arena.track import track_title
+from jaxcnn.arena.trials import best_first
 from jaxcnn.errors import UserError
 
 REFERENCE = "sgd"
@@ -27,11 +28,12 @@ class Score:
         accuracy: mean on the test images, tuned, over the seeds, 0..1.
         standard_error: of `accuracy`; None for a single seed.
         untuned: mean accuracy on the test images with the catalog's defaults; None without runs.
-        expected: accuracy on the held-out images of the best of 1, 2, 4, 8, ... trials, by that
-            number: the mean over all ways to draw so many of the trials.
-        studies: the median, over three studies of up to five trials each, of the best accuracy on
-            the held-out images; None with fewer than three trials. So AlgoPerf tunes externally
-            (Dahl et al., 2023, https://arxiv.org/abs/2306.07179).
+        expected: accuracy on the held-out images of the best of 1, 2, 4, 8, ... trials, see
+            `jaxcnn.arena.trials.best_first`, by that number: the mean over all ways to draw so many
+            of the trials.
+        studies: the median, over three studies of up to five trials each, of the best trial's
+            accuracy on the held-out images; None with fewer than three trials. So AlgoPerf tunes
+            externally (https://github.com/mlcommons/algorithmic-efficiency, its rules).
         curve: mean training loss of the tuned runs in equal parts of the run, in nats; NaN where
             one has diverged.
         area: mean of `curve`, in nats; None if one has diverged.
@@ -137,7 +139,6 @@ def _score(name: str, entries: Mapping[str, Entry], speed: Mapping[str, Any]) ->
         accuracies = list(by_seed[index].values())
         # Without those beyond an edge of the space, which not all have.
         trials = entry["trials"][: entry["settings"].get("trials")]
-        validation = [_accuracy(trial) for trial in trials]
         runs = [*entry["trials"], *entry["final"], *entry["untuned"]]
         curve = curves[optimizer]
         scores.append(
@@ -146,8 +147,8 @@ def _score(name: str, entries: Mapping[str, Entry], speed: Mapping[str, Any]) ->
                 accuracy=float(means[index, 0]),
                 standard_error=_standard_error(accuracies),
                 untuned=_mean([_accuracy(run) for run in entry["untuned"]]),
-                expected=expected_best(validation),
-                studies=median_of_studies(validation),
+                expected=expected_best(trials),
+                studies=median_of_studies(trials),
                 curve=curve,
                 area=float(curve.mean()) if np.isfinite(curve).all() else None,
                 steps_to_target=steps_to(target, curve, entry["settings"]["steps"]),
@@ -164,17 +165,18 @@ def _score(name: str, entries: Mapping[str, Entry], speed: Mapping[str, Any]) ->
     return TrackScores(name, tuple(scores), target if math.isfinite(target) else None, len(seeds))
 
 
-def expected_best(accuracies: Sequence[float]) -> dict[int, float]:
-    """Returns the expected best of n of T trials, drawn without replacement, for n = 1, 2, 4, ...
+def expected_best(trials: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Returns the expected accuracy of the best of n of T trials, for n = 1, 2, 4, ...
 
     Args:
-        accuracies: of the T trials.
+        trials: as an entry has them, of which n are drawn without replacement.
 
     Returns:
-        The means by n, the last of all T: of the trials in ascending order, the i-th from 0 is the
-        best in (i choose n - 1) of the (T choose n) draws.
+        The means by n, the last of all T: of the trials from the worst to the best, the i-th from 0
+        is the best in (i choose n - 1) of the (T choose n) draws.
     """
-    ordered, total = sorted(accuracies), len(accuracies)
+    ordered = [_accuracy(trials[index]) for index in reversed(best_first(trials))]
+    total = len(ordered)
     counts = [2**power for power in range(total.bit_length()) if 2**power < total]
     return {
         n: sum(math.comb(i, n - 1) * value for i, value in enumerate(ordered)) / math.comb(total, n)
@@ -183,15 +185,16 @@ def expected_best(accuracies: Sequence[float]) -> dict[int, float]:
     }
 
 
-def median_of_studies(accuracies: Sequence[float]) -> float | None:
-    """Returns the median of the best of three studies of up to five consecutive trials each.
+def median_of_studies(trials: Sequence[Mapping[str, Any]]) -> float | None:
+    """Returns the median accuracy of the best of three studies of up to five trials each.
 
     Args:
-        accuracies: of the trials, in the order of their quasi-random sequence.
+        trials: as an entry has them, in the order of their quasi-random sequence.
     """
-    size = min(5, len(accuracies) // 3)
-    studies = [accuracies[size * index : size * (index + 1)] for index in range(3)]
-    return float(np.median([max(study) for study in studies])) if size else None
+    size = min(5, len(trials) // 3)
+    studies = [trials[size * index : size * (index + 1)] for index in range(3)]
+    bests = [_accuracy(study[best_first(study)[0]]) for study in studies if study]
+    return float(np.median(bests)) if size else None
 
 
 def steps_to(target: float, curve: np.ndarray, steps: int) -> float | None:

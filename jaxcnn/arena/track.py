@@ -19,6 +19,8 @@ VARIANTS = (
     "no-dropout",
     "label-noise",
     "initialization",
+    "constant-rate",
+    "augmentation",
 )
 
 # Each data set with the network for it.
@@ -108,6 +110,8 @@ def find_track(name: str, variant: str = STANDARD) -> Track:
         "large-batch": {"batch_size": 4 * batch_size},
         "no-dropout": {"dropout": 0.0},
         "initialization": {"initialization": "flax"},
+        "constant-rate": {"schedule": "constant", "warmup": 0.0},
+        "augmentation": {"augment": "shift" if network == "mnist" else "flip-shift"},
     }
     epochs = full if name == dataset else sprint
     return Track(

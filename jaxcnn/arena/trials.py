@@ -1,5 +1,7 @@
 """The trials of a search space: the points that are drawn, the best one, and the edges."""
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -45,23 +47,24 @@ def draw(space: Space, count: int, rates: Range | None = None) -> list[Values]:
     ]
 
 
-def best_trial(trials: list[dict[str, Any]]) -> int:
-    """Returns the position of the best trial.
+def best_first(trials: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Returns the positions of trials, the best one first.
 
-    It has the most correct predictions, of equal ones the lower loss, then comes first. If all have
-    diverged it is that of the lowest learning rate.
+    Those of lower loss come first, then those of more correct predictions, then the earlier ones;
+    those that have diverged last, by their learning rate, the lowest first.
 
     Args:
         trials: as an entry has them.
     """
-    sound = [index for index, trial in enumerate(trials) if not trial["diverged_at"]]
-    if not sound:
-        return min(range(len(trials)), key=lambda index: trials[index]["values"][RATE])
-    return min(sound, key=lambda index: (-trials[index]["correct"], _loss(trials[index]), index))
 
+    def key(index: int) -> tuple[Any, ...]:
+        trial = trials[index]
+        if trial["diverged_at"]:
+            return True, trial["values"][RATE], index
+        loss = math.inf if trial["loss"] is None else trial["loss"]
+        return False, loss, -trial["correct"], index
 
-def _loss(trial: dict[str, Any]) -> float:
-    return float("inf") if trial["loss"] is None else float(trial["loss"])
+    return sorted(range(len(trials)), key=key)
 
 
 def edge(rates: Range, rate: float) -> Literal["", "low", "high"]:

@@ -123,8 +123,8 @@ def check_consistency(entry: Entry, space: Space, protocol: Protocol) -> None:
     """
     tried, rates = entry["trials"], space.ranges[RATE]
     first, wanted = tried[: protocol.trials], trials.draw(space, protocol.trials)
-    side = trials.edge(rates, wanted[trials.best_trial(first)][RATE])
-    best = trials.best_trial(tried)
+    side = trials.edge(rates, wanted[trials.best_first(first)[0]][RATE])
+    best = trials.best_first(tried)[0]
     at_edge: list[str] = []
     if side:
         wanted += trials.draw(space, protocol.extension, rates.extension(side))

@@ -35,8 +35,8 @@ class ArenaFlags:
     """How entries are computed."""
 
     variants: Annotated[tuple[str, ...], conf.arg(metavar="NAME ...")] = ("standard",)
-    """Of each track: standard, half-batch, large-batch, no-dropout, label-noise, initialization;
-    or all."""
+    """Of each track: standard, half-batch, large-batch, no-dropout, label-noise, initialization,
+    constant-rate, augmentation; or all."""
     trials: int = 16
     """Points of the search space, each trained once."""
     seeds: int = 5

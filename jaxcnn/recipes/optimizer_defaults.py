@@ -99,7 +99,7 @@ OPTIMIZERS: dict[str, Defaults] = {
     "signum": Defaults(2e-4),
     "simplified_ademamix": Defaults(2e-5),
     "sm3": Defaults(0.05, schedule="scaled"),
-    "soap": Defaults(4e-3, 0.02),
+    "soap": Defaults(6e-3, 0.02),
     "sophia": Defaults(2e-3, 0.02),
     "yogi": Defaults(5e-3),
 }

@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,23 +16,35 @@ def run(progress: list[float | None], seed: int = 1, correct: int = 9000) -> dic
             "loss": 0.1, "progress": progress}  # fmt: skip
 
 
+def tried(accuracies: list[float], losses: list[float] | None = None) -> list[dict[str, Any]]:
+    """Returns trials; the most accurate ones have the lowest loss unless losses are given."""
+    return [
+        {"correct": round(1000 * accuracy), "total": 1000, "diverged_at": 0, "loss": loss}
+        for accuracy, loss in zip(accuracies, losses or [1 - a for a in accuracies], strict=True)
+    ]
+
+
 def test_the_expected_best_is_the_mean_over_all_draws() -> None:
-    accuracies = [0.5, 0.9, 0.1, 0.7, 0.7, 0.3]
-    found = scores.expected_best(accuracies)
+    # The best of a draw is that of the lowest loss, which is not always the most accurate.
+    trials = tried([0.5, 0.9, 0.1, 0.7, 0.6, 0.3], losses=[0.4, 0.2, 0.9, 0.1, 0.3, 0.5])
+    found = scores.expected_best(trials)
     assert list(found) == [1, 2, 4, 6]
     for n, value in found.items():
-        draws = [max(draw) for draw in itertools.combinations(accuracies, n)]
-        assert value == pytest.approx(np.mean(draws))
-    assert list(scores.expected_best([0.5] * 8)) == [1, 2, 4, 8]
-    assert scores.expected_best([0.5]) == {1: 0.5}
+        draws = [
+            min(draw, key=lambda trial: trial["loss"]) for draw in itertools.combinations(trials, n)
+        ]
+        assert value == pytest.approx(np.mean([best["correct"] / 1000 for best in draws]))
+    assert found[6] == 0.7
+    assert list(scores.expected_best(tried([0.5] * 8))) == [1, 2, 4, 8]
+    assert scores.expected_best(tried([0.5])) == {1: 0.5}
     assert scores.expected_best([]) == {}
 
 
 def test_three_studies_of_five_trials() -> None:
     accuracies = [0.1] * 4 + [0.6] + [0.3] * 5 + [0.5] * 4 + [0.9] + [1.0]
-    assert scores.median_of_studies(accuracies) == 0.6
-    assert scores.median_of_studies([0.1, 0.4, 0.2, 0.3, 0.9, 0.1, 1.0, 1.0]) == 0.4
-    assert scores.median_of_studies([0.1, 0.4]) is None
+    assert scores.median_of_studies(tried(accuracies)) == 0.6
+    assert scores.median_of_studies(tried([0.1, 0.4, 0.2, 0.3, 0.9, 0.1, 1.0, 1.0])) == 0.4
+    assert scores.median_of_studies(tried([0.1, 0.4])) is None
 
 
 def test_steps_to_a_target() -> None:

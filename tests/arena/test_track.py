@@ -25,6 +25,7 @@ def test_a_variant_differs_in_one_thing() -> None:
         ("large-batch", "batch_size", 256),
         ("no-dropout", "dropout", 0.0),
         ("initialization", "initialization", "flax"),
+        ("augmentation", "augment", "shift"),
     ):
         variant = find_track("mnist-sprint", name)
         assert variant.recipe == standard.recipe.replace(**{field: value})
@@ -32,7 +33,10 @@ def test_a_variant_differs_in_one_thing() -> None:
         assert variant.title == f"mnist-sprint-{name}"
         assert not variant.label_noise
     assert find_track("mnist", "label-noise").label_noise == 0.1
-    assert len(VARIANTS) == 6
+    constant = find_track("cifar10", "constant-rate").recipe
+    assert constant == find_track("cifar10").recipe.replace(schedule="constant", warmup=0)
+    assert find_track("cifar10", "augmentation").recipe.augment == "flip-shift"
+    assert len(VARIANTS) == 8
 
 
 def test_an_optimizer_brings_its_defaults() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxcnn.arena.spaces import RATE, Range, Space
-from jaxcnn.arena.trials import best_trial, draw, edge, unit_points, widened
+from jaxcnn.arena.trials import best_first, draw, edge, unit_points, widened
 
 SPACE = Space("", "", {RATE: Range(1e-3, 1e-1), "b1": Range(0.0, 1.0, "linear")}, {})
 
@@ -42,13 +42,13 @@ def test_trials_lie_in_their_space_and_share_the_points() -> None:
     assert [one["b1"] for one in beyond] == [one["b1"] for one in trials[:4]]
 
 
-def test_the_best_trial() -> None:
-    assert best_trial([trial(1, 5), trial(2, 7), trial(3, 6)]) == 1
-    assert best_trial([trial(1, 5), trial(2, 5, 0.05), trial(3, 5, 0.05)]) == 1
-    assert best_trial([trial(1, 9, diverged_at=3), trial(2, 1), trial(3, 1, None)]) == 1
-    # All have diverged: the lowest learning rate is the least bad guess.
+def test_the_best_trials_have_the_lowest_loss() -> None:
+    assert best_first([trial(1, 7, 0.3), trial(2, 5, 0.1), trial(3, 6, 0.2)]) == [1, 2, 0]
+    assert best_first([trial(1, 5, 0.1), trial(2, 6, 0.1), trial(3, 6, 0.1)]) == [1, 2, 0]
+    # Those without a loss are worse, those that have diverged the worst; of these the one of the
+    # lowest learning rate is the least bad guess.
     failed = [trial(rate, 9, None, 1) for rate in (3, 1, 2)]
-    assert best_trial(failed) == 1
+    assert best_first([*failed, trial(4, 9, None), trial(5, 1, 8.0)]) == [4, 3, 1, 2, 0]
 
 
 def test_an_edge_is_an_eighth_of_the_logarithm() -> None:
