@@ -29,7 +29,7 @@ HANG = 300
 TRAIN = ("experiments/mnist.py", "experiments/cifar10.py")
 STUDY = ("experiments/optimizers.py",)
 TOOLS = ("evaluate", "report", "landscape", "predict", "export", "demo")
-ARENA = ("arena", "arena-add", "arena-merge", "arena-verify")
+ARENA = ("arena", "arena add", "arena merge", "arena verify")
 
 # Flags whose values are paths, and the others. No case trains: each has a mistake or --help.
 PATHS = {
@@ -42,9 +42,9 @@ PATHS = {
     "export": ("", "--out"),
     "demo": ("", "--out", "--data-dir", "--archive-dir"),
     "arena": ("--workdir", "--data-dir", "--archive-dir"),
-    "arena-add": ("--space", "--workdir", "--data-dir", "--archive-dir"),
-    "arena-merge": ("", "--workdir"),
-    "arena-verify": ("", "--data-dir", "--archive-dir"),
+    "arena add": ("--space", "--workdir", "--data-dir", "--archive-dir"),
+    "arena merge": ("", "--workdir"),
+    "arena verify": ("", "--data-dir", "--archive-dir"),
 }
 VALUES = {
     **dict.fromkeys(
@@ -74,9 +74,9 @@ VALUES = {
         *"--optimizers --variants --trials --seeds --validation --chunk --devices --mesh".split(),
         *"--processes --process-id".split(),
     ),
-    "arena-add": ("--tracks", "--variants", "--trials", "--seeds", "--validation", "--chunk"),
-    "arena-merge": ("--workdir",),
-    "arena-verify": ("--runs", "--seed", "--optimizer"),
+    "arena add": ("--tracks", "--variants", "--trials", "--seeds", "--validation", "--chunk"),
+    "arena merge": ("--workdir",),
+    "arena verify": ("--runs", "--seed", "--optimizer"),
 }
 WRONG = [
     *("", " ", "-", "--", "nan", "-1", "1e400", "0x1", "9" * 40, "\u0663", "None", "[]", "a=b"),
@@ -223,9 +223,9 @@ def needed(command: str, folder: Path) -> list[str]:
         "export": [run, "--format", "safetensors", "--out", "x.safetensors"],
         "demo": [run, "--no-open"],
         "arena": ["--archive-dir", str(folder / "nowhere")],
-        "arena-add": ["json:loads", "--space", str(folder / "space.toml")],
-        "arena-merge": [run],
-        "arena-verify": [str(folder / "file")],
+        "arena add": ["json:loads", "--space", str(folder / "space.toml")],
+        "arena merge": [run],
+        "arena verify": [str(folder / "file")],
     }.get(command, [run] if command in TOOLS else [])
 
 

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcnn.arena import significance
+from jaxcnn.arena.files import load_entries
+from jaxcnn.arena.speed import load_speeds
 from jaxcnn.arena.track import track_title
 from jaxcnn.arena.trials import best_first
 from jaxcnn.errors import UserError
@@ -113,6 +116,23 @@ def score_tracks(
             raise UserError(f"{name} has two entries of {entry['optimizer']}: give one of them")
         group[entry["optimizer"]] = entry
     return [_score(name, group, speeds.get(name, {})) for name, group in groups.items()]
+
+
+def load_scores(folder: Path) -> list[TrackScores]:
+    """Scores all entries in a workdir of the arena.
+
+    Args:
+        folder: the workdir.
+
+    Returns:
+        As `score_tracks`, with the speeds and sizes that are recorded beside the entries.
+
+    Raises:
+        UserError: an entry, or a record of speeds, is damaged.
+    """
+    entries = load_entries(folder)
+    titles = {path.parent.name for path in entries}
+    return score_tracks(entries.values(), {name: load_speeds(folder / name) for name in titles})
 
 
 def _score(name: str, entries: Mapping[str, Entry], speed: Mapping[str, Any]) -> TrackScores:

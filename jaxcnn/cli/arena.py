@@ -144,7 +144,7 @@ class ArenaFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ArenaCommand(ArenaFlags):
-    """Compares optimizers, all tuned alike. Also: arena add, arena merge, arena verify.
+    """Compares optimizers, all tuned alike. Also: arena add, merge, verify.
 
     The protocol is in docs/arena.md.
     """
@@ -317,14 +317,10 @@ def show(folder: Path, console: "Console", titles: Iterable[str]) -> None:
         console: to print on.
         titles: of the tracks and variants.
     """
-    from jaxcnn.arena.files import load_entries
     from jaxcnn.arena.leaderboard import markdown_table, write_leaderboard
-    from jaxcnn.arena.scores import score_tracks
-    from jaxcnn.arena.speed import load_speeds
+    from jaxcnn.arena.scores import load_scores
 
-    entries = load_entries(folder)
-    speeds = {name: load_speeds(folder / name) for name in {path.parent.name for path in entries}}
-    tracks = score_tracks(entries.values(), speeds)
+    tracks = load_scores(folder)
     page = write_leaderboard(tracks, folder / "leaderboard.html")
     for track in tracks:
         if track.name in titles:

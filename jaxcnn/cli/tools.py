@@ -191,9 +191,9 @@ _COMMANDS: dict[str, Callable[..., Command]] = {
     "find-rate": FindRateCommand,
     "doctor": DoctorCommand,
     "arena": arena.ArenaCommand,
-    "arena-add": arena.ArenaAddCommand,
-    "arena-merge": arena.ArenaMergeCommand,
-    "arena-verify": arena.ArenaVerifyCommand,
+    "arena add": arena.ArenaAddCommand,
+    "arena merge": arena.ArenaMergeCommand,
+    "arena verify": arena.ArenaVerifyCommand,
 }
 
 
@@ -209,7 +209,7 @@ def parse_command(argv: Sequence[str] | None = None) -> Command:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["arena"] and words[1:2] and words[1] in arena.COMMANDS:
-        words[:2] = [f"arena-{words[1]}"]
+        words[:2] = [" ".join(words[:2])]
     return tyro.extras.subcommand_cli_from_dict(
         _COMMANDS,
         prog="jaxcnn",
