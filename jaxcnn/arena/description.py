@@ -8,7 +8,7 @@ import jax
 
 from jaxcnn.arena.files import PROTOCOL
 from jaxcnn.arena.source import source_digest
-from jaxcnn.arena.spaces import Space
+from jaxcnn.arena.spaces import Space, packaged
 from jaxcnn.arena.track import STANDARD, Track
 from jaxcnn.data.dataset import Dataset
 from jaxcnn.devices import environment
@@ -116,7 +116,7 @@ def device() -> str:
 
 def _command(track: Track, optimizer: str, protocol: Protocol) -> str:
     """Returns the command that computes the entry."""
-    own = optimizer_defaults.is_own(optimizer)
+    own = optimizer_defaults.is_own(optimizer) and optimizer not in packaged()
     words = ["jaxcnn arena"]
     words += [f"add {optimizer} --space SPACE.toml --tracks {track.name}"] if own else [track.name]
     if track.variant != STANDARD:

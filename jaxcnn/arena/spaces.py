@@ -1,6 +1,7 @@
 """Search spaces: which hyperparameters of an optimizer are tuned, over which ranges.
 
-Those of the catalog are in `spaces.toml`, those of user-defined optimizers in files of their own.
+Those of the catalog and of other packages are in `spaces.toml`, those of user-defined optimizers in
+files of their own.
 """
 
 import functools
@@ -8,6 +9,7 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,13 +96,13 @@ def hyperparameters(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def find_space(recipe: Recipe) -> Space:
-    """Returns the search space of an optimizer of the catalog.
+    """Returns the search space of an optimizer of the catalog, or of `packaged`.
 
     Args:
         recipe: with the optimizer and its defaults.
 
     Raises:
-        UserError: the catalog has no space for the optimizer.
+        UserError: there is no space for the optimizer.
     """
     name = recipe.optimizer
     catalog = _catalog()
@@ -108,6 +110,8 @@ def find_space(recipe: Recipe) -> Space:
         raise UserError(
             f"the arena has no search space of {name}: give one of your own with jaxcnn arena add"
         )
+    if optimizer_defaults.is_own(name):
+        return _as_space(catalog[name])
     table = {"source": catalog["source"], **catalog[name]}
     reference, source = table.pop("reference"), table.pop("source")
     # Of six digits, to be read.
@@ -124,6 +128,34 @@ def _catalog() -> dict[str, Any]:
 def catalogued() -> list[str]:
     """Returns the names of the optimizers that can be used, in the order of the catalog."""
     return [name for name, one in optimizer_defaults.OPTIMIZERS.items() if not one.refused]
+
+
+def packaged() -> list[str]:
+    """Returns the optimizers of other packages that have a search space, "module:factory" each."""
+    return list(filter(optimizer_defaults.is_own, _catalog()))
+
+
+def check_packaged(name: str) -> None:
+    """Checks that the arena has a search space of an optimizer of another package.
+
+    The package is looked for, and not imported.
+
+    Args:
+        name: "module:factory".
+
+    Raises:
+        UserError: there is no space, or the package is not installed.
+    """
+    if name not in packaged():
+        raise UserError(
+            f"--optimizers {name}: one of your own needs a search space, give it by "
+            "jaxcnn arena add"
+        )
+    package = name.partition(":")[0]
+    if find_spec(package) is None:
+        raise UserError(
+            f"--optimizers {name} needs the package {package}: pip install 'jaxcnn[arena]'"
+        )
 
 
 def _default(recipe: Recipe, name: str) -> float:
@@ -162,6 +194,11 @@ def load_space(path: Path) -> Space:
         raise UserError(f"{path} is no TOML file ({reason}): correct it") from None
     if reason := next(_mistakes(fields), ""):
         raise UserError(f"{path} is no search space: {reason}")
+    return _as_space(fields)
+
+
+def _as_space(fields: dict[str, Any]) -> Space:
+    """Returns the search space that the content of a file describes."""
     ranges = {name: Range(*ends) for name, ends in fields["space"].items()}
     default = fields.get("default") or {name: one.at(0.5) for name, one in ranges.items()}
     default = {name: float(default[name]) for name in ranges}

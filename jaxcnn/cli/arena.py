@@ -155,19 +155,17 @@ class ArenaCommand(ArenaFlags):
     """mnist-sprint, mnist, cifar10-sprint, cifar10, fashion_mnist-sprint, fashion_mnist, and the
     synthetic-mnist-sprint, synthetic-mnist, synthetic-cifar10-sprint and synthetic-cifar10."""
     optimizers: Annotated[tuple[str, ...], conf.arg(metavar="NAME ...")] = (_ALL,)
-    """Any of optax and optax.contrib; or all."""
+    """Any of optax and optax.contrib; or all of these. Also rollfast:kron and rollfast:prism, with
+    pip install 'jaxcnn[arena]'."""
 
     def run(self, console: "Console") -> None:
         """Computes the missing entries."""
-        from jaxcnn.arena.spaces import catalogued
+        from jaxcnn.arena.spaces import catalogued, check_packaged
 
         names = tuple(catalogued()) if self.optimizers == (_ALL,) else self.optimizers
         for name in names:
             if optimizer_defaults.is_own(name):
-                raise UserError(
-                    f"--optimizers {name}: one of your own needs a search space, give it by "
-                    "jaxcnn arena add"
-                )
+                check_packaged(name)
             try:
                 optimizer_defaults.get(name)
             except ValueError as error:

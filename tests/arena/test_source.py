@@ -15,9 +15,9 @@ def test_the_digest_is_of_the_code_that_computes(
     monkeypatch.setattr(jaxcnn, "__file__", str(tmp_path / "__init__.py"))
     found = set()
     for name, text in (
-        ("train/fit.py", "a"),
-        ("train/fit.py", "b"),
-        ("train/run.py", "b"),
+        ("train/steps.py", "a"),
+        ("train/steps.py", "b"),
+        ("train/state.py", "b"),
         ("optim/soap.py", "c"),
         ("networks/cpu/native/kernels.cpp", "d"),
     ):
@@ -25,9 +25,9 @@ def test_the_digest_is_of_the_code_that_computes(
         (tmp_path / name).write_text(text)
         found.add(source.source_digest.__wrapped__())
     assert len(found) == 5
-    (tmp_path / "train/fit.py").write_bytes(b"b\r\n")
+    (tmp_path / "train/steps.py").write_bytes(b"b\r\n")
     one = source.source_digest.__wrapped__()
-    (tmp_path / "train/fit.py").write_bytes(b"b\n")
+    (tmp_path / "train/steps.py").write_bytes(b"b\n")
     assert source.source_digest.__wrapped__() == one
     (tmp_path / "report.py").write_text("another part")
     assert source.source_digest.__wrapped__() == one

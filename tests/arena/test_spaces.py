@@ -1,5 +1,8 @@
 import re
+import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,19 +11,24 @@ from jaxcnn.arena.spaces import (
     RATE,
     Range,
     catalogued,
+    check_packaged,
     find_space,
     hyperparameters,
     load_space,
+    packaged,
 )
 from jaxcnn.arena.track import find_track
 from jaxcnn.errors import UserError
+from jaxcnn.recipes import optimizer_defaults
 from jaxcnn.train.member import Member
 from jaxcnn.train.setup import check_recipe
+from tests.conftest import REPOSITORY
 
 # Optax's own arithmetic mixes dtypes.
 pytestmark = pytest.mark.loose_promotion
 
 TRACK = find_track("mnist-sprint")
+CATALOG = REPOSITORY / "jaxcnn/arena/spaces.toml"
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
@@ -50,6 +58,44 @@ def test_the_defaults_are_those_that_an_optimizer_has_without_a_space() -> None:
     assert signum["one_minus_beta"] == 0.1
     assert rho["rho"] == 0.05
     assert find_space(TRACK.for_optimizer("ademamix")).default["alpha"] == 2.0
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_the_space_of_another_package_s_optimizer_follows_the_same_rules(
+    name: str, tmp_path: Path
+) -> None:
+    space = find_space(TRACK.for_optimizer(name))
+    assert space.reference
+    assert space.source
+    assert next(iter(space.ranges)) == RATE
+    for one, ends in space.ranges.items():
+        assert ends.low <= space.default[one] <= ends.high, one
+    assert space.ranges[RATE].position(space.default[RATE]) == pytest.approx(0.5)
+    assert space.ranges[RATE].high == pytest.approx(10 * space.default[RATE])
+    # As a file of a user's it is sound too.
+    head, _, table = CATALOG.read_text().partition(f'["{name}"]\n')
+    assert head
+    (tmp_path / "own.toml").write_text(table.partition("\n[")[0])
+    assert load_space(tmp_path / "own.toml") == space
+
+
+def test_the_optimizers_of_other_packages_are_none_of_the_catalog() -> None:
+    assert "rollfast:kron" in packaged()
+    assert set(packaged()).isdisjoint(catalogued())
+    content = tomllib.loads(CATALOG.read_text())
+    assert set(content) == {"source", *catalogued(), *packaged()}
+
+
+def test_another_package_is_looked_for_and_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"--optimizers a\.b:c: .* give it by jaxcnn arena add"):
+        check_packaged("a.b:c")
+    found: list[Any] = [None, "a specification"]
+    monkeypatch.setattr("jaxcnn.arena.spaces.find_spec", lambda name: found.pop(0))
+    monkeypatch.setitem(sys.modules, "rollfast", None)  # its import fails
+    with pytest.raises(UserError, match=r"rollfast:kron needs the package rollfast: pip install"):
+        check_packaged("rollfast:kron")
+    check_packaged("rollfast:kron")
+    assert not found
 
 
 def test_what_is_one_minus_an_argument_becomes_the_argument() -> None:
@@ -125,10 +171,16 @@ def test_a_missing_space_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
-@pytest.mark.parametrize("name", catalogued())
-def test_every_hyperparameter_of_a_space_can_differ_by_run(name: str) -> None:
+@pytest.mark.parametrize("name", [*catalogued(), *packaged()])
+def test_every_hyperparameter_of_a_space_can_differ_by_run(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A step of an ensemble is traced, not compiled."""
     import jax
+
+    if name in packaged():
+        pytest.importorskip(name.partition(":")[0], reason="pip install 'jaxcnn[arena]'")
+        monkeypatch.setattr(optimizer_defaults, "_trusted", {name})
 
     from jaxcnn.devices.mesh import Placement
     from jaxcnn.train import steps

@@ -73,6 +73,33 @@ def test_an_own_optimizer_is_added_and_verified(
     assert "1 runs differ" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_an_optimizer_of_another_package_is_found_with_its_space_and_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rollfast", reason="pip install 'jaxcnn[arena]'")
+    run("mnist-sprint", "--optimizers", "rollfast:prism", workdir=tmp_path)
+    assert "optimizer: rollfast:prism of " in capsys.readouterr().out
+    path = tmp_path / "mnist-sprint/rollfast.prism.json"
+    entry = load_entry(path)
+    assert entry["default"] == {"learning_rate": 5e-3, "weight_decay": 0.02}
+    assert "--optimizers rollfast:prism" in entry["command"]
+    main(["arena", "verify", str(path), "--optimizer", "rollfast:prism", "--no-compilation-cache"])
+    assert capsys.readouterr().out.count(": identical, ") == 3
+
+
+def test_a_missing_package_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jaxcnn.arena.spaces.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as caught:
+        run("mnist-sprint", "--optimizers", "sgd", "rollfast:kron", workdir=tmp_path)
+    assert caught.value.code == 2
+    assert "rollfast: pip install 'jaxcnn[arena]'" in (err := capsys.readouterr().err)
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_workdirs_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("sgd", "adam"):
         run("mnist-sprint", "--optimizers", name, workdir=tmp_path / name)
