@@ -13,9 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxcnn.errors import ReadError, UserError, describe
+from jaxcnn.errors import UserError, describe
 from jaxcnn.recipes import optimizer_defaults
 from jaxcnn.recipes.recipe import Recipe, one_of
+from jaxcnn.storage import document
 
 RATE = "learning_rate"
 _ONE_MINUS = "one_minus_"
@@ -186,12 +187,11 @@ def load_space(path: Path) -> Space:
         UserError: the file cannot be read, or has something else; the message says what.
     """
     try:
-        fields = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise ReadError(f"cannot read {describe(error, path)}; give the file of a space") from None
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or "nested too deeply"
-        raise UserError(f"{path} is no TOML file ({reason}): correct it") from None
+        fields = document.read_toml(path)
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read {describe(error, path)}; give the file of a space") from None
+    except ValueError as error:
+        raise UserError(f"{path} holds no search space ({error}): correct it") from None
     if reason := next(_mistakes(fields), ""):
         raise UserError(f"{path} is no search space: {reason}")
     return _as_space(fields)

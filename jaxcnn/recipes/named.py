@@ -4,12 +4,12 @@ This module imports nothing heavy, so that a command line can show its defaults 
 """
 
 import os
-import tomllib
 from typing import get_args
 
 from jaxcnn.errors import as_path
 from jaxcnn.recipes.problems import CIFAR10
 from jaxcnn.recipes.recipe import NetworkName, Recipe, as_fields, one_of
+from jaxcnn.storage import document
 
 _REFERENCE = {
     "mnist": Recipe("reference", "mnist", 20, 64, "sgd", 0.001, initialization="pytorch"),
@@ -137,16 +137,17 @@ def load_recipe(network: NetworkName, path: str | os.PathLike[str]) -> Recipe:
         path: of the file.
 
     Raises:
-        ValueError: the file cannot be read, or a field is unknown or out of range.
+        ValueError: there is no such file, it is no TOML file, or a field is unknown or out of
+            range.
+        ReadError: the file cannot be read.
     """
     path = as_path(path)
     try:
-        fields = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
+        fields = document.read_toml(path)
+    except FileNotFoundError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); give a file") from None
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or "nested too deeply"
-        raise ValueError(f"{path} is no TOML file ({reason}); correct it") from None
+    except ValueError as error:
+        raise ValueError(f"{path} holds no recipe ({error}); correct it") from None
     base = fields.pop("base", "fast")
     fields = {"network": network, **fields}
     if fields["network"] != network:

@@ -1,9 +1,10 @@
-"""JSON files that anyone may have written: read within bounds, and checked for their structure."""
+"""JSON and TOML files that anyone may have written: read within bounds, checked for structure."""
 
 import errno
 import json
 import stat
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -35,13 +36,29 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path))
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns the content of a TOML file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ReadError: the file cannot be read, which says nothing about its content.
+        ValueError: it is not a regular file, not TOML, or too large.
+    """
+    content = read_bytes(path)
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or "nested too deeply"
+        raise ValueError(f"it is no TOML file: {reason}") from None
+
+
 def read_bytes(path: Path) -> bytes:
     """Returns the content of a file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ReadError: the file cannot be read, which says nothing about its content.
-        ValueError: it is not a regular file, or larger than any JSON that this package writes.
+        ValueError: it is not a regular file, or larger than any file of the kind should be.
     """
 
     def read() -> bytes:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,3 +129,9 @@ def test_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes("\ufeffepochs = 3\n".encode())
     assert load_recipe("mnist", path).epochs == 3
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mine.toml")
+    with pytest.raises(ValueError, match="not a regular file"):
+        load_recipe("mnist", tmp_path / "mine.toml")
