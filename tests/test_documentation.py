@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import jaxcnn
+from jaxcnn.arena import load_scores, markdown_table
 from jaxcnn.cli import tools
 from jaxcnn.cli.flags import parse_flags
 from jaxcnn.cli.study import parse_study_flags
@@ -103,7 +104,12 @@ def test_the_first_page_stays_one() -> None:
     assert len(lines) <= 160
     tables = re.findall(r"(?:^\|.*\n)+", "\n".join(lines), re.MULTILINE)
     assert tables
-    assert all(table.count("\n") <= 2 + 6 for table in tables)  # below head and rule
+    assert all(table.count("\n") <= 2 + 10 for table in tables)  # below head and rule
+
+
+def test_the_first_optimizers_are_those_of_the_arena() -> None:
+    (track,) = load_scores(REPOSITORY / "benchmarks/results/arena")
+    assert f"\n\n{markdown_table(track)}\n\n" in (REPOSITORY / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["throughput-cpu", "study-cifar10/learning-curves"])

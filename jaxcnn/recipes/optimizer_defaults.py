@@ -47,7 +47,7 @@ _CONSTANT = {"schedule": "constant", "warmup": 0.0}
 # Starting points at batch sizes around 100. Those of sgd, adam, adamw, lion, muon and rmsprop were
 # found by short runs of both networks, the others follow their papers and tests/conformance.py.
 OPTIMIZERS: dict[str, Defaults] = {
-    "acprop": Defaults(2e-3),
+    "acprop": Defaults(4e-3, args={"eps": 1e-3}),
     "adabelief": Defaults(2e-3),
     "adadelta": Defaults(1.0),
     "adafactor": Defaults(1e-2),
@@ -74,7 +74,7 @@ OPTIMIZERS: dict[str, Defaults] = {
     "lookahead": Defaults(0.05, 5e-4),
     "madgrad": Defaults(2e-3),
     "mechanize": Defaults(0.05, decay="separate"),
-    "momo": Defaults(0.1, decay="gradient"),
+    "momo": Defaults(1.0, decay="gradient"),
     "momo_adam": Defaults(5e-3, decay="gradient"),
     "muon": Defaults(5e-3, 0.02),
     "nadam": Defaults(2e-3),
