@@ -32,7 +32,7 @@ def test_an_unknown_attribute_is_an_error() -> None:
 
 # Imports run downwards only: a package imports those before it.
 LAYERS = (
-    "errors recipes devices storage networks optim data display train report landscape study "
+    "errors devices storage recipes networks optim data display train report landscape study "
     "arena deploy cli "
     "__main__"
 ).split()
