@@ -22,7 +22,8 @@ def check(found: conformance.Finding) -> None:
     assert (found.mapped[:, -1] < found.mapped[:, 0]).all()
     ends = found.mapped[:, -1].tolist()
     assert ends[0] != ends[2]
-    if name != "cocob":  # which ignores its learning rate
+    # cocob ignores its learning rate; momo's is an upper bound, and its steps here are shorter.
+    if name not in ("cocob", "momo"):
         assert ends[0] != ends[1]
     # The first of them is the single run, but for rounding, which does less than the nudge. A line
     # search soon takes another turn at the last bit; till then it enlarges what rounding does.
