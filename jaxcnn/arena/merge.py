@@ -13,7 +13,7 @@ from jaxcnn.arena.files import (
     load_entries,
 )
 from jaxcnn.arena.speed import add_speeds, load_speeds
-from jaxcnn.arena.track import STANDARD
+from jaxcnn.arena.track import track_title
 from jaxcnn.errors import UserError
 from jaxcnn.storage import atomic
 
@@ -71,8 +71,8 @@ def _check_place(path: Path, entry: Entry) -> None:
             f"{path} is of protocol {entry['protocol']}, this is protocol {PROTOCOL}: compute it "
             "anew"
         )
-    variant = "" if entry["variant"] == STANDARD else f"-{entry['variant']}"
-    place = f"{entry['track']}{variant}/{file_name(entry['optimizer'])}.json"
+    title = track_title(entry["track"], entry["variant"])
+    place = f"{title}/{file_name(entry['optimizer'])}.json"
     if path.parts[-2:] != Path(place).parts:
         raise UserError(f"{path} is the entry {place}: move it there")
 
